@@ -1,0 +1,33 @@
+//! What Culvert's binaries share. A module may name only modules of lower rows (`tests/tests/tidy.rs` checks it):
+//!
+//! | row | modules | may know |
+//! | --- | --- | --- |
+//! | 0 | `types`, `task` | std, tokio's task types |
+//! | 1 | `model`, `config` | plain data; checked settings |
+//! | 2 | `telemetry` | metrics, access log, logging; no decisions |
+//! | 3 | `authz`, `state` | pure evaluation; the one immutable snapshot |
+//! | 4 | `decide`, `net`, `identity` | pure decisions; sockets, namespaces, rules; certificates |
+//! | 5 | `hbone`, `source` | the tunnel; where the state comes from |
+//! | 6 | `admin` | readiness and metrics pages |
+
+pub mod types;
+
+pub mod task;
+
+pub mod model;
+
+pub mod config;
+
+pub mod telemetry;
+
+pub mod authz;
+pub mod state;
+
+pub mod decide;
+pub mod identity;
+pub mod net;
+
+pub mod hbone;
+pub mod source;
+
+pub mod admin;

@@ -1,0 +1,31 @@
+//! What the mesh is: workloads, services, policies and the pods of this node. Plain data, already valid.
+//!
+//! Sources build these from YAML or xDS and check while they do; nothing after that parses text again.
+//! Start with [`Workload`], then [`Service`].
+
+mod pod;
+mod policy;
+mod service;
+mod workload;
+
+pub use pod::LocalPod;
+pub use policy::{
+    Action, Authorization, Clause, Match, PortSet, Rule, Scope, ServiceAccountMatch, StringMatch,
+};
+pub use service::{
+    Endpoint, HealthPolicy, IpFamilies, LoadBalancing, LocalityScope, Mode, Service, ServicePort, Visibility,
+};
+pub use workload::{Health, Locality, TunnelProtocol, Workload, WorkloadType};
+
+/// Everything one source knows, before it is indexed. `state::Snapshot::build` turns it into look-up tables.
+#[derive(Clone, Debug, Default)]
+pub struct Model {
+    /// Pods and other endpoints, of all nodes.
+    pub workloads: Vec<Workload>,
+    /// Services with their endpoints.
+    pub services: Vec<Service>,
+    /// Authorization policies that L4 enforces, those translated from PeerAuthentication included.
+    pub policies: Vec<Authorization>,
+    /// Pods of this node that are to be captured and whose network namespace is known.
+    pub pods: Vec<LocalPod>,
+}

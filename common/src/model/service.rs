@@ -1,0 +1,129 @@
+//! A service: virtual addresses and the endpoints behind them.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::types::{ServiceKey, SpiffeId, WorkloadUid};
+
+/// A service with its endpoints. Source: `istio.workload.Service`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// Primary key.
+    pub key: ServiceKey,
+    /// Name of the object.
+    pub name: Arc<str>,
+    /// Virtual addresses; empty if headless.
+    pub vips: Vec<IpAddr>,
+    /// Ports by service port.
+    pub ports: BTreeMap<u16, ServicePort>,
+    /// Further identities that its endpoints may prove.
+    pub subject_alt_names: Vec<SpiffeId>,
+    /// How an endpoint is chosen.
+    pub load_balancing: LoadBalancing,
+    /// Families of its addresses.
+    pub ip_families: IpFamilies,
+    /// Preferred owner of its host name and addresses; true for every Kubernetes Service.
+    pub canonical: bool,
+    /// Who may use it.
+    pub visibility: Visibility,
+    /// All endpoints, healthy or not, in no particular order.
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// One port of a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServicePort {
+    /// Port of the endpoints; 0 where it is named and each endpoint has its own.
+    pub target: u16,
+    /// Name of the port; empty if it has none.
+    pub name: Arc<str>,
+}
+
+/// One workload behind a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Key of the workload.
+    pub workload: WorkloadUid,
+    /// Target port by service port, where it differs from the service's own mapping.
+    pub ports: BTreeMap<u16, u16>,
+    /// The worse of the workload's health and what an EndpointSlice says of it.
+    pub health: super::Health,
+}
+
+/// How an endpoint is chosen. Source: `istio.workload.LoadBalancing`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LoadBalancing {
+    /// Scopes to prefer, the widest first; empty in [`Mode::Standard`].
+    pub routing_preference: Vec<LocalityScope>,
+    /// What the preference means.
+    pub mode: Mode,
+    /// Whether endpoints that are not ready count.
+    pub health_policy: HealthPolicy,
+}
+
+impl Default for LoadBalancing {
+    fn default() -> Self {
+        Self {
+            routing_preference: Vec::new(),
+            mode: Mode::Standard,
+            health_policy: HealthPolicy::OnlyHealthy,
+        }
+    }
+}
+
+/// What a routing preference means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Any endpoint, by weight.
+    Standard,
+    /// Only endpoints that match every scope.
+    Strict,
+    /// Those that match most scopes.
+    Failover,
+    /// No choice: the original destination.
+    Passthrough,
+}
+
+/// One scope of a routing preference.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names are the scopes")]
+pub enum LocalityScope {
+    Region,
+    Zone,
+    Subzone,
+    Node,
+    Cluster,
+    Network,
+}
+
+/// Whether endpoints that are not ready count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HealthPolicy {
+    /// Only ready endpoints.
+    OnlyHealthy,
+    /// `publishNotReadyAddresses`: all but terminating ones.
+    AllowAll,
+}
+
+/// IP families of a service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IpFamilies {
+    /// Not said: any.
+    Automatic,
+    /// IPv4 only.
+    V4,
+    /// IPv6 only.
+    V6,
+    /// Both.
+    Dual,
+}
+
+/// Who may use a service by its virtual address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Visibility {
+    /// Everybody.
+    Public,
+    /// Workloads of its own namespace.
+    Namespace,
+}

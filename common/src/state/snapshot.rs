@@ -1,0 +1,159 @@
+//! Look-up tables over a [`Model`]. Pure: no clock, no I/O.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::model::{Authorization, LocalPod, Model, Scope, Service, TunnelProtocol, Visibility, Workload};
+use crate::types::{PolicyKey, ServiceKey, WorkloadUid};
+
+/// Everything a decision needs, at one revision.
+#[derive(Debug, Default)]
+pub struct Snapshot {
+    /// Grows by one with each publication; 0 is the empty state before the first.
+    pub revision: u64,
+    workloads: HashMap<WorkloadUid, Arc<Workload>>,
+    workloads_by_ip: HashMap<IpAddr, Arc<Workload>>,
+    services: HashMap<ServiceKey, Arc<Service>>,
+    services_by_vip: HashMap<IpAddr, Vec<Arc<Service>>>,
+    services_by_host: HashMap<Arc<str>, Vec<Arc<Service>>>,
+    services_by_workload: HashMap<WorkloadUid, Vec<Arc<Service>>>,
+    policies: HashMap<PolicyKey, Arc<Authorization>>,
+    wide_policies: Vec<Arc<Authorization>>,
+    pods: Vec<Arc<LocalPod>>,
+}
+
+/// The policies that apply to one workload.
+#[derive(Clone, Debug, Default)]
+pub struct Policies {
+    /// Global ones, those of its namespace, those it lists.
+    pub all: Vec<Arc<Authorization>>,
+    /// Named by the workload but not known: the evaluator fails closed on these.
+    pub missing: Vec<PolicyKey>,
+}
+
+impl Snapshot {
+    /// Indexes `model`.
+    pub fn build(revision: u64, model: Model) -> Self {
+        let mut next = Self { revision, ..Self::default() };
+        for workload in model.workloads {
+            next.add_workload(Arc::new(workload));
+        }
+        for service in model.services {
+            next.add_service(Arc::new(service));
+        }
+        for policy in model.policies {
+            let policy = Arc::new(policy);
+            if policy.scope != Scope::WorkloadSelector {
+                next.wide_policies.push(Arc::clone(&policy));
+            }
+            next.policies.insert(policy.key.clone(), policy);
+        }
+        next.wide_policies.sort_by(|a, b| a.key.cmp(&b.key));
+        next.pods = model.pods.into_iter().map(Arc::new).collect();
+        next
+    }
+
+    fn add_workload(&mut self, workload: Arc<Workload>) {
+        if !workload.host_network {
+            for ip in &workload.addresses {
+                // Two workloads with one address: a pod beats another object, a captured one beats one that is not.
+                let rank = |w: &Workload| {
+                    2 * u8::from(w.uid.0.contains("//Pod/")) + u8::from(w.protocol == TunnelProtocol::Hbone)
+                };
+                match self.workloads_by_ip.get(ip) {
+                    Some(other) if rank(other) >= rank(&workload) => {}
+                    _ => drop(self.workloads_by_ip.insert(*ip, Arc::clone(&workload))),
+                }
+            }
+        }
+        self.workloads.insert(workload.uid.clone(), workload);
+    }
+
+    fn add_service(&mut self, service: Arc<Service>) {
+        for vip in &service.vips {
+            self.services_by_vip.entry(*vip).or_default().push(Arc::clone(&service));
+        }
+        self.services_by_host
+            .entry(Arc::clone(&service.key.hostname))
+            .or_default()
+            .push(Arc::clone(&service));
+        for endpoint in &service.endpoints {
+            let of = self.services_by_workload.entry(endpoint.workload.clone()).or_default();
+            of.push(Arc::clone(&service));
+        }
+        self.services.insert(service.key.clone(), service);
+    }
+
+    /// The workload with this key.
+    pub fn workload(&self, uid: &WorkloadUid) -> Option<&Arc<Workload>> {
+        self.workloads.get(uid)
+    }
+
+    /// All workloads, in no particular order.
+    pub fn workloads(&self) -> impl Iterator<Item = &Arc<Workload>> {
+        self.workloads.values()
+    }
+
+    /// The workload that owns this address; never a host-network one.
+    pub fn workload_by_ip(&self, ip: IpAddr) -> Option<&Arc<Workload>> {
+        self.workloads_by_ip.get(&ip)
+    }
+
+    /// The service with this key.
+    pub fn service(&self, key: &ServiceKey) -> Option<&Arc<Service>> {
+        self.services.get(key)
+    }
+
+    /// The service that owns this virtual address, as seen from `client_namespace`: visible, then same namespace,
+    /// then canonical, then first.
+    pub fn service_by_vip(&self, vip: IpAddr, client_namespace: &str) -> Option<&Arc<Service>> {
+        let all = self.services_by_vip.get(&vip)?;
+        let visible =
+            |s: &&Arc<Service>| s.visibility == Visibility::Public || &*s.key.namespace == client_namespace;
+        preferred(all.iter().filter(visible), client_namespace)
+    }
+
+    /// The service with this host name: own namespace, then canonical, then first. Visibility does not matter here.
+    pub fn service_by_host(&self, hostname: &str, own_namespace: &str) -> Option<&Arc<Service>> {
+        preferred(self.services_by_host.get(hostname)?.iter(), own_namespace)
+    }
+
+    /// Services of which this workload is an endpoint.
+    pub fn services_of(&self, uid: &WorkloadUid) -> &[Arc<Service>] {
+        self.services_by_workload.get(uid).map_or(&[], Vec::as_slice)
+    }
+
+    /// The policies that apply to `workload`.
+    pub fn policies_for(&self, workload: &Workload) -> Policies {
+        let mut found = Policies::default();
+        let wide = self.wide_policies.iter().filter(|p| {
+            p.scope == Scope::Global || (p.scope == Scope::Namespace && p.key.namespace == workload.namespace)
+        });
+        found.all.extend(wide.cloned());
+        for key in &workload.authorization_policies {
+            match self.policies.get(key) {
+                Some(policy) if policy.scope == Scope::WorkloadSelector => found.all.push(Arc::clone(policy)),
+                Some(_) => {} // listed although it applies anyway
+                None => found.missing.push(key.clone()),
+            }
+        }
+        found
+    }
+
+    /// Pods of this node that are to be captured.
+    pub fn pods(&self) -> &[Arc<LocalPod>] {
+        &self.pods
+    }
+}
+
+fn preferred<'a>(
+    services: impl Iterator<Item = &'a Arc<Service>> + Clone,
+    namespace: &str,
+) -> Option<&'a Arc<Service>> {
+    services
+        .clone()
+        .find(|s| &*s.key.namespace == namespace)
+        .or_else(|| services.clone().find(|s| s.canonical))
+        .or_else(|| services.clone().next())
+}

@@ -1,0 +1,41 @@
+//! Why a connection ended, as metrics and alerts know it.
+
+/// Value of the label `response_flags`. The names are Istio's; those it does not define start with `CULVERT_`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ResponseFlag {
+    /// Nothing went wrong.
+    None,
+    /// Policy.
+    Deny,
+    /// The next hop could not be reached, refused, or broke off.
+    Connect,
+    /// TLS handshake, wrong identity included.
+    TlsFailure,
+    /// HTTP/2 handshake.
+    H2Handshake,
+    /// Port 15008 of the next hop does not answer.
+    NetworkPolicy,
+    /// No certificate for the own identity.
+    Identity,
+    /// Refused because a budget is used up.
+    Budget,
+    /// Refused or cut because the agent drains.
+    Draining,
+}
+
+impl ResponseFlag {
+    /// The label's value.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "-",
+            Self::Deny => "DENY",
+            Self::Connect => "CONNECT",
+            Self::TlsFailure => "TLS_FAILURE",
+            Self::H2Handshake => "H2_HANDSHAKE_FAILURE",
+            Self::NetworkPolicy => "NETWORK_POLICY",
+            Self::Identity => "IDENTITY_ERROR",
+            Self::Budget => "CULVERT_BUDGET",
+            Self::Draining => "CULVERT_DRAINING",
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! Filled by the commits that follow.
+
+mod flag;
+
+pub use flag::ResponseFlag;

@@ -1,0 +1,1 @@
+//! Culvert command line as a library.
