@@ -1,0 +1,243 @@
+//! TCP sockets with the options a node agent needs: mark, transparency, the client's source address, resets.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6, TcpListener};
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::libc;
+use nix::sys::socket::{getsockopt, setsockopt, sockopt};
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use tokio::net::TcpStream;
+
+/// TCP keepalive: first probe after `time` of silence, then each `interval`; the peer is given up after `retries` probes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Keepalive {
+    pub time: Duration,
+    pub interval: Duration,
+    pub retries: u32,
+}
+
+/// How a listening socket is made. Accepted sockets inherit mark, transparency, `nodelay`, `keepalive` and
+/// `reset_on_drop` from it, so that they need no system call of their own.
+#[derive(Clone, Debug)]
+pub struct ListenOptions {
+    /// SO_MARK; needs CAP_NET_ADMIN.
+    pub mark: Option<u32>,
+    /// Ask for IP_TRANSPARENT. Best effort: [`listen`] says whether it worked.
+    pub transparent: bool,
+    /// On a `[::]` address: leave IPv4 alone. Otherwise the socket takes both families.
+    pub ipv6_only: bool,
+    /// Connections the kernel completes before they are accepted; the system's `somaxconn` caps it.
+    pub backlog: u32,
+    pub keepalive: Option<Keepalive>,
+    pub nodelay: bool,
+    /// SO_LINGER(1, 0): a socket dropped before its orderly close sends a reset, also when the process is killed.
+    pub reset_on_drop: bool,
+}
+
+impl Default for ListenOptions {
+    fn default() -> Self {
+        Self {
+            mark: None,
+            transparent: false,
+            ipv6_only: false,
+            backlog: 1024,
+            keepalive: None,
+            nodelay: false,
+            reset_on_drop: false,
+        }
+    }
+}
+
+/// Opens a non-blocking listening socket in the current namespace. The flag says whether it is transparent, that is
+/// whether sockets in this namespace may take foreign source addresses ([`DialOptions::source`]).
+///
+/// SO_REUSEADDR is set (a restart must not wait for old connections), SO_REUSEPORT never: with it, any root process in
+/// the pod could bind beside this socket and take a share of the connections.
+///
+/// Errors: the kernel's; `EADDRINUSE` when something in the namespace has the port.
+pub fn listen(addr: SocketAddr, options: &ListenOptions) -> io::Result<(TcpListener, bool)> {
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    if addr.is_ipv6() {
+        socket.set_only_v6(options.ipv6_only)?;
+    }
+    apply(&socket, options.mark, options.keepalive, options.nodelay, options.reset_on_drop)?;
+    let transparent =
+        options.transparent && set_transparent(&socket, addr.is_ipv6(), !options.ipv6_only).is_ok();
+    socket.bind(&addr.into())?;
+    socket.listen(i32::try_from(options.backlog).unwrap_or(i32::MAX))?;
+    Ok((socket.into(), transparent))
+}
+
+/// Where the connection was going before a rule redirected it, or the local address when none did.
+///
+/// Shape: never an IPv4-mapped IPv6 address.
+/// Errors: the kernel's, for instance when the peer is gone already.
+pub fn original_destination(fd: impl AsFd) -> io::Result<SocketAddr> {
+    let local = canonical(SockRef::from(&fd).local_addr()?.as_socket().ok_or(io::ErrorKind::InvalidInput)?);
+    // By family, rather than IPv4 first as usual: for an IPv6 socket the IPv4 look-up uses a made-up address, and might
+    // find a connection that has nothing to do with it.
+    let found = if local.is_ipv4() {
+        getsockopt(&fd, sockopt::OriginalDst).map(|found| {
+            let ip = u32::from_be(found.sin_addr.s_addr);
+            SocketAddr::V4(SocketAddrV4::new(ip.into(), u16::from_be(found.sin_port)))
+        })
+    } else {
+        getsockopt(&fd, sockopt::Ip6tOriginalDst).map(|found| {
+            let (ip, port) = (found.sin6_addr.s6_addr, u16::from_be(found.sin6_port));
+            SocketAddr::V6(SocketAddrV6::new(ip.into(), port, 0, found.sin6_scope_id))
+        })
+    };
+    match found {
+        Ok(addr) => Ok(canonical(addr)),
+        // Not tracked, or no connection tracking in this kernel: then nothing redirected it.
+        Err(Errno::ENOENT | Errno::ENOPROTOOPT | Errno::EOPNOTSUPP) => Ok(local),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// How a connection is opened.
+#[derive(Clone, Debug, Default)]
+pub struct DialOptions {
+    /// SO_MARK; needs CAP_NET_ADMIN.
+    pub mark: Option<u32>,
+    /// Source address, which need not be one of this machine's (IP_TRANSPARENT, IP_FREEBIND); the kernel picks the port.
+    pub source: Option<IpAddr>,
+    pub nodelay: bool,
+    pub keepalive: Option<Keepalive>,
+    /// SO_LINGER(1, 0), see [`ListenOptions::reset_on_drop`].
+    pub reset_on_drop: bool,
+}
+
+/// Creates, in the current namespace, a non-blocking socket that [`connect`] then connects to `to`.
+///
+/// Errors: `InvalidInput` when `source` and `to` are of different families; `PermissionDenied` for a foreign source or a
+/// mark without CAP_NET_ADMIN.
+pub fn dial_socket(to: SocketAddr, options: &DialOptions) -> io::Result<Socket> {
+    let to = canonical(to);
+    let socket = Socket::new(Domain::for_address(to), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    apply(&socket, options.mark, options.keepalive, options.nodelay, options.reset_on_drop)?;
+    let Some(source) = options.source.map(|source| source.to_canonical()) else { return Ok(socket) };
+    if source.is_ipv4() != to.is_ipv4() {
+        let seen = format!("source {source} and destination {to} are of different families");
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, seen));
+    }
+    set_transparent(&socket, to.is_ipv6(), false)?;
+    if to.is_ipv6() {
+        socket.set_freebind_v6(true)?
+    } else {
+        socket.set_freebind_v4(true)?
+    }
+    // The port is chosen in connect(), per four-tuple: at bind() time it would be taken for all destinations, and one
+    // busy client would run out of 28,000 ports.
+    setsockopt(&socket, sockopt::IpBindAddressNoPort, &true)?;
+    socket.bind(&SocketAddr::new(source, 0).into())?;
+    Ok(socket)
+}
+
+/// Why a connection could not be opened.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConnectError {
+    /// Nothing answered in time.
+    #[error(
+        "no answer from {to} within {limit:?}: check that it is up and that no NetworkPolicy drops the port"
+    )]
+    Timeout { to: SocketAddr, limit: Duration },
+    /// The kernel or the peer refused.
+    #[error("connecting to {to}: {source}")]
+    Io { to: SocketAddr, source: io::Error },
+}
+
+/// Connects a socket of [`dial_socket`] on the current runtime.
+///
+/// Cancel safety: dropping the future closes the socket.
+/// Errors: [`ConnectError::Timeout`] after `limit`, otherwise what the kernel said.
+pub async fn connect(socket: Socket, to: SocketAddr, limit: Duration) -> Result<TcpStream, ConnectError> {
+    let to = canonical(to);
+    let failed = |source| ConnectError::Io { to, source };
+    let up = start_connect(&socket, to).map_err(failed)?;
+    let stream = TcpStream::from_std(socket.into()).map_err(failed)?;
+    if up {
+        return Ok(stream);
+    }
+    let waited = tokio::time::timeout(limit, stream.writable()).await;
+    waited.map_err(|_| ConnectError::Timeout { to, limit })?.map_err(failed)?;
+    match stream.take_error() {
+        Ok(None) => Ok(stream),
+        Ok(Some(source)) | Err(source) => Err(failed(source)),
+    }
+}
+
+/// Starts the connection; true when it is up already.
+fn start_connect(socket: &Socket, to: SocketAddr) -> io::Result<bool> {
+    let addr = to.into();
+    // Inside one machine the handshake is over when the first call returns, though it says EINPROGRESS: the packets are
+    // worked off as it lets go of the socket. Asking again costs a system call and saves a trip through epoll.
+    for _ in 0..2 {
+        match socket.connect(&addr) {
+            Ok(()) => return Ok(true),
+            Err(error) => match error.raw_os_error() {
+                Some(libc::EINPROGRESS | libc::EALREADY | libc::EINTR) => {}
+                Some(libc::EISCONN) => return Ok(true),
+                _ => return Err(error),
+            },
+        }
+    }
+    Ok(false)
+}
+
+/// Turns SO_LINGER(1, 0) on or off: whether closing the socket resets the connection.
+pub fn set_reset_on_drop(socket: impl AsFd, on: bool) -> io::Result<()> {
+    SockRef::from(&socket).set_linger(on.then_some(Duration::ZERO))
+}
+
+fn apply(
+    socket: &Socket,
+    mark: Option<u32>,
+    keepalive: Option<Keepalive>,
+    nodelay: bool,
+    reset_on_drop: bool,
+) -> io::Result<()> {
+    if let Some(mark) = mark {
+        socket.set_mark(mark)?;
+    }
+    if let Some(keepalive) = keepalive {
+        let wanted = TcpKeepalive::new().with_time(keepalive.time).with_interval(keepalive.interval);
+        socket.set_tcp_keepalive(&wanted.with_retries(keepalive.retries))?;
+    }
+    if nodelay {
+        socket.set_tcp_nodelay(true)?;
+    }
+    if reset_on_drop {
+        set_reset_on_drop(socket, true)?;
+    }
+    Ok(())
+}
+
+/// Makes a socket transparent for its family, and for IPv4 too when it is an IPv6 socket that takes both.
+fn set_transparent(socket: &Socket, ipv6: bool, both: bool) -> io::Result<()> {
+    if ipv6 {
+        socket.set_ip_transparent_v6(true)?;
+    }
+    if !ipv6 || both {
+        socket.set_ip_transparent_v4(true)?;
+    }
+    Ok(())
+}
+
+fn canonical(addr: SocketAddr) -> SocketAddr {
+    match addr {
+        SocketAddr::V6(v6) => match v6.ip().to_ipv4_mapped() {
+            Some(ip) => SocketAddr::V4(SocketAddrV4::new(ip, v6.port())),
+            None => addr,
+        },
+        SocketAddr::V4(_) => addr,
+    }
+}
+
+#[cfg(test)]
+mod tests;
