@@ -1,1 +1,26 @@
-//! Filled by the commits that follow.
+//! Who a workload is, and how it proves it: certificates of the local workloads and checks of the peers'.
+//!
+//! - `ca`: where certificates come from. `embedded`: a root kept in a local directory (`root_dir`).
+//! - `certs`: one certificate per local identity, issued ahead and renewed early. `schedule` decides what is
+//!   issued when and does no I/O; start reading there.
+//! - `workload`: one certificate with the TLS settings built from it.
+//! - `tls`: versions, suites, groups and the verifiers. `peer`: the identity inside a peer's certificate.
+//!
+//! Nothing here knows connections, pods or policies: callers bring an identity and get TLS settings, or bring a
+//! peer's certificate and get an identity. Private keys never leave this folder, and only the embedded root's is
+//! ever written to disk.
+
+pub mod ca;
+pub mod certs;
+pub mod embedded;
+pub mod tls;
+
+mod peer;
+mod root_dir;
+mod schedule;
+mod workload;
+
+pub use ca::{Ca, CaError, Issued};
+pub use certs::{CertState, CertStatus, Certs, IdentityError, WorkloadCert};
+pub use embedded::{EmbeddedCa, EmbeddedOptions};
+pub use tls::{PeerCertificate, PeerIdentityError, peer_certificate, peer_identity};

@@ -1,0 +1,180 @@
+//! Where certificates come from: one enum over all certificate authorities.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::SystemTime;
+
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use zeroize::Zeroize;
+
+use crate::types::SpiffeId;
+
+use super::embedded::EmbeddedCa;
+use super::peer::PeerIdentityError;
+
+/// A certificate authority.
+#[derive(Debug)]
+pub enum Ca {
+    /// A root of our own in a local directory.
+    Embedded(EmbeddedCa),
+}
+
+impl Ca {
+    /// A new key and a certificate of `id` for it.
+    ///
+    /// **Errors**: the authority did not answer, or not with what was asked for. Worth a retry.
+    /// **Cancel safety**: a dropped call leaves nothing behind here; the authority may have issued.
+    pub async fn issue(&self, id: &SpiffeId) -> Result<Issued, CaError> {
+        match self {
+            Self::Embedded(ca) => ca.issue(id),
+        }
+    }
+}
+
+/// A certificate as its authority issued it, with everything needed to use it.
+#[derive(Debug)]
+pub struct Issued {
+    /// Key of the first certificate of `chain`.
+    pub key: PrivateKey,
+    /// The leaf, then the intermediates in order; no root.
+    pub chain: Vec<CertificateDer<'static>>,
+    /// Roots by which peers are verified.
+    pub roots: Vec<CertificateDer<'static>>,
+    /// Start of the leaf's validity.
+    pub not_before: SystemTime,
+    /// End of the leaf's validity.
+    pub not_after: SystemTime,
+}
+
+/// A private key in PKCS#8; overwritten when dropped, and never printed.
+pub struct PrivateKey(PrivatePkcs8KeyDer<'static>);
+
+impl PrivateKey {
+    /// Takes a PKCS#8 document over.
+    pub fn from_pkcs8(der: Vec<u8>) -> Self {
+        Self(PrivatePkcs8KeyDer::from(der))
+    }
+
+    /// A copy for a consumer that overwrites its copy itself, as rustls does.
+    pub(super) fn expose(&self) -> PrivateKeyDer<'static> {
+        PrivateKeyDer::Pkcs8(self.0.clone_key())
+    }
+}
+
+impl Drop for PrivateKey {
+    fn drop(&mut self) {
+        self.0.zeroize();
+    }
+}
+
+impl fmt::Debug for PrivateKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PrivateKey(secret)")
+    }
+}
+
+/// No certificate: the authority cannot be opened, does not issue, or issued something unusable.
+#[derive(Debug, thiserror::Error)]
+pub enum CaError {
+    /// The directory of the root is open to others, or no directory.
+    #[error("{path} {seen}; the embedded CA needs a directory of mode 0700 that belongs to user {user}")]
+    Directory {
+        /// Directory of the root.
+        path: PathBuf,
+        /// What is wrong with it.
+        seen: String,
+        /// User that this process runs as.
+        user: u32,
+    },
+    /// A file of the root cannot be read or written.
+    #[error("{path} cannot be {wanted}; check its owner, its mode and the free space")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What was tried.
+        wanted: &'static str,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// A file of the root has an unsafe owner or mode, or is no regular file.
+    #[error("{path} {seen}; it must be a regular file of user {user} that nobody else can {access}")]
+    UnsafeFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        seen: String,
+        /// User that this process runs as.
+        user: u32,
+        /// What others must not be able to do.
+        access: &'static str,
+    },
+    /// A file of the root has other content than expected.
+    #[error("{path} {seen}; restore it, or delete root-key.pem and root-cert.pem to start a new mesh")]
+    Content {
+        /// The file.
+        path: PathBuf,
+        /// What was found in it.
+        seen: String,
+    },
+    /// The root is not valid at this time.
+    #[error("the root in {path} is not valid now; check the clock, or delete root-key.pem and root-cert.pem")]
+    RootNotValid {
+        /// Directory of the root.
+        path: PathBuf,
+    },
+    /// Somebody asked for an identity that this authority does not issue.
+    #[error("{id} is not in trust domain {trust_domain}; check the mesh's trust domain setting")]
+    TrustDomain {
+        /// Identity asked for.
+        id: SpiffeId,
+        /// Trust domain of the authority.
+        trust_domain: String,
+    },
+    /// A key or certificate could not be made.
+    #[error("the certificate of {id} could not be made")]
+    Sign {
+        /// Identity asked for.
+        id: SpiffeId,
+        /// The library's reason.
+        source: rcgen::Error,
+    },
+    /// A root could not be made.
+    #[error("the root certificate could not be made")]
+    SignRoot(#[source] rcgen::Error),
+    /// The system has no randomness.
+    #[error("no randomness from the system")]
+    Random,
+    /// The authority answered with a certificate of somebody else, or of nobody.
+    #[error("the CA answered for {wanted} with a certificate that does not prove it; check the CA's policy")]
+    WrongIdentity {
+        /// Identity asked for.
+        wanted: SpiffeId,
+        /// What the certificate says.
+        source: PeerIdentityError,
+    },
+    /// The authority answered with a certificate that is not valid now.
+    #[error(
+        "the CA answered for {id} with a certificate that is not valid now; check the clocks of both sides"
+    )]
+    NotValidNow {
+        /// Identity asked for.
+        id: SpiffeId,
+    },
+    /// The authority's answer cannot be used for TLS.
+    #[error("the CA's answer for {id} cannot be used: {seen}")]
+    Unusable {
+        /// Identity asked for.
+        id: SpiffeId,
+        /// What is wrong with it.
+        seen: String,
+    },
+    /// The authority did not answer in time.
+    #[error("the CA did not answer within {limit:?}; check that it is reachable")]
+    Timeout {
+        /// The limit.
+        limit: std::time::Duration,
+    },
+    /// The code that asked the authority ended without an answer.
+    #[error("the request to the CA ended without an answer; see the log for a panic")]
+    Aborted,
+}

@@ -1,0 +1,236 @@
+//! TLS of the mesh: TLS 1.3 only, AES-GCM, hybrid key exchange preferred, both sides verified by SPIFFE identity.
+//!
+//! In TLS 1.3 a client finishes its handshake before the server has looked at the client's certificate. A client
+//! that the server refuses therefore learns it from its first read, as an alert, not from the handshake.
+
+use std::fmt;
+use std::net::Ipv4Addr;
+use std::sync::{Arc, LazyLock};
+use std::time::SystemTime;
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{Resumption, verify_server_cert_signed_by_trust_anchor};
+use rustls::crypto::aws_lc_rs::{self, cipher_suite, kx_group};
+use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::time_provider::TimeProvider;
+use rustls::{
+    ClientConfig, DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig, SignatureScheme,
+};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+
+use crate::types::Clock;
+use crate::types::SpiffeId;
+
+use super::peer::identity_for;
+pub use super::peer::{PeerCertificate, PeerIdentityError, Role, peer_certificate, peer_identity};
+
+/// Application protocol of HBONE.
+pub const ALPN: &[u8] = b"h2";
+
+/// Server name for a client connection: none is sent, so any value serves.
+pub fn server_name() -> ServerName<'static> {
+    ServerName::IpAddress(Ipv4Addr::UNSPECIFIED.into())
+}
+
+/// Cryptography of the mesh; the process-wide default of rustls is never used.
+///
+/// The hybrid group comes first: rustls then sends a key share for it and one for X25519, so that a peer without
+/// ML-KEM answers in one round trip too. A server takes the client's first group that it has.
+pub fn provider() -> Arc<CryptoProvider> {
+    static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
+        Arc::new(CryptoProvider {
+            cipher_suites: vec![
+                cipher_suite::TLS13_AES_256_GCM_SHA384,
+                cipher_suite::TLS13_AES_128_GCM_SHA256,
+            ],
+            kx_groups: vec![
+                kx_group::X25519MLKEM768,
+                kx_group::X25519,
+                kx_group::SECP256R1,
+                kx_group::SECP384R1,
+            ],
+            ..aws_lc_rs::default_provider()
+        })
+    });
+    PROVIDER.clone()
+}
+
+/// What both sides' settings are built from.
+pub(super) struct Own {
+    pub(super) trust_domain: Arc<str>,
+    pub(super) key: Arc<CertifiedKey>,
+    pub(super) roots: Arc<RootCertStore>,
+    pub(super) clock: Arc<dyn Clock>,
+}
+
+/// Settings of a server that requires a client of its own trust domain.
+pub(super) fn server_config(own: &Own) -> Result<ServerConfig, rustls::Error> {
+    let chain = WebPkiClientVerifier::builder_with_provider(own.roots.clone(), provider())
+        // Without hints a client always sends its certificate, also one below another of the roots.
+        .clear_root_hint_subjects()
+        .build()
+        .map_err(|error| rustls::Error::General(error.to_string()))?;
+    let verifier = ClientVerifier { chain, trust_domain: own.trust_domain.clone() };
+    let mut config = ServerConfig::builder_with_details(provider(), wall(own))
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_client_cert_verifier(Arc::new(verifier))
+        .with_cert_resolver(Arc::new(SingleCertAndKey::from(own.key.clone())));
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    // A resumed session would skip the verifier, and early data can be replayed.
+    config.send_tls13_tickets = 0;
+    config.max_early_data_size = 0;
+    config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
+    Ok(config)
+}
+
+/// Settings of a client that accepts exactly the servers of `expected`; none if that is empty.
+pub(super) fn client_config(own: &Own, expected: Arc<[SpiffeId]>) -> Result<ClientConfig, rustls::Error> {
+    let verifier = ServerVerifier { roots: own.roots.clone(), expected };
+    let mut config = ClientConfig::builder_with_details(provider(), wall(own))
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(own.key.clone())));
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    config.enable_sni = false;
+    config.enable_early_data = false;
+    config.resumption = Resumption::disabled();
+    Ok(config)
+}
+
+/// Chain of a leaf to `roots`, at `now`.
+pub(super) fn verify_chain(
+    leaf: &CertificateDer<'_>,
+    intermediates: &[CertificateDer<'_>],
+    roots: &RootCertStore,
+    now: UnixTime,
+) -> Result<(), rustls::Error> {
+    let algorithms = provider().signature_verification_algorithms.all;
+    let leaf = ParsedCertificate::try_from(leaf)?;
+    verify_server_cert_signed_by_trust_anchor(&leaf, roots, intermediates, now, algorithms)
+}
+
+/// Wall-clock time in TLS's form; times before 1970 count as 1970.
+pub(super) fn unix(time: SystemTime) -> UnixTime {
+    UnixTime::since_unix_epoch(time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default())
+}
+
+#[derive(Debug)]
+struct Wall(Arc<dyn Clock>);
+
+impl TimeProvider for Wall {
+    fn current_time(&self) -> Option<UnixTime> {
+        Some(unix(self.0.now()))
+    }
+}
+
+fn wall(own: &Own) -> Arc<dyn TimeProvider> {
+    Arc::new(Wall(own.clock.clone()))
+}
+
+/// Verifies clients: chain, use, one identity, own trust domain.
+struct ClientVerifier {
+    chain: Arc<dyn ClientCertVerifier>,
+    trust_domain: Arc<str>,
+}
+
+impl fmt::Debug for ClientVerifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClientVerifier").field("trust_domain", &self.trust_domain).finish_non_exhaustive()
+    }
+}
+
+impl ClientCertVerifier for ClientVerifier {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.chain.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        let verified = self.chain.verify_client_cert(end_entity, intermediates, now)?;
+        let got = identity_for(end_entity, Role::Client)?;
+        if got.trust_domain() != &*self.trust_domain {
+            return Err(PeerIdentityError::TrustDomain { got, want: self.trust_domain.clone() }.into());
+        }
+        Ok(verified)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.chain.verify_tls12_signature(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.chain.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.chain.supported_verify_schemes()
+    }
+}
+
+/// Verifies servers: chain, use, one identity, member of the expected set. DNS and IP names say nothing here.
+#[derive(Debug)]
+struct ServerVerifier {
+    roots: Arc<RootCertStore>,
+    expected: Arc<[SpiffeId]>,
+}
+
+impl ServerCertVerifier for ServerVerifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        verify_chain(end_entity, intermediates, &self.roots, now)?;
+        let got = identity_for(end_entity, Role::Server)?;
+        if !self.expected.contains(&got) {
+            return Err(PeerIdentityError::Unexpected { got, want: self.expected.clone() }.into());
+        }
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, cert, dss, &provider().signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, cert, dss, &provider().signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        provider().signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests;
