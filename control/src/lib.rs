@@ -1,1 +1,3 @@
-//! Culvert command line as a library.
+//! Culvert's command line as a library: what its subcommands, the benchmarks and the end-to-end tests share.
+
+pub mod lab;
