@@ -24,6 +24,19 @@ pub enum ResponseFlag {
 }
 
 impl ResponseFlag {
+    /// Every flag, each at the index that is its discriminant.
+    pub const ALL: [Self; 9] = [
+        Self::None,
+        Self::Deny,
+        Self::Connect,
+        Self::TlsFailure,
+        Self::H2Handshake,
+        Self::NetworkPolicy,
+        Self::Identity,
+        Self::Budget,
+        Self::Draining,
+    ];
+
     /// The label's value.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -36,6 +49,33 @@ impl ResponseFlag {
             Self::Identity => "IDENTITY_ERROR",
             Self::Budget => "CULVERT_BUDGET",
             Self::Draining => "CULVERT_DRAINING",
+        }
+    }
+
+    /// The class under which `culvert_refusals_total` counts a refusal that carries no class of its own.
+    pub fn class(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Deny => "policy",
+            Self::Connect => "connect",
+            Self::TlsFailure => "tls",
+            Self::H2Handshake => "http2",
+            Self::NetworkPolicy => "network-policy",
+            Self::Identity => "identity",
+            Self::Budget => "budget",
+            Self::Draining => "draining",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flag_stands_at_its_own_index() {
+        for (at, flag) in ResponseFlag::ALL.into_iter().enumerate() {
+            assert_eq!(flag as usize, at, "{}", flag.as_str());
         }
     }
 }

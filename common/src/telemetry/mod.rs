@@ -1,5 +1,24 @@
-//! Filled by the commits that follow.
+//! What the agent tells: metrics, the access log, its own log. No decisions.
+//!
+//! A worker pays little: the counters of a pair of workloads are found once a connection in a table of its thread, a
+//! line is formatted once at close and copied into a bounded queue, and one thread writes. Nothing here waits for a
+//! scrape, a terminal or a disk; what cannot be kept is dropped and counted.
+//!
+//! It must not know what was decided or why a rule exists: callers hand in workloads, services and failures as data.
+//! Start with [`Telemetry::open`] and [`Connection`], then [`Metrics`] and [`init`].
 
+mod connection;
+mod encode;
+mod events;
 mod flag;
+mod line;
+mod logging;
+mod metrics;
+mod traffic;
 
+pub use connection::{
+    ByteCounts, Connection, DenialNote, Early, Failure, Flow, Reporter, Security, Telemetry,
+};
 pub use flag::ResponseFlag;
+pub use logging::{LogFormat, Logger, LoggingError, init};
+pub use metrics::{Counted, Handshake, Metrics, Side};

@@ -1,0 +1,476 @@
+//! One captured connection, logged once and counted once, however it ends.
+
+use std::cell::{Cell, RefCell};
+use std::hash::{BuildHasher, RandomState};
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::{Arc, Weak};
+use std::time::Instant;
+
+use tracing::Level;
+
+use super::ResponseFlag;
+use super::line::Line;
+use super::logging::Logger;
+use super::metrics::Metrics;
+use super::traffic::Pair;
+use crate::model::{Service, Workload};
+use crate::types::SpiffeId;
+
+/// Bytes moved in one direction after which an open connection tells the metrics unasked.
+const REPORT_BYTES: u64 = 1 << 20;
+/// Pairs that one worker remembers.
+const CACHE_SLOTS: usize = 256;
+/// Scope of the access log.
+const SCOPE: &str = "access";
+
+/// On which side of the connection this agent stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Reporter {
+    /// The client's: outbound.
+    Source,
+    /// The server's: inbound.
+    Destination,
+}
+
+impl Reporter {
+    /// Value of the label `reporter`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Source => "source",
+            Self::Destination => "destination",
+        }
+    }
+
+    /// Value of the log field `direction`.
+    pub fn direction(self) -> &'static str {
+        match self {
+            Self::Source => "outbound",
+            Self::Destination => "inbound",
+        }
+    }
+}
+
+/// How the connection crosses the network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Security {
+    /// As the app sent it.
+    Unknown,
+    /// In a tunnel with both identities proven.
+    MutualTls,
+}
+
+impl Security {
+    /// Value of the label `connection_security_policy`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::MutualTls => "mutual_tls",
+        }
+    }
+}
+
+/// What is known of a connection when it has been routed.
+#[derive(Clone, Debug)]
+pub struct Flow {
+    /// Our side.
+    pub reporter: Reporter,
+    /// The client's workload.
+    pub source: Option<Arc<Workload>>,
+    /// The client's identity: proven by TLS, or outbound the pod's own. Never from a header.
+    pub source_identity: Option<SpiffeId>,
+    /// The server's workload.
+    pub destination: Option<Arc<Workload>>,
+    /// The server's identity, where it differs from its workload's.
+    pub destination_identity: Option<SpiffeId>,
+    /// The service that the client meant.
+    pub service: Option<Arc<Service>>,
+    /// How it crosses the network.
+    pub security: Security,
+    /// The client's address.
+    pub src_addr: SocketAddr,
+    /// Outbound the next hop that is dialled, inbound the pod's address that was met.
+    pub dst_addr: SocketAddr,
+    /// Target of the CONNECT, where there is one.
+    pub hbone_addr: Option<String>,
+    /// Trace id of the CONNECT, to join the log lines of both agents.
+    pub trace_id: Option<String>,
+}
+
+/// Why a connection did not end well.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    /// For metrics.
+    pub flag: ResponseFlag,
+    /// For people.
+    pub error: String,
+    /// Where a policy, a budget or a drain refused it, here or at the other agent.
+    pub denial: Option<DenialNote>,
+}
+
+/// What joins the two agents' log lines of one refusal.
+#[derive(Clone, Debug)]
+pub struct DenialNote {
+    /// Random id, as the peer was told.
+    pub id: String,
+    /// Class, as the peer was told.
+    pub class: &'static str,
+    /// The policy that refused; known to the destination only.
+    pub policy: Option<String>,
+}
+
+/// A connection that failed before it was routed.
+#[derive(Clone, Copy, Debug)]
+pub struct Early<'a> {
+    /// Our side.
+    pub reporter: Reporter,
+    /// The client's address.
+    pub src_addr: SocketAddr,
+    /// The address that it met or asked for, if that is known.
+    pub dst_addr: Option<SocketAddr>,
+    /// The client's identity, if TLS has proven it.
+    pub source_identity: Option<&'a SpiffeId>,
+    /// The server's identity, if it is known.
+    pub destination_identity: Option<&'a SpiffeId>,
+    /// Why.
+    pub failure: &'a Failure,
+}
+
+/// Where connections are counted and logged. One a process, shared by all workers.
+pub struct Telemetry {
+    metrics: Arc<Metrics>,
+    logger: Logger,
+}
+
+impl Telemetry {
+    /// Joins metrics and log; the metrics then also tell how many log lines were lost.
+    pub fn new(metrics: Arc<Metrics>, logger: Logger) -> Arc<Self> {
+        metrics.watch_log(&logger);
+        Arc::new(Self { metrics, logger })
+    }
+
+    /// The metrics.
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+
+    /// The log.
+    pub fn logger(&self) -> &Logger {
+        &self.logger
+    }
+
+    /// Counts `flow` as opened. The caller ends it with [`Connection::finish`].
+    ///
+    /// Costs a look-up in a table of this thread once the pair of workloads is known to it.
+    pub fn open(self: &Arc<Self>, flow: Flow, now: Instant) -> Connection {
+        let traffic = &self.metrics.traffic;
+        let seconds = traffic.seconds(now);
+        let pair = cached(self, &flow, seconds);
+        pair.open(seconds);
+        if self.logger.logs_access(Level::DEBUG) {
+            self.logger.line(Level::DEBUG, (SCOPE, "connection opened"), |line| {
+                flow.log(line, false);
+                line.text("direction", flow.reporter.direction());
+                flow.log_trace(line);
+            });
+        }
+        let counts = ByteCounts {
+            sent: Cell::new(0),
+            received: Cell::new(0),
+            reported_sent: Cell::new(0),
+            reported_received: Cell::new(0),
+            pair,
+        };
+        Connection { telemetry: Arc::clone(self), flow, start: now, counts: Rc::new(counts), open: true }
+    }
+
+    /// Logs and counts a connection that failed before it was routed; it appears in no other family.
+    pub fn early_failure(&self, early: &Early<'_>) {
+        let failure = early.failure;
+        self.metrics.refused(early.reporter, failure.class());
+        if !self.logger.logs_access(Level::WARN) {
+            return;
+        }
+        self.logger.line(Level::WARN, (SCOPE, "connection failed"), |line| {
+            line.address("src.addr", early.src_addr);
+            if let Some(identity) = early.source_identity {
+                line.text("src.identity", &identity.to_string());
+            }
+            if let Some(addr) = early.dst_addr {
+                line.address("dst.addr", addr);
+            }
+            if let Some(identity) = early.destination_identity {
+                line.text("dst.identity", &identity.to_string());
+            }
+            line.text("direction", early.reporter.direction());
+            failure.log(line);
+        });
+    }
+}
+
+/// Bytes of one connection. The relay adds to it; one thread owns it.
+pub struct ByteCounts {
+    /// Server to client.
+    pub sent: Cell<u64>,
+    /// Client to server.
+    pub received: Cell<u64>,
+    reported_sent: Cell<u64>,
+    reported_received: Cell<u64>,
+    pair: Arc<Pair>,
+}
+
+impl ByteCounts {
+    /// Adds bytes from server to client; tells the metrics after each MiB.
+    pub fn add_sent(&self, bytes: u64) {
+        self.sent.set(self.sent.get() + bytes);
+        if self.sent.get() - self.reported_sent.get() >= REPORT_BYTES {
+            self.report();
+        }
+    }
+
+    /// Adds bytes from client to server; tells the metrics after each MiB.
+    pub fn add_received(&self, bytes: u64) {
+        self.received.set(self.received.get() + bytes);
+        if self.received.get() - self.reported_received.get() >= REPORT_BYTES {
+            self.report();
+        }
+    }
+
+    /// Tells the metrics what was not told yet.
+    pub fn report(&self) {
+        let (received, sent) = (self.received.get(), self.sent.get());
+        let new = |now: u64, told: &Cell<u64>| now.saturating_sub(told.replace(now));
+        self.pair.add_bytes(new(received, &self.reported_received), new(sent, &self.reported_sent));
+    }
+}
+
+/// A connection that has been routed. Dropped without [`Connection::finish`] it counts as cut by the drain.
+#[must_use = "a connection that is not finished is logged as cut"]
+pub struct Connection {
+    telemetry: Arc<Telemetry>,
+    flow: Flow,
+    start: Instant,
+    counts: Rc<ByteCounts>,
+    open: bool,
+}
+
+impl Connection {
+    /// The byte counts, for the relay.
+    pub fn counts(&self) -> Rc<ByteCounts> {
+        Rc::clone(&self.counts)
+    }
+
+    /// What is known of it.
+    pub fn flow(&self) -> &Flow {
+        &self.flow
+    }
+
+    /// Tells the metrics the bytes moved since the last time. For a tick over connections that are open for long.
+    pub fn report(&self) {
+        self.counts.report();
+    }
+
+    /// Ends it: one log line, the last bytes, one closed connection.
+    pub fn finish(mut self, result: Result<(), Failure>) {
+        if let Err(failure) = &result
+            && failure.is_refusal()
+        {
+            self.telemetry.metrics.refused(self.flow.reporter, failure.class());
+        }
+        self.end(result.as_ref().err());
+    }
+
+    fn end(&mut self, failure: Option<&Failure>) {
+        if !std::mem::take(&mut self.open) {
+            return;
+        }
+        self.counts.report();
+        self.counts.pair.close(failure.map_or(ResponseFlag::None, |f| f.flag));
+        let level = if failure.is_some() { Level::ERROR } else { Level::INFO };
+        if self.telemetry.logger.logs_access(level) {
+            let head = (SCOPE, "connection complete");
+            self.telemetry.logger.line(level, head, |line| self.log_end(line, failure));
+        }
+    }
+
+    fn log_end(&self, line: &mut Line<'_>, failure: Option<&Failure>) {
+        self.flow.log(line, failure.is_some_and(|f| f.denial.is_some()));
+        line.text("direction", self.flow.reporter.direction());
+        // From the local pod's viewpoint: it is the client of an outbound connection, the server of an inbound one.
+        let (to_server, to_client) = (self.counts.received.get(), self.counts.sent.get());
+        let (sent, received) = match self.flow.reporter {
+            Reporter::Source => (to_server, to_client),
+            Reporter::Destination => (to_client, to_server),
+        };
+        line.number("bytes_sent", sent);
+        line.number("bytes_recv", received);
+        line.text("duration", &format!("{}ms", self.start.elapsed().as_millis()));
+        if let Some(failure) = failure {
+            failure.log(line);
+        }
+        self.flow.log_trace(line);
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        if self.open {
+            let cut = Failure {
+                flag: ResponseFlag::Draining,
+                error: "connection closed due to connection drain".into(),
+                denial: None,
+            };
+            self.end(Some(&cut));
+        }
+    }
+}
+
+impl Failure {
+    /// Whether somebody said no, rather than something broke.
+    fn is_refusal(&self) -> bool {
+        use ResponseFlag::{Budget, Deny, Draining};
+        self.denial.is_some() || matches!(self.flag, Deny | Budget | Draining)
+    }
+
+    fn class(&self) -> &'static str {
+        self.denial.as_ref().map_or(self.flag.class(), |d| d.class)
+    }
+
+    fn log(&self, line: &mut Line<'_>) {
+        line.text("error", &self.error);
+        if let Some(denial) = &self.denial {
+            line.text("denial.id", &denial.id);
+            line.text("denial.class", denial.class);
+            if let Some(policy) = &denial.policy {
+                line.text("denial.policy", policy);
+            }
+        }
+    }
+}
+
+impl Flow {
+    /// The fields that say who talks to whom.
+    fn log(&self, line: &mut Line<'_>, denied: bool) {
+        let identities = denied || self.security == Security::MutualTls;
+        line.address("src.addr", self.src_addr);
+        let source_identity = self.source_identity.as_ref().filter(|_| identities);
+        log_workload(line, &SOURCE, self.source.as_deref(), source_identity);
+        line.address("dst.addr", self.dst_addr);
+        if let Some(target) = &self.hbone_addr {
+            line.address_or_text("dst.hbone_addr", target);
+        }
+        if let Some(service) = &self.service {
+            line.text("dst.service", &service.key.hostname);
+        }
+        let known = self.destination_identity.as_ref().or(self.destination.as_ref().map(|w| &w.identity));
+        log_workload(line, &DESTINATION, self.destination.as_deref(), known.filter(|_| identities));
+    }
+
+    fn log_trace(&self, line: &mut Line<'_>) {
+        if let Some(id) = &self.trace_id {
+            line.text("trace.id", id);
+        }
+    }
+}
+
+const SOURCE: [&str; 4] = ["src.workload", "src.namespace", "src.identity", "src.cluster"];
+const DESTINATION: [&str; 4] = ["dst.workload", "dst.namespace", "dst.identity", "dst.cluster"];
+
+fn log_workload(
+    line: &mut Line<'_>,
+    keys: &[&str; 4],
+    workload: Option<&Workload>,
+    identity: Option<&SpiffeId>,
+) {
+    let [name_key, namespace_key, identity_key, cluster_key] = *keys;
+    let mut known = |key, value: &str| {
+        if !value.is_empty() {
+            line.text(key, value);
+        }
+    };
+    if let Some(w) = workload {
+        known(name_key, if w.name.is_empty() { &w.canonical_name } else { &w.name });
+        known(namespace_key, &w.namespace);
+    }
+    if let Some(identity) = identity {
+        known(identity_key, &identity.to_string());
+    }
+    if let Some(w) = workload {
+        known(cluster_key, &w.cluster);
+    }
+}
+
+/// One pair that this thread has met. It holds what it is found by, so that no address is used again for another.
+struct Slot {
+    telemetry: Weak<Telemetry>,
+    reporter: Reporter,
+    security: Security,
+    source: Option<Arc<Workload>>,
+    source_identity: Option<SpiffeId>,
+    destination: Option<Arc<Workload>>,
+    destination_identity: Option<SpiffeId>,
+    service: Option<Arc<Service>>,
+    /// Weak, so that the table sees from the strong ones whether a connection is open.
+    pair: Weak<Pair>,
+}
+
+thread_local! {
+    /// Direct-mapped: a collision only costs the slow look-up, and the size is bounded without any bookkeeping.
+    static CACHE: RefCell<(RandomState, Vec<Option<Box<Slot>>>)> = RefCell::default();
+}
+
+fn cached(telemetry: &Arc<Telemetry>, flow: &Flow, seconds: u32) -> Arc<Pair> {
+    CACHE.with_borrow_mut(|(hasher, slots)| {
+        if slots.is_empty() {
+            slots.resize_with(CACHE_SLOTS, || None);
+        }
+        let key = (
+            flow.source.as_ref().map(Arc::as_ptr),
+            flow.destination.as_ref().map(Arc::as_ptr),
+            flow.service.as_ref().map(Arc::as_ptr),
+            flow.reporter,
+        );
+        let at = (hasher.hash_one(key) as usize) % CACHE_SLOTS;
+        let Some(slot) = slots.get_mut(at) else { return telemetry.metrics.traffic.pair(flow, seconds) };
+        if let Some(pair) = slot.as_ref().filter(|s| s.is_for(telemetry, flow)).and_then(|s| s.pair.upgrade())
+        {
+            return pair;
+        }
+        let pair = telemetry.metrics.traffic.pair(flow, seconds);
+        *slot = Some(Box::new(Slot::new(telemetry, flow, &pair)));
+        pair
+    })
+}
+
+impl Slot {
+    fn new(telemetry: &Arc<Telemetry>, flow: &Flow, pair: &Arc<Pair>) -> Self {
+        Self {
+            telemetry: Arc::downgrade(telemetry),
+            reporter: flow.reporter,
+            security: flow.security,
+            source: flow.source.clone(),
+            source_identity: flow.source_identity.clone(),
+            destination: flow.destination.clone(),
+            destination_identity: flow.destination_identity.clone(),
+            service: flow.service.clone(),
+            pair: Arc::downgrade(pair),
+        }
+    }
+
+    fn is_for(&self, telemetry: &Arc<Telemetry>, flow: &Flow) -> bool {
+        fn same<T>(a: Option<&Arc<T>>, b: Option<&Arc<T>>) -> bool {
+            a.map(Arc::as_ptr) == b.map(Arc::as_ptr)
+        }
+        self.reporter == flow.reporter
+            && self.security == flow.security
+            && std::ptr::eq(self.telemetry.as_ptr(), Arc::as_ptr(telemetry))
+            && same(self.source.as_ref(), flow.source.as_ref())
+            && same(self.destination.as_ref(), flow.destination.as_ref())
+            && same(self.service.as_ref(), flow.service.as_ref())
+            && self.source_identity == flow.source_identity
+            && self.destination_identity == flow.destination_identity
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,74 @@
+//! The text forms of a scrape: Prometheus 0.0.4 and OpenMetrics 1.0.
+
+use std::fmt::{self, Display, Write};
+
+/// What a family measures.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Counter,
+    Gauge,
+}
+
+/// A scrape that is being written.
+pub(super) struct Scrape {
+    out: String,
+    openmetrics: bool,
+}
+
+impl Scrape {
+    pub(super) fn new(openmetrics: bool) -> Self {
+        Self { out: String::new(), openmetrics }
+    }
+
+    /// Starts a family. In OpenMetrics a counter's family is named without `_total`.
+    pub(super) fn family(&mut self, name: &str, kind: Kind, help: &str) {
+        let family = if self.openmetrics && kind == Kind::Counter {
+            name.strip_suffix("_total").unwrap_or(name)
+        } else {
+            name
+        };
+        let kind = if kind == Kind::Counter { "counter" } else { "gauge" };
+        self.put(format_args!("# HELP {family} {help}\n# TYPE {family} {kind}\n"));
+    }
+
+    /// Adds a sample to the family that was started last; `labels` is the rendered inside of the braces.
+    pub(super) fn sample(&mut self, name: &str, labels: &[&str], value: impl Display) {
+        self.out.push_str(name);
+        if labels.iter().any(|part| !part.is_empty()) {
+            self.out.push('{');
+            labels.iter().for_each(|part| self.out.push_str(part));
+            self.out.push('}');
+        }
+        self.put(format_args!(" {value}\n"));
+    }
+
+    /// The text.
+    pub(super) fn finish(mut self) -> String {
+        if self.openmetrics {
+            self.out.push_str("# EOF\n");
+        }
+        self.out
+    }
+
+    fn put(&mut self, args: fmt::Arguments<'_>) {
+        let _infallible: fmt::Result = self.out.write_fmt(args);
+    }
+}
+
+/// Appends `name="value"`, after a comma unless it is the first. The value is escaped as both forms ask for.
+pub(super) fn push_label(out: &mut String, name: &str, value: &str) {
+    if !out.is_empty() {
+        out.push(',');
+    }
+    out.push_str(name);
+    out.push_str("=\"");
+    for c in value.chars() {
+        match c {
+            '\\' => out.push_str("\\\\"),
+            '"' => out.push_str("\\\""),
+            '\n' => out.push_str("\\n"),
+            c => out.push(c),
+        }
+    }
+    out.push('"');
+}

@@ -1,0 +1,347 @@
+//! All metrics of a process behind small typed methods. `docs/metrics.md` describes each.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::SystemTime;
+
+use nix::sys::resource::{Resource, getrlimit};
+use prometheus::core::Collector;
+use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+
+use super::connection::Reporter;
+use super::encode::{Kind, Scrape, push_label};
+use super::logging::Logger;
+use super::traffic::Traffic;
+use crate::types::SpiffeId;
+
+const NO_LABELS: [&str; 0] = [];
+
+/// The end of a tunnel that this agent is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// It dialled.
+    Client,
+    /// It accepted.
+    Server,
+}
+
+impl Side {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::Server => "server",
+        }
+    }
+}
+
+/// How the set-up of a tunnel ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Handshake {
+    /// TLS and HTTP/2 are up.
+    Complete,
+    /// TLS failed, a wrong identity included.
+    Tls,
+    /// HTTP/2 failed.
+    Http2,
+    /// One of them took too long.
+    Timeout,
+    /// There was no certificate to present.
+    NoCertificate,
+}
+
+impl Handshake {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Complete => "complete",
+            Self::Tls => "tls",
+            Self::Http2 => "http2",
+            Self::Timeout => "timeout",
+            Self::NoCertificate => "no_certificate",
+        }
+    }
+}
+
+/// Something that a gauge counts for as long as this lives.
+#[must_use = "it is counted only while this lives"]
+pub struct Counted(IntGauge);
+
+impl Counted {
+    fn new(gauge: IntGauge) -> Self {
+        gauge.inc();
+        Self(gauge)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+/// All metrics of a process.
+pub struct Metrics {
+    /// The families that [`super::Telemetry`] counts.
+    pub(super) traffic: Traffic,
+    registry: Registry,
+    sockets: IntGaugeVec,
+    pods_active: IntGauge,
+    pods_pending: IntGauge,
+    pods_started: IntCounter,
+    pods_stopped: IntCounter,
+    open_fds: IntGauge,
+    max_fds: IntGauge,
+    workers: IntGauge,
+    refusals: IntCounterVec,
+    tunnels: IntGaugeVec,
+    handshakes: IntCounterVec,
+    budget_resets: IntCounter,
+    config_revision: IntGauge,
+    /// Without labels; a vector only so that nothing is said before the first reload.
+    config_successful: IntGaugeVec,
+    config_problems: IntGauge,
+    certificates: Mutex<BTreeMap<String, SystemTime>>,
+    log: OnceLock<Logger>,
+}
+
+impl Metrics {
+    /// Metrics of a process of this version, all at zero.
+    pub fn new(version: &str) -> Arc<Self> {
+        let registry = Registry::new();
+        let r = &registry;
+        gauges(r, "istio_build", "Istio component build info.", &["component", "tag"])
+            .with_label_values(&["ztunnel", version])
+            .set(1);
+        gauges(r, "culvert_build_info", "Version of Culvert.", &["version"])
+            .with_label_values(&[version])
+            .set(1);
+        Arc::new(Self {
+            traffic: Traffic::new(),
+            sockets: gauges(r, "istio_tcp_sockets_open", "Accepted sockets that are open.", &["reporter"]),
+            pods_active: gauge(r, "workload_manager_active_proxy_count", "Pods that are captured."),
+            pods_pending: gauge(
+                r,
+                "workload_manager_pending_proxy_count",
+                "Pods that should be captured and are not yet.",
+            ),
+            pods_started: counter(
+                r,
+                "workload_manager_proxies_started_total",
+                "Pods whose capture was begun.",
+            ),
+            pods_stopped: counter(
+                r,
+                "workload_manager_proxies_stopped_total",
+                "Pods whose capture was ended.",
+            ),
+            open_fds: gauge(r, "process_open_fds", "Open file descriptors."),
+            max_fds: gauge(r, "process_max_fds", "Limit on open file descriptors."),
+            workers: gauge(r, "tokio_num_workers", "Traffic workers."),
+            refusals: counters(
+                r,
+                "culvert_refusals_total",
+                "Connections refused, by class, those refused before they were routed included.",
+                &["reporter", "class"],
+            ),
+            tunnels: gauges(r, "culvert_hbone_tunnels_open", "HBONE tunnels that are open.", &["side"]),
+            handshakes: counters(
+                r,
+                "culvert_hbone_handshakes_total",
+                "HBONE tunnels set up or attempted, by result.",
+                &["side", "result"],
+            ),
+            budget_resets: counter(
+                r,
+                "culvert_hbone_budget_resets_total",
+                "Stalled streams reset because the byte budget was used up.",
+            ),
+            config_revision: gauge(
+                r,
+                "culvert_config_revision",
+                "Revision of the configuration that is in force.",
+            ),
+            config_successful: gauges(
+                r,
+                "culvert_config_last_reload_successful",
+                "1 if the last reload of the configuration was taken, 0 if the one before stays in force.",
+                &[],
+            ),
+            config_problems: gauge(
+                r,
+                "culvert_config_problems",
+                "Problems in the configuration as last read.",
+            ),
+            certificates: Mutex::default(),
+            log: OnceLock::new(),
+            registry,
+        })
+    }
+
+    /// Counts a refusal under its class.
+    pub fn refused(&self, reporter: Reporter, class: &'static str) {
+        self.refusals.with_label_values(&[reporter.as_str(), class]).inc();
+    }
+
+    /// Counts an accepted socket for as long as the answer lives.
+    pub fn socket(&self, reporter: Reporter) -> Counted {
+        Counted::new(self.sockets.with_label_values(&[reporter.as_str()]))
+    }
+
+    /// Counts an open tunnel for as long as the answer lives.
+    pub fn tunnel(&self, side: Side) -> Counted {
+        Counted::new(self.tunnels.with_label_values(&[side.as_str()]))
+    }
+
+    /// Counts the set-up of a tunnel, whether it came up or not.
+    pub fn handshake(&self, side: Side, result: Handshake) {
+        self.handshakes.with_label_values(&[side.as_str(), result.as_str()]).inc();
+    }
+
+    /// Counts a stalled stream that was reset for the budget's sake.
+    pub fn budget_reset(&self) {
+        self.budget_resets.inc();
+    }
+
+    /// How many pods are captured, and how many should be and are not.
+    pub fn pods(&self, active: usize, pending: usize) {
+        self.pods_active.set(as_gauge(active));
+        self.pods_pending.set(as_gauge(pending));
+    }
+
+    /// The capture of a pod was begun.
+    pub fn pod_started(&self) {
+        self.pods_started.inc();
+    }
+
+    /// The capture of a pod was ended.
+    pub fn pod_stopped(&self) {
+        self.pods_stopped.inc();
+    }
+
+    /// Number of traffic workers.
+    pub fn workers(&self, count: usize) {
+        self.workers.set(as_gauge(count));
+    }
+
+    /// A certificate of ours is valid until `not_after`. It is forgotten by [`Metrics::certificate_gone`].
+    pub fn certificate(&self, identity: &SpiffeId, not_after: SystemTime) {
+        self.certificates().insert(identity.to_string(), not_after);
+    }
+
+    /// The identity is no longer ours.
+    pub fn certificate_gone(&self, identity: &SpiffeId) {
+        self.certificates().remove(&identity.to_string());
+    }
+
+    /// A reload was taken: its revision, and how many problems did not keep it from being taken.
+    pub fn config_loaded(&self, revision: u64, problems: usize) {
+        self.config_revision.set(i64::try_from(revision).unwrap_or(i64::MAX));
+        self.config_problems.set(as_gauge(problems));
+        self.config_successful.with_label_values(&NO_LABELS).set(1);
+    }
+
+    /// A reload was refused for these problems; what was in force stays.
+    pub fn config_refused(&self, problems: usize) {
+        self.config_problems.set(as_gauge(problems));
+        self.config_successful.with_label_values(&NO_LABELS).set(0);
+    }
+
+    /// Also tell how many lines this logger lost.
+    pub(super) fn watch_log(&self, logger: &Logger) {
+        let _told_before = self.log.set(logger.clone());
+    }
+
+    /// The text of a scrape: OpenMetrics 1.0, or Prometheus 0.0.4. Families without samples are left out.
+    ///
+    /// Reads `/proc/self/fd`; for the control runtime, not for a worker.
+    pub fn encode(&self, openmetrics: bool) -> String {
+        self.read_descriptors();
+        let mut scrape = Scrape::new(openmetrics);
+        self.traffic.encode(&mut scrape);
+        self.encode_registry(&mut scrape);
+        self.encode_certificates(&mut scrape, SystemTime::now());
+        if let Some(log) = self.log.get() {
+            let name = "culvert_log_lines_dropped_total";
+            scrape.family(name, Kind::Counter, "Log lines lost because the output did not keep up.");
+            scrape.sample(name, &[], log.dropped());
+        }
+        scrape.finish()
+    }
+
+    fn read_descriptors(&self) {
+        if let Ok(entries) = std::fs::read_dir("/proc/self/fd") {
+            self.open_fds.set(as_gauge(entries.count().saturating_sub(1))); // the directory's own
+        }
+        if let Ok((soft, _)) = getrlimit(Resource::RLIMIT_NOFILE) {
+            self.max_fds.set(i64::try_from(soft).unwrap_or(i64::MAX));
+        }
+    }
+
+    fn encode_registry(&self, scrape: &mut Scrape) {
+        use prometheus::proto::MetricType;
+        for family in self.registry.gather() {
+            let counter = family.get_field_type() == MetricType::COUNTER;
+            let kind = if counter { Kind::Counter } else { Kind::Gauge };
+            scrape.family(family.name(), kind, family.help());
+            for metric in family.get_metric() {
+                let mut labels = String::new();
+                for label in metric.get_label() {
+                    push_label(&mut labels, label.name(), label.value());
+                }
+                let value =
+                    if counter { metric.get_counter().get_value() } else { metric.get_gauge().get_value() };
+                scrape.sample(family.name(), &[&labels], value);
+            }
+        }
+    }
+
+    fn encode_certificates(&self, scrape: &mut Scrape, now: SystemTime) {
+        let certificates = self.certificates();
+        if certificates.is_empty() {
+            return;
+        }
+        let name = "culvert_certificate_expiry_seconds";
+        scrape.family(name, Kind::Gauge, "Seconds until the certificate expires; negative if it has.");
+        for (identity, not_after) in &*certificates {
+            let mut labels = String::new();
+            push_label(&mut labels, "identity", identity);
+            let seconds = match not_after.duration_since(now) {
+                Ok(left) => left.as_secs_f64().floor(),
+                Err(over) => -over.duration().as_secs_f64().ceil(),
+            };
+            scrape.sample(name, &[&labels], seconds);
+        }
+    }
+
+    fn certificates(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, SystemTime>> {
+        self.certificates.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn as_gauge(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+fn counter(registry: &Registry, name: &str, help: &str) -> IntCounter {
+    register(registry, IntCounter::new(name, help))
+}
+
+fn gauge(registry: &Registry, name: &str, help: &str) -> IntGauge {
+    register(registry, IntGauge::new(name, help))
+}
+
+fn counters(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
+    register(registry, IntCounterVec::new(Opts::new(name, help), labels))
+}
+
+fn gauges(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
+    register(registry, IntGaugeVec::new(Opts::new(name, help), labels))
+}
+
+fn register<C: Collector + Clone + 'static>(registry: &Registry, made: prometheus::Result<C>) -> C {
+    let collector = made.expect("names and labels of metrics are constants that the tests check");
+    registry.register(Box::new(collector.clone())).expect("each metric is registered once");
+    collector
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,294 @@
+//! The five `istio_tcp_*` families: counters of one pair of workloads, and the bounded table of all pairs.
+
+use std::borrow::Borrow;
+use std::collections::HashSet;
+use std::hash::{Hash, Hasher};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use super::ResponseFlag;
+use super::connection::{Flow, Reporter, Security};
+use super::encode::{Kind, Scrape, push_label};
+use crate::model::Workload;
+
+/// Pairs that are counted apart. Beyond that, idle ones are forgotten, and new ones counted together.
+const MAX_PAIRS: usize = 10_000;
+/// A pair is forgotten only if none of its connections is open and none was opened for this many seconds.
+const IDLE_SECONDS: u32 = 600;
+/// A full table is searched for idle pairs at most once in this many seconds.
+const SWEEP_SECONDS: u32 = 10;
+
+const FLAGS: usize = ResponseFlag::ALL.len();
+const NAMES: [(&str, &str); 5] = [
+    ("istio_tcp_connections_opened_total", "TCP connections opened."),
+    ("istio_tcp_connections_closed_total", "TCP connections closed, by how they ended."),
+    ("istio_tcp_received_bytes_total", "Bytes from client to server."),
+    ("istio_tcp_sent_bytes_total", "Bytes from server to client."),
+    ("istio_tcp_connections_failed_total", "TCP connections that did not end well."),
+];
+
+/// Counters of all connections that share their labels. The labels are rendered once.
+///
+/// Opened connections and bytes are counted under the flag `-`, as the flag is not known before the end.
+pub(super) struct Pair {
+    /// All labels but `response_flags`, which belongs at `flag_at`.
+    labels: Box<str>,
+    flag_at: usize,
+    opened: AtomicU64,
+    received: AtomicU64,
+    sent: AtomicU64,
+    closed: [AtomicU64; FLAGS],
+    failed: [AtomicU64; FLAGS],
+    /// Seconds since the start of the table.
+    used: AtomicU32,
+}
+
+impl Pair {
+    fn new((labels, flag_at): (String, usize), used: u32) -> Self {
+        Self {
+            labels: labels.into(),
+            flag_at,
+            opened: AtomicU64::new(0),
+            received: AtomicU64::new(0),
+            sent: AtomicU64::new(0),
+            closed: Default::default(),
+            failed: Default::default(),
+            used: AtomicU32::new(used),
+        }
+    }
+
+    pub(super) fn open(&self, seconds: u32) {
+        self.opened.fetch_add(1, Relaxed);
+        self.used.store(seconds, Relaxed);
+    }
+
+    pub(super) fn add_bytes(&self, received: u64, sent: u64) {
+        if received > 0 {
+            self.received.fetch_add(received, Relaxed);
+        }
+        if sent > 0 {
+            self.sent.fetch_add(sent, Relaxed);
+        }
+    }
+
+    pub(super) fn close(&self, flag: ResponseFlag) {
+        let at = flag as usize;
+        if let Some(closed) = self.closed.get(at) {
+            closed.fetch_add(1, Relaxed);
+        }
+        if flag != ResponseFlag::None
+            && let Some(failed) = self.failed.get(at)
+        {
+            failed.fetch_add(1, Relaxed);
+        }
+    }
+
+    fn sample(&self, scrape: &mut Scrape, name: &str, flag: ResponseFlag, count: &AtomicU64) {
+        let (head, tail) = self.labels.split_at_checked(self.flag_at).unwrap_or((&self.labels, ""));
+        let flag = format!(",response_flags=\"{}\"", flag.as_str());
+        scrape.sample(name, &[head, &flag, tail], count.load(Relaxed));
+    }
+}
+
+/// A pair in the table, found by its labels.
+struct ByLabels(Arc<Pair>);
+
+impl Borrow<str> for ByLabels {
+    fn borrow(&self) -> &str {
+        &self.0.labels
+    }
+}
+
+impl PartialEq for ByLabels {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.labels == other.0.labels
+    }
+}
+
+impl Eq for ByLabels {}
+
+impl Hash for ByLabels {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.labels.hash(state);
+    }
+}
+
+/// All pairs of the process.
+pub(super) struct Traffic {
+    table: Mutex<Table>,
+    start: Instant,
+}
+
+#[derive(Default)]
+struct Table {
+    pairs: HashSet<ByLabels>,
+    /// Where new pairs go while the table is full of used ones, by reporter.
+    overflow: [Option<Arc<Pair>>; 2],
+    swept: u32,
+}
+
+impl Traffic {
+    pub(super) fn new() -> Self {
+        Self { table: Mutex::default(), start: Instant::now() }
+    }
+
+    pub(super) fn seconds(&self, now: Instant) -> u32 {
+        u32::try_from(now.saturating_duration_since(self.start).as_secs()).unwrap_or(u32::MAX)
+    }
+
+    /// The counters for `flow`, made if there are none. A worker keeps what it gets: this renders all labels.
+    pub(super) fn pair(&self, flow: &Flow, seconds: u32) -> Arc<Pair> {
+        let labels = render(flow);
+        let mut table = self.lock();
+        if let Some(found) = table.pairs.get(labels.0.as_str()) {
+            return Arc::clone(&found.0);
+        }
+        if table.pairs.len() >= MAX_PAIRS && !table.sweep(seconds) {
+            let pair = table.overflow[flow.reporter as usize]
+                .get_or_insert_with(|| Arc::new(Pair::new(render_overflow(flow.reporter), seconds)));
+            return Arc::clone(pair);
+        }
+        let pair = Arc::new(Pair::new(labels, seconds));
+        table.pairs.insert(ByLabels(Arc::clone(&pair)));
+        pair
+    }
+
+    /// Writes the five families.
+    pub(super) fn encode(&self, scrape: &mut Scrape) {
+        // Only the handles are taken under the lock, so that no worker waits for the rendering.
+        let mut pairs: Vec<Arc<Pair>> = {
+            let table = self.lock();
+            let all = table.pairs.iter().map(|p| &p.0).chain(table.overflow.iter().flatten());
+            all.cloned().collect()
+        };
+        pairs.sort_by(|a, b| a.labels.cmp(&b.labels));
+        for (at, (name, help)) in NAMES.into_iter().enumerate() {
+            let mut named = false;
+            for pair in &pairs {
+                let one = |count| vec![(ResponseFlag::None, count)];
+                let samples: Vec<(ResponseFlag, &AtomicU64)> = match at {
+                    0 => one(&pair.opened),
+                    2 => one(&pair.received),
+                    3 => one(&pair.sent),
+                    1 => ResponseFlag::ALL.into_iter().zip(&pair.closed).collect(),
+                    _ => ResponseFlag::ALL.into_iter().zip(&pair.failed).collect(),
+                };
+                for (flag, count) in samples {
+                    if matches!(at, 1 | 4) && count.load(Relaxed) == 0 {
+                        continue;
+                    }
+                    if !named {
+                        scrape.family(name, Kind::Counter, help);
+                        named = true;
+                    }
+                    pair.sample(scrape, name, flag, count);
+                }
+            }
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Table {
+    /// Forgets idle pairs. Returns whether there is room.
+    fn sweep(&mut self, seconds: u32) -> bool {
+        if self.swept != 0 && seconds.saturating_sub(self.swept) < SWEEP_SECONDS {
+            return false;
+        }
+        self.swept = seconds.max(1);
+        self.pairs.retain(|pair| {
+            let idle = seconds.saturating_sub(pair.0.used.load(Relaxed));
+            // Workers' caches hold weak references, so a second strong one is an open connection.
+            Arc::strong_count(&pair.0) > 1 || idle < IDLE_SECONDS
+        });
+        self.pairs.len() < MAX_PAIRS
+    }
+}
+
+/// Labels of `flow` in the order that l4.md gives, and where `response_flags` belongs.
+fn render(flow: &Flow) -> (String, usize) {
+    let (source, destination) = (flow.source.as_deref(), flow.destination.as_deref());
+    let source_principal = flow.source_identity.as_ref().map(ToString::to_string);
+    let destination_principal =
+        flow.destination_identity.as_ref().or(destination.map(|w| &w.identity)).map(ToString::to_string);
+    let service = flow.service.as_deref();
+    let mut out = String::with_capacity(1024);
+    push_label(&mut out, "reporter", flow.reporter.as_str());
+    push_workload(&mut out, "source", source, source_principal.as_deref());
+    push_known(&mut out, "destination_service", service.map(|s| &*s.key.hostname));
+    push_known(&mut out, "destination_service_namespace", service.map(|s| &*s.key.namespace));
+    push_known(&mut out, "destination_service_name", service.map(|s| &*s.name));
+    push_workload(&mut out, "destination", destination, destination_principal.as_deref());
+    let flag_at = push_transport(&mut out, flow.security);
+    if source.is_some() || destination.is_some() {
+        for (side, workload) in [("source", source), ("destination", destination)] {
+            let locality = workload.map(|w| &w.locality);
+            push_known(&mut out, &format!("{side}_region"), locality.map(|l| &*l.region));
+            push_known(&mut out, &format!("{side}_zone"), locality.map(|l| &*l.zone));
+        }
+    }
+    (out, flag_at)
+}
+
+/// Labels of what is counted together: the same names, so that sums over a reporter stay exact.
+fn render_overflow(reporter: Reporter) -> (String, usize) {
+    let mut out = String::new();
+    push_label(&mut out, "reporter", reporter.as_str());
+    for side in ["source", "destination"] {
+        if side == "destination" {
+            for name in ["service", "service_namespace", "service_name"] {
+                push_label(&mut out, &format!("destination_{name}"), "overflow");
+            }
+        }
+        for suffix in WORKLOAD_LABELS {
+            push_label(&mut out, &format!("{side}_{suffix}"), "overflow");
+        }
+    }
+    let flag_at = push_transport(&mut out, Security::Unknown);
+    (out, flag_at)
+}
+
+const WORKLOAD_LABELS: [&str; 8] = [
+    "workload",
+    "canonical_service",
+    "canonical_revision",
+    "workload_namespace",
+    "principal",
+    "app",
+    "version",
+    "cluster",
+];
+
+fn push_workload(out: &mut String, side: &str, workload: Option<&Workload>, principal: Option<&str>) {
+    let values = [
+        workload.map(|w| &*w.workload_name),
+        workload.map(|w| &*w.canonical_name),
+        workload.map(|w| &*w.canonical_revision),
+        workload.map(|w| &*w.namespace),
+        principal,
+        workload.map(|w| &*w.canonical_name),
+        workload.map(|w| &*w.canonical_revision),
+        workload.map(|w| &*w.cluster),
+    ];
+    for (suffix, value) in WORKLOAD_LABELS.into_iter().zip(values) {
+        push_known(out, &format!("{side}_{suffix}"), value);
+    }
+}
+
+fn push_transport(out: &mut String, security: Security) -> usize {
+    push_label(out, "request_protocol", "tcp");
+    let flag_at = out.len();
+    push_label(out, "connection_security_policy", security.as_str());
+    flag_at
+}
+
+fn push_known(out: &mut String, name: &str, value: Option<&str>) {
+    push_label(out, name, value.filter(|v| !v.is_empty()).unwrap_or("unknown"));
+}
+
+#[cfg(test)]
+mod tests;
