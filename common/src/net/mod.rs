@@ -3,10 +3,15 @@
 //! Decides how a namespace is entered and left, which options a socket carries, and which packets the kernel hands to the
 //! node agent. Must not know workloads, policies, certificates or HBONE: callers pass addresses, marks and limits.
 //!
-//! Start with [`netns`] (enter, run, come back), then [`socket`] (listen, original destination, dial).
-//! `sys` holds the system calls no safe wrapper exists for.
+//! Start with [`netns`] (enter, run, come back), then [`socket`] (listen, original destination, dial) and [`rules`]
+//! (the rule set as data; install, verify, remove). [`nft`] turns the rules into netlink messages and back, `routing`
+//! does the same for the way back, [`netlink`] carries them. `sys` holds the system calls no safe wrapper exists for.
 
+pub mod netlink;
 pub mod netns;
+pub mod nft;
+pub mod rules;
 pub mod socket;
 
+mod routing;
 mod sys;

@@ -17,3 +17,15 @@ pub(super) fn namespace_type(fd: impl AsFd) -> io::Result<libc::c_int> {
     let kind = unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), NS_GET_NSTYPE) };
     if kind < 0 { Err(io::Error::last_os_error()) } else { Ok(kind) }
 }
+
+/// Sets a socket option whose value is a C `int`.
+///
+/// Errors: the kernel's, among them `ENOPROTOOPT` where it does not know the option.
+pub(super) fn set_socket_option(fd: impl AsFd, level: i32, name: i32, value: libc::c_int) -> io::Result<()> {
+    let size = libc::socklen_t::try_from(size_of::<libc::c_int>()).unwrap_or(4);
+    // SAFETY: the pointer and the size describe `value`, a local that outlives the call; the kernel only reads it.
+    let done = unsafe {
+        libc::setsockopt(fd.as_fd().as_raw_fd(), level, name, (&raw const value).cast::<libc::c_void>(), size)
+    };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
