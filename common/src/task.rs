@@ -46,6 +46,11 @@ impl Scope {
         self.drain.cancelled().await;
     }
 
+    /// Resolves when all work has been dropped. Cancel-safe.
+    pub async fn ended(&self) {
+        self.cut.cancelled().await;
+    }
+
     /// Whether draining has begun.
     pub fn is_draining(&self) -> bool {
         self.drain.is_cancelled()

@@ -62,6 +62,16 @@ pub enum Denial {
     Missing(PolicyKey),
 }
 
+impl Denial {
+    /// Names of the policies that are the cause, joined by commas.
+    pub fn policies(&self) -> String {
+        match self {
+            Self::ByPolicy(key) | Self::Missing(key) => key.to_string(),
+            Self::NoneAllowed { policies } => Names(policies).to_string(),
+        }
+    }
+}
+
 /// What a policy that is only tried out would have done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DryRun {

@@ -1,1 +1,112 @@
-//! Filled by the commits that follow.
+//! HBONE: mutual TLS, HTTP/2 CONNECT, one stream per app connection.
+//!
+//! Everything here stays on the worker that created it: a tunnel, its streams and the apps' sockets are driven by one
+//! thread, so that no wake-up crosses threads per request. It knows certificates and sockets, but no policy, no
+//! snapshot and no pod: who may connect where is decided by its callers. Start with [`pool`] for the client side,
+//! [`server`] for the other, [`relay`] for the bytes.
+
+pub mod budget;
+pub mod client;
+pub mod headers;
+pub mod pool;
+mod queue;
+pub mod relay;
+pub mod server;
+pub mod stream;
+
+use std::time::Duration;
+
+/// What both ends of a tunnel announce and allow. Defaults are the reference's, but for the connection window.
+#[derive(Clone, Debug)]
+pub struct Http2 {
+    /// Bytes a peer may send on one stream before the app takes any.
+    pub stream_window: u32,
+    /// Bytes a peer may send on all streams; at least what all streams together may have unread, so that apps that do
+    /// not read never stop the others.
+    pub connection_window: u32,
+    /// Largest frame taken.
+    pub frame_size: u32,
+    /// Bytes of one stream that may wait to be sent.
+    pub send_buffer: usize,
+    /// Streams a client opens on one tunnel.
+    pub client_streams: usize,
+    /// Streams a server allows on one tunnel.
+    pub server_streams: u32,
+}
+
+/// Streams that a server allows on one tunnel.
+const SERVER_STREAMS: u32 = 200;
+/// HTTP/2 allows no larger window. Source: RFC 9113 §6.9.1.
+const WINDOW_MAX: u64 = (1 << 31) - 1;
+
+impl Http2 {
+    /// `connection_window` of `None` is as many stream windows as a tunnel may have streams.
+    pub fn new(
+        stream_window: u32,
+        connection_window: Option<u32>,
+        frame_size: u32,
+        client_streams: usize,
+    ) -> Self {
+        let all = u64::from(stream_window) * u64::from(SERVER_STREAMS).max(client_streams as u64);
+        let fitting = u32::try_from(all.min(WINDOW_MAX)).unwrap_or(u32::MAX >> 1);
+        Self {
+            stream_window,
+            connection_window: connection_window.unwrap_or(fitting),
+            frame_size,
+            send_buffer: 256 * 1024,
+            client_streams,
+            server_streams: SERVER_STREAMS,
+        }
+    }
+}
+
+impl Default for Http2 {
+    fn default() -> Self {
+        Self::new(4 << 20, None, 1 << 20, 100)
+    }
+}
+
+/// How long each stage may take.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// TCP connect.
+    pub connect: Duration,
+    /// TLS handshake.
+    pub tls: Duration,
+    /// HTTP/2 preface and SETTINGS.
+    pub preface: Duration,
+    /// Answer to a CONNECT.
+    pub answer: Duration,
+    /// Pause between two PINGs, and before the first.
+    pub ping_interval: Duration,
+    /// Answer to a PING.
+    pub ping_timeout: Duration,
+    /// A tunnel without streams is kept so long.
+    pub idle: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(10),
+            tls: Duration::from_secs(10),
+            preface: Duration::from_secs(10),
+            answer: Duration::from_secs(15),
+            ping_interval: Duration::from_secs(10),
+            ping_timeout: Duration::from_secs(20),
+            idle: Duration::from_secs(300),
+        }
+    }
+}
+
+/// PINGs until one is not answered in time.
+async fn watch_pings(mut pings: h2::PingPong, limits: &Limits) {
+    loop {
+        tokio::time::sleep(limits.ping_interval).await;
+        match tokio::time::timeout(limits.ping_timeout, pings.ping(h2::Ping::opaque())).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(_)) => std::future::pending().await, // the connection's own end says why
+            Err(_) => return,
+        }
+    }
+}

@@ -7,6 +7,7 @@
 //! (the rule set as data; install, verify, remove). [`nft`] turns the rules into netlink messages and back, `routing`
 //! does the same for the way back, [`netlink`] carries them. `sys` holds the system calls no safe wrapper exists for.
 
+pub mod copy;
 pub mod netlink;
 pub mod netns;
 pub mod nft;

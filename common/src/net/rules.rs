@@ -144,11 +144,18 @@ pub fn verify(spec: &CaptureSpec) -> Result<(), RulesError> {
     check(differences(&set, ipv6, &mut netfilter, &mut route)?)
 }
 
+/// Takes the redirects out of the current namespace: new connections go past us, those that are open still find their way
+/// back. What is not there is no error.
+pub fn remove_redirects() -> Result<(), RulesError> {
+    let mut netfilter = step("opening netfilter", Netlink::netfilter())?;
+    step("removing the redirects", nft::remove(&mut netfilter, NAT_TABLE))
+}
+
 /// Takes everything out of the current namespace again: redirects, marks, policy rules, routes, in this order, so that no
 /// connection is redirected whose answers could not come back. What is not there is no error.
 pub fn remove() -> Result<(), RulesError> {
+    remove_redirects()?;
     let mut netfilter = step("opening netfilter", Netlink::netfilter())?;
-    step("removing the redirects", nft::remove(&mut netfilter, NAT_TABLE))?;
     step("removing the marks", nft::remove(&mut netfilter, MANGLE_TABLE))?;
     routing::remove(&mut step("opening rtnetlink", Netlink::route())?)
 }

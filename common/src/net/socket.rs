@@ -140,7 +140,6 @@ pub fn dial_socket(to: SocketAddr, options: &DialOptions) -> io::Result<Socket> 
 
 /// Why a connection could not be opened.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
 pub enum ConnectError {
     /// Nothing answered in time.
     #[error(

@@ -1,0 +1,350 @@
+//! The client's end of one tunnel: TLS, HTTP/2, CONNECT.
+
+use std::cell::{Cell, RefCell};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use http::{Method, Request, StatusCode};
+use rustls_pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout};
+use tokio_rustls::TlsConnector;
+
+use super::headers::{DENIAL, DENIAL_CLASS, known_class};
+use super::relay::Stream;
+use super::stream::{RecvHalf, SendHalf};
+use super::{Http2, Limits, watch_pings};
+use crate::task::Scope;
+use crate::telemetry::ResponseFlag;
+
+/// Why no stream could be opened.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum OpenError {
+    /// No TCP connection.
+    #[error("no connection to {peer}: {cause}; is the pod running and its node reachable?")]
+    Tcp {
+        /// The next hop.
+        peer: SocketAddr,
+        /// What the kernel said.
+        cause: String,
+    },
+    /// No answer to the SYN.
+    #[error("{peer} did not answer within {limit:?}; maybe a NetworkPolicy is blocking HBONE port 15008")]
+    TcpTimeout {
+        /// The next hop.
+        peer: SocketAddr,
+        /// The limit that passed.
+        limit: Duration,
+    },
+    /// The peer's certificate, ours, or the handshake itself.
+    #[error("TLS with {peer}: {cause}")]
+    Tls {
+        /// The next hop.
+        peer: SocketAddr,
+        /// What went wrong.
+        cause: String,
+    },
+    /// The peer speaks TLS but not HTTP/2.
+    #[error("HTTP/2 with {peer}: {cause}")]
+    Http2 {
+        /// The next hop.
+        peer: SocketAddr,
+        /// What went wrong.
+        cause: String,
+    },
+    /// The tunnel ended before it answered; another one may be tried.
+    #[error("the tunnel to {peer} ended before the CONNECT was answered: {cause}")]
+    Lost {
+        /// The next hop.
+        peer: SocketAddr,
+        /// What went wrong.
+        cause: String,
+    },
+    /// No answer to the CONNECT.
+    #[error("{peer} did not answer the CONNECT within {limit:?}; is the node agent there overloaded?")]
+    AnswerTimeout {
+        /// The next hop.
+        peer: SocketAddr,
+        /// The limit that passed.
+        limit: Duration,
+    },
+    /// Refused.
+    #[error("http status: {status}{}", denial.as_ref().map(|d| format!(", {d}")).unwrap_or_default())]
+    Refused {
+        /// Status of the answer.
+        status: StatusCode,
+        /// Id and class, where the peer is one of ours.
+        denial: Option<Denial>,
+    },
+    /// No certificate of our own.
+    #[error("{0}")]
+    Identity(String),
+}
+
+/// What a refusing peer says beside the status.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Denial {
+    /// Joins its log with ours.
+    pub id: String,
+    /// One of [`super::headers::CLASSES`], or `unknown`.
+    pub class: &'static str,
+}
+
+impl std::fmt::Display for Denial {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "refused by the destination's node agent, class {}, denial id {}", self.class, self.id)
+    }
+}
+
+impl Denial {
+    fn of(headers: &http::HeaderMap) -> Option<Self> {
+        // A peer's text goes to our log: only what ours would send is taken.
+        let text = |name| {
+            let value = headers.get(name)?.to_str().ok()?;
+            let fits = |b: u8| b.is_ascii_alphanumeric() || b == b'-';
+            ((1..=64).contains(&value.len()) && value.bytes().all(fits)).then(|| value.to_owned())
+        };
+        Some(Self { id: text(DENIAL)?, class: known_class(&text(DENIAL_CLASS)?) })
+    }
+}
+
+impl OpenError {
+    /// The only mapping to log and metric flags.
+    pub fn flag(&self) -> ResponseFlag {
+        match self {
+            Self::Tcp { .. } | Self::Lost { .. } | Self::AnswerTimeout { .. } => ResponseFlag::Connect,
+            Self::TcpTimeout { .. } => ResponseFlag::NetworkPolicy,
+            Self::Tls { .. } => ResponseFlag::TlsFailure,
+            Self::Http2 { .. } => ResponseFlag::H2Handshake,
+            Self::Refused { status, .. } if *status == StatusCode::UNAUTHORIZED => ResponseFlag::Deny,
+            Self::Refused { .. } => ResponseFlag::Connect,
+            Self::Identity(_) => ResponseFlag::Identity,
+        }
+    }
+}
+
+/// Headers of one CONNECT.
+#[derive(Clone, Debug)]
+pub struct Connect {
+    /// Where the bytes go.
+    pub authority: SocketAddr,
+    /// Of the source workload.
+    pub baggage: String,
+    /// Source address and service.
+    pub forwarded: String,
+    /// Trace context.
+    pub traceparent: String,
+}
+
+impl Connect {
+    fn request(&self) -> Result<Request<()>, http::Error> {
+        let uri = http::Uri::builder().authority(self.authority.to_string()).build()?;
+        Request::builder()
+            .method(Method::CONNECT)
+            .uri(uri)
+            .version(http::Version::HTTP_2)
+            .header("baggage", &self.baggage)
+            .header("forwarded", &self.forwarded)
+            .header("traceparent", &self.traceparent)
+            .body(())
+    }
+}
+
+/// An established tunnel. Not `Send`: it lives on its worker.
+pub struct Tunnel {
+    peer: SocketAddr,
+    /// Gone once the tunnel takes no new streams: with the last stream's it lets the connection close.
+    request: RefCell<Option<h2::client::SendRequest<Bytes>>>,
+    streams: Cell<usize>,
+    streams_max: usize,
+    window: u32,
+    idle_since: Cell<Instant>,
+    expires: SystemTime,
+    lost: RefCell<Option<OpenError>>,
+}
+
+/// A stream's claim on its tunnel; dropping it makes room for another.
+pub struct Slot(Rc<Tunnel>);
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.0.streams.set(self.0.streams.get() - 1);
+        self.0.idle_since.set(Instant::now());
+    }
+}
+
+impl Tunnel {
+    /// TLS and HTTP/2 over `tcp`; its driver runs in `scope` until the tunnel ends.
+    ///
+    /// **Errors**: handshake or time limit. With TLS 1.3 a server that refuses *our* certificate says so only after
+    /// this has succeeded: the first [`Tunnel::open`] reports it.
+    pub async fn establish(
+        tcp: TcpStream,
+        peer: SocketAddr,
+        tls: Arc<rustls::ClientConfig>,
+        expires: SystemTime,
+        (http2, limits, scope): (&Http2, &Limits, &Scope),
+    ) -> Result<Rc<Self>, OpenError> {
+        // No name is sent or looked at: the verifier compares SPIFFE identities.
+        let nobody = ServerName::IpAddress(IpAddr::V4(Ipv4Addr::UNSPECIFIED).into());
+        let tls = timeout(limits.tls, TlsConnector::from(tls).connect(nobody, tcp))
+            .await
+            .map_err(|_| OpenError::Tls { peer, cause: format!("no handshake within {:?}", limits.tls) })?
+            .map_err(|e| OpenError::Tls { peer, cause: e.to_string() })?;
+        if tls.get_ref().1.alpn_protocol() != Some(b"h2") {
+            return Err(OpenError::Http2 { peer, cause: "the peer did not choose ALPN h2".into() });
+        }
+        let handshake = h2::client::Builder::new()
+            .initial_window_size(http2.stream_window)
+            .initial_connection_window_size(http2.connection_window)
+            .max_frame_size(http2.frame_size)
+            .max_header_list_size(16 * 1024)
+            .max_send_buffer_size(http2.send_buffer)
+            .initial_max_send_streams(http2.client_streams)
+            .enable_push(false)
+            .handshake(tls);
+        let (request, mut connection) = timeout(limits.preface, handshake)
+            .await
+            .map_err(|_| OpenError::Http2 {
+                peer,
+                cause: format!("no handshake within {:?}", limits.preface),
+            })?
+            .map_err(|e| OpenError::Http2 { peer, cause: e.to_string() })?;
+        let tunnel = Rc::new(Self {
+            peer,
+            request: RefCell::new(Some(request)),
+            streams: Cell::new(0),
+            streams_max: http2.client_streams,
+            window: http2.stream_window,
+            idle_since: Cell::new(Instant::now()),
+            expires,
+            lost: RefCell::new(None),
+        });
+        let (weak, limits) = (Rc::downgrade(&tunnel), limits.clone());
+        let draining = scope.clone();
+        scope.spawn_local(async move {
+            let pings = connection.ping_pong();
+            let watch = async {
+                match pings {
+                    Some(pings) => watch_pings(pings, &limits).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::pin!(connection, watch);
+            let mut retired = false;
+            let lost = loop {
+                tokio::select! {
+                    ended = &mut connection => break ended.err().map(|e| lost(peer, &e)),
+                    () = &mut watch => {
+                        let cause = format!("no PING answer within {:?}", limits.ping_timeout);
+                        break Some(OpenError::Lost { peer, cause });
+                    }
+                    () = draining.draining(), if !retired => {
+                        retired = true;
+                        if let Some(tunnel) = weak.upgrade() {
+                            tunnel.retire();
+                        }
+                    }
+                }
+            };
+            if let Some(tunnel) = weak.upgrade() {
+                tunnel.lost.replace(lost);
+                tunnel.retire();
+            }
+        });
+        Ok(tunnel)
+    }
+
+    /// Room for one stream more, unless the tunnel is full, closing or too old.
+    pub fn claim(self: &Rc<Self>, now: SystemTime) -> Option<Slot> {
+        let offered = self.request.borrow().as_ref()?.current_max_send_streams();
+        let allowed = self.streams_max.min(offered);
+        // A peer that allows none yet gets one to wait with: it may raise its limit, and the wait has one of its own.
+        if self.is_closed() || now >= self.expires || self.streams.get() >= allowed.max(1) {
+            return None;
+        }
+        self.streams.set(self.streams.get() + 1);
+        Some(Slot(Rc::clone(self)))
+    }
+
+    /// No new stream will be accepted: the connection ended, the peer sent GOAWAY, or it was retired.
+    pub fn is_closed(&self) -> bool {
+        let gone = match self.request.borrow_mut().as_mut() {
+            None => return true,
+            Some(request) => {
+                let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+                matches!(request.poll_ready(&mut cx), std::task::Poll::Ready(Err(_)))
+            }
+        };
+        if gone {
+            self.retire();
+        }
+        gone
+    }
+
+    /// Takes no new streams; the connection closes behind the last.
+    fn retire(&self) {
+        self.request.borrow_mut().take();
+    }
+
+    /// Whether nothing has used it for `idle`.
+    pub fn is_idle(&self, now: Instant, idle: Duration) -> bool {
+        self.streams.get() == 0 && now.duration_since(self.idle_since.get()) >= idle
+    }
+
+    /// Whether its certificate has expired.
+    pub fn is_expired(&self, now: SystemTime) -> bool {
+        now >= self.expires
+    }
+
+    /// Sends a CONNECT and waits for the answer.
+    ///
+    /// **Errors**: see [`OpenError`]. **Cancel safety**: dropping it resets the stream.
+    pub async fn open(slot: &Slot, connect: &Connect, limit: Duration) -> Result<Stream, OpenError> {
+        let tunnel = &slot.0;
+        let peer = tunnel.peer;
+        let request = connect.request().map_err(|e| OpenError::Http2 { peer, cause: e.to_string() })?;
+        let answer = async {
+            let sender = tunnel.request.borrow().clone();
+            let Some(sender) = sender else { return Ok(None) };
+            let mut sender = sender.ready().await?;
+            let (response, send) = sender.send_request(request, false)?;
+            Ok(Some((response.await?, send)))
+        };
+        let answered = timeout(limit, answer).await.map_err(|_| OpenError::AnswerTimeout { peer, limit })?;
+        let (response, send) = match answered {
+            Ok(Some(answer)) => answer,
+            Ok(None) => return Err(OpenError::Lost { peer, cause: "it takes no new streams".into() }),
+            Err(error) => return Err(tunnel.why_lost(&error)),
+        };
+        if response.status() != StatusCode::OK {
+            let denial = Denial::of(response.headers());
+            return Err(OpenError::Refused { status: response.status(), denial });
+        }
+        let recv = RecvHalf::new(response.into_body());
+        Ok(Stream { send: SendHalf::new(send), recv, window: tunnel.window })
+    }
+}
+
+impl Tunnel {
+    /// The stream's error, or what broke the tunnel below it, which says more.
+    fn why_lost(&self, error: &h2::Error) -> OpenError {
+        if error.is_go_away() || error.is_io() {
+            self.retire();
+        }
+        let below = self.lost.borrow().clone();
+        below.unwrap_or_else(|| lost(self.peer, error))
+    }
+}
+
+/// What an HTTP/2 error says about the tunnel: a TLS alert that came after our handshake is a TLS failure.
+fn lost(peer: SocketAddr, error: &h2::Error) -> OpenError {
+    let tls = error.get_io().and_then(|io| io.get_ref()).and_then(|e| e.downcast_ref::<rustls::Error>());
+    match tls {
+        Some(cause) => OpenError::Tls { peer, cause: cause.to_string() },
+        None => OpenError::Lost { peer, cause: error.to_string() },
+    }
+}

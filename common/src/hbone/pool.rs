@@ -1,0 +1,178 @@
+//! The tunnels of one worker, by who talks to whom.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::client::{Connect, OpenError, Slot, Tunnel};
+use super::relay::Stream;
+use crate::types::{SpiffeId, WorkloadUid};
+
+/// Which streams may share a tunnel. The destination's UID is part of it, so that a reused address never meets an old
+/// tunnel, and so is the source's: a tunnel's TCP source address is its pod's.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Key {
+    /// Pod whose traffic it is.
+    pub source: Arc<str>,
+    /// Identity it proves.
+    pub identity: SpiffeId,
+    /// Workload at the other end.
+    pub destination: WorkloadUid,
+    /// Its HBONE address.
+    pub peer: SocketAddr,
+    /// Identities accepted there.
+    pub expected: Vec<SpiffeId>,
+}
+
+/// An open stream; holds its place in the tunnel until it is dropped.
+pub struct Opened {
+    /// To relay with.
+    pub stream: Stream,
+    /// The place.
+    pub slot: Slot,
+}
+
+/// Tries on a tunnel that ended before it answered.
+const TRIES: usize = 3;
+
+/// All tunnels that a worker has opened. Not `Send`.
+#[derive(Default)]
+pub struct Pool {
+    pairs: RefCell<HashMap<Key, Rc<Pair>>>,
+}
+
+/// The tunnels of one key.
+#[derive(Default)]
+struct Pair {
+    tunnels: RefCell<Vec<Rc<Tunnel>>>,
+    dial: RefCell<Option<Rc<Dial>>>,
+}
+
+/// One establishment under way; everybody who waits for it gets its result.
+#[derive(Default)]
+struct Dial {
+    done: Cell<bool>,
+    failed: RefCell<Option<OpenError>>,
+    ended: Notify,
+}
+
+/// Ends a [`Dial`] however its owner's future ends.
+struct DialGuard<'a> {
+    pair: &'a Pair,
+    dial: Rc<Dial>,
+}
+
+impl Drop for DialGuard<'_> {
+    fn drop(&mut self) {
+        self.dial.done.set(true);
+        self.pair.dial.borrow_mut().take();
+        self.dial.ended.notify_waiters();
+    }
+}
+
+impl Pool {
+    /// A stream to `key`: on a tunnel with room, or on a new one that `establish` makes. A tunnel that ends before it
+    /// answers is replaced a bounded number of times; nothing has been relayed by then.
+    ///
+    /// **Errors**: see [`OpenError`]; one failed establishment answers all who wait for it. **Cancel safety**: safe;
+    /// others who wait start over.
+    pub async fn open<F>(
+        &self,
+        key: &Key,
+        connect: &Connect,
+        answer: Duration,
+        establish: impl Fn() -> F,
+    ) -> Result<Opened, OpenError>
+    where
+        F: Future<Output = Result<Rc<Tunnel>, OpenError>>,
+    {
+        let mut last = None;
+        for _ in 0..TRIES {
+            let slot = self.claim(key, &establish).await?;
+            match Tunnel::open(&slot, connect, answer).await {
+                Ok(stream) => return Ok(Opened { stream, slot }),
+                Err(error @ OpenError::Lost { .. }) => last = Some(error),
+                Err(error) => return Err(error),
+            }
+        }
+        Err(last.unwrap_or(OpenError::AnswerTimeout { peer: key.peer, limit: answer }))
+    }
+
+    async fn claim<F>(&self, key: &Key, establish: &impl Fn() -> F) -> Result<Slot, OpenError>
+    where
+        F: Future<Output = Result<Rc<Tunnel>, OpenError>>,
+    {
+        let pair = {
+            let mut pairs = self.pairs.borrow_mut();
+            match pairs.get(key) {
+                Some(pair) => Rc::clone(pair),
+                None => Rc::clone(pairs.entry(key.clone()).or_default()),
+            }
+        };
+        loop {
+            if let Some(slot) = pair.free_slot() {
+                return Ok(slot);
+            }
+            let running = pair.dial.borrow().clone();
+            if let Some(dial) = running {
+                let ended = dial.ended.notified(); // before the check: an end in between is not missed
+                if !dial.done.get() {
+                    ended.await;
+                }
+                if let Some(error) = dial.failed.borrow().clone() {
+                    return Err(error);
+                }
+                continue;
+            }
+            let dial = Rc::new(Dial::default());
+            pair.dial.borrow_mut().replace(Rc::clone(&dial));
+            let guard = DialGuard { pair: &pair, dial };
+            match establish().await {
+                Ok(tunnel) => pair.tunnels.borrow_mut().push(tunnel),
+                Err(error) => {
+                    guard.dial.failed.replace(Some(error.clone()));
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    /// Forgets tunnels that are closed, expired or unused for `idle`, and those for which `keep` is false: their open
+    /// streams go on, new ones are not accepted, and they close behind the last.
+    pub fn sweep(&self, idle: Duration, keep: impl Fn(&Key) -> bool) {
+        let (now, wall) = (Instant::now(), SystemTime::now());
+        self.pairs.borrow_mut().retain(|key, pair| {
+            let wanted = keep(key);
+            let usable =
+                |t: &Rc<Tunnel>| wanted && !t.is_closed() && !t.is_expired(wall) && !t.is_idle(now, idle);
+            pair.tunnels.borrow_mut().retain(usable);
+            !pair.tunnels.borrow().is_empty() || pair.dial.borrow().is_some()
+        });
+    }
+
+    /// Tunnels that may take streams.
+    pub fn len(&self) -> usize {
+        self.pairs.borrow().values().map(|pair| pair.tunnels.borrow().len()).sum()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl Pair {
+    fn free_slot(&self) -> Option<Slot> {
+        let now = SystemTime::now();
+        let mut tunnels = self.tunnels.borrow_mut();
+        tunnels.retain(|tunnel| !tunnel.is_closed());
+        tunnels.iter().find_map(|tunnel| tunnel.claim(now))
+    }
+}

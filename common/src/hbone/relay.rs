@@ -1,0 +1,185 @@
+//! Moves bytes between an app's TCP connection and a CONNECT stream.
+//!
+//! FIN is END_STREAM, each direction on its own. A reset of the app becomes RST_STREAM(CONNECT_ERROR); a reset of the
+//! stream before its END_STREAM becomes a reset of the app: the caller drops the app's socket, which carries
+//! `SO_LINGER(1,0)`. Source: RFC 9113 §8.5. A side is never read faster than the other takes it: the app is read only
+//! with credit for the tunnel, and credit goes back to the peer only when the app has taken the bytes.
+
+use std::future::poll_fn;
+use std::io::{self, IoSlice};
+use std::task::{Context, Poll, ready};
+
+use tokio::net::TcpStream;
+
+use super::budget::{Board, Seat};
+use super::queue::Queue;
+use super::stream::{RecvHalf, ResetReason, SendHalf, StreamEnd};
+use crate::net::copy::{ReadSize, shutdown_write, try_read};
+
+/// Why a relay ended before both directions had closed.
+#[derive(Debug, thiserror::Error)]
+pub enum RelayError {
+    /// The app reset its connection, or the kernel gave it up.
+    #[error("the app's connection broke off: {0}")]
+    App(io::Error),
+    /// The peer reset the stream, or the tunnel broke.
+    #[error("{0}")]
+    Peer(StreamEnd),
+    /// The app did not read, and its bytes were the most expensive to keep.
+    #[error("the app did not read, and the agent's memory budget was used up")]
+    Budget,
+}
+
+/// The two halves of an accepted CONNECT stream.
+pub struct Stream {
+    /// Into the tunnel.
+    pub send: SendHalf,
+    /// Out of the tunnel.
+    pub recv: RecvHalf,
+    /// What the peer may send unread.
+    pub window: u32,
+}
+
+/// Relays until both directions have closed. `from_app` is told of bytes from the app into the
+/// tunnel, `to_app` of the others.
+///
+/// On an error the stream has been reset, and the caller resets the app by dropping its socket.
+///
+/// **Errors**: see [`RelayError`]. **Cancel safety**: dropping it resets the stream.
+pub async fn relay(
+    app: &TcpStream,
+    stream: Stream,
+    board: &Board,
+    from_app: impl Fn(u64),
+    to_app: impl Fn(u64),
+) -> Result<(), RelayError> {
+    let mut upload = Upload { app, send: stream.send, size: ReadSize::default(), done: false };
+    let mut download = Download {
+        app,
+        recv: stream.recv,
+        queue: Queue::default(),
+        seat: board.join(u64::from(stream.window)),
+        ended: false,
+        done: false,
+    };
+    let result = poll_fn(|cx| {
+        let down = download.poll(cx, &to_app)?;
+        let up = match upload.poll(cx, &from_app) {
+            // The peer has sent its END_STREAM: what it says after that is no reset of what the app received.
+            Poll::Ready(Err(RelayError::Peer(_))) if download.ended => {
+                upload.done = true;
+                Poll::Ready(())
+            }
+            other => other?,
+        };
+        if down.is_ready() && up.is_ready() { Poll::Ready(Ok(())) } else { Poll::Pending }
+    })
+    .await;
+    match &result {
+        Ok(()) => {}
+        Err(RelayError::Budget) => upload.send.reset(ResetReason::Budget),
+        Err(_) => upload.send.reset(ResetReason::AppReset),
+    }
+    result
+}
+
+struct Upload<'a> {
+    app: &'a TcpStream,
+    send: SendHalf,
+    size: ReadSize,
+    done: bool,
+}
+
+impl Upload<'_> {
+    fn poll(&mut self, cx: &mut Context<'_>, count: &impl Fn(u64)) -> Poll<Result<(), RelayError>> {
+        if self.done {
+            return Poll::Ready(Ok(()));
+        }
+        if let Poll::Ready(end) = self.send.poll_end(cx) {
+            self.done = end.is_orderly();
+            return Poll::Ready(if self.done { Ok(()) } else { Err(RelayError::Peer(end)) });
+        }
+        loop {
+            // Credit is asked for only when the app has something: an idle stream holds none of the tunnel's.
+            ready!(self.app.poll_read_ready(cx)).map_err(RelayError::App)?;
+            let credit = ready!(self.send.poll_credit(cx, self.size.get())).map_err(RelayError::Peer)?;
+            match try_read(self.app, &mut self.size, credit) {
+                Ok(data) if data.is_empty() => {
+                    self.send.finish().map_err(RelayError::Peer)?;
+                    self.done = true;
+                    return Poll::Ready(Ok(()));
+                }
+                Ok(data) => {
+                    count(data.len() as u64);
+                    self.send.send(data).map_err(RelayError::Peer)?;
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.send.release_credit(),
+                Err(e) => return Poll::Ready(Err(RelayError::App(e))),
+            }
+        }
+    }
+}
+
+struct Download<'a> {
+    app: &'a TcpStream,
+    recv: RecvHalf,
+    queue: Queue,
+    seat: Seat,
+    ended: bool,
+    done: bool,
+}
+
+impl Download<'_> {
+    fn poll(&mut self, cx: &mut Context<'_>, count: &impl Fn(u64)) -> Poll<Result<(), RelayError>> {
+        if self.done {
+            return Poll::Ready(Ok(()));
+        }
+        loop {
+            // Always everything, whether the app reads or not: what stays in the codec it may take for an attack.
+            while !self.ended {
+                match self.recv.poll_data(cx) {
+                    Poll::Pending => break,
+                    Poll::Ready(None) => self.ended = true,
+                    Poll::Ready(Some(Ok(data))) => self.queue.push(data),
+                    Poll::Ready(Some(Err(end))) if end.is_orderly() => self.ended = true,
+                    Poll::Ready(Some(Err(end))) => return Poll::Ready(Err(RelayError::Peer(end))),
+                }
+            }
+            let taken = self.write()?;
+            if taken > 0 {
+                count(taken as u64);
+                self.recv.credit(taken);
+            }
+            if self.seat.update(self.queue.cost(), taken > 0, cx.waker()) {
+                return Poll::Ready(Err(RelayError::Budget));
+            }
+            if self.queue.is_empty() {
+                if !self.ended {
+                    return Poll::Pending; // `poll_data` has the waker
+                }
+                shutdown_write(self.app).map_err(RelayError::App)?;
+                self.done = true;
+                return Poll::Ready(Ok(()));
+            }
+            ready!(self.app.poll_write_ready(cx)).map_err(RelayError::App)?;
+        }
+    }
+
+    /// Writes what the app takes now.
+    fn write(&mut self) -> Result<usize, RelayError> {
+        let mut taken = 0;
+        while !self.queue.is_empty() {
+            let mut slices = [IoSlice::new(&[]); 16];
+            let filled = self.queue.slices(&mut slices);
+            match self.app.try_write_vectored(slices.get(..filled).unwrap_or(&[])) {
+                Ok(n) => {
+                    self.queue.advance(n);
+                    taken += n;
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
+                Err(e) => return Err(RelayError::App(e)),
+            }
+        }
+        Ok(taken)
+    }
+}

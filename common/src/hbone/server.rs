@@ -1,0 +1,202 @@
+//! The server's end of one tunnel: TLS with the client's certificate, HTTP/2, one [`ConnectRequest`] per stream.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, Request, Response, StatusCode};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+
+use super::headers::{DENIAL, DENIAL_CLASS};
+use super::relay::Stream;
+use super::stream::{RecvHalf, SendHalf};
+use super::{Http2, Limits, watch_pings};
+use crate::identity::peer_identity;
+use crate::task::Scope;
+use crate::telemetry::ResponseFlag;
+use crate::types::SpiffeId;
+
+/// Why a tunnel was not accepted, or ended early.
+#[derive(Debug, thiserror::Error)]
+pub enum AcceptError {
+    /// The handshake, or the peer's certificate.
+    #[error("TLS with {peer}: {cause}")]
+    Tls {
+        /// The client.
+        peer: SocketAddr,
+        /// What went wrong.
+        cause: String,
+    },
+    /// The peer speaks TLS but not HTTP/2.
+    #[error("HTTP/2 with {peer}: {cause}")]
+    Http2 {
+        /// The client.
+        peer: SocketAddr,
+        /// What went wrong.
+        cause: String,
+    },
+}
+
+impl AcceptError {
+    /// The only mapping to log and metric flags.
+    pub fn flag(&self) -> ResponseFlag {
+        match self {
+            Self::Tls { .. } => ResponseFlag::TlsFailure,
+            Self::Http2 { .. } => ResponseFlag::H2Handshake,
+        }
+    }
+}
+
+/// A tunnel whose client has proven its identity.
+pub struct Accepted {
+    /// From its certificate.
+    pub peer: SpiffeId,
+    /// Announced to the client.
+    window: u32,
+    connection: h2::server::Connection<tokio_rustls::server::TlsStream<TcpStream>, Bytes>,
+}
+
+/// TLS and the HTTP/2 preface.
+///
+/// **Errors**: a wrong certificate (the peer gets an alert), no ALPN `h2`, or a time limit. **Cancel safety**: dropping
+/// it closes the connection.
+pub async fn accept(
+    tcp: TcpStream,
+    peer: SocketAddr,
+    tls: Arc<rustls::ServerConfig>,
+    http2: &Http2,
+    limits: &Limits,
+) -> Result<Accepted, AcceptError> {
+    let tls = timeout(limits.tls, TlsAcceptor::from(tls).accept(tcp))
+        .await
+        .map_err(|_| AcceptError::Tls { peer, cause: format!("no handshake within {:?}", limits.tls) })?
+        .map_err(|e| AcceptError::Tls { peer, cause: e.to_string() })?;
+    let session = tls.get_ref().1;
+    let identity = peer_identity(session.peer_certificates())
+        .map_err(|e| AcceptError::Tls { peer, cause: e.to_string() })?;
+    if session.alpn_protocol() != Some(b"h2") {
+        return Err(AcceptError::Http2 { peer, cause: "the client did not offer ALPN h2".into() });
+    }
+    let handshake = h2::server::Builder::new()
+        .initial_window_size(http2.stream_window)
+        .initial_connection_window_size(http2.connection_window)
+        .max_frame_size(http2.frame_size)
+        .max_header_list_size(64 * 1024)
+        .max_send_buffer_size(http2.send_buffer)
+        .max_concurrent_streams(http2.server_streams)
+        .handshake(tls);
+    let connection = timeout(limits.preface, handshake)
+        .await
+        .map_err(|_| AcceptError::Http2 { peer, cause: format!("no preface within {:?}", limits.preface) })?
+        .map_err(|e| AcceptError::Http2 { peer, cause: e.to_string() })?;
+    Ok(Accepted { peer: identity, window: http2.stream_window, connection })
+}
+
+impl Accepted {
+    /// Hands each request to `serve` until the tunnel ends. When `scope` drains, a GOAWAY is sent, and it ends behind
+    /// its last stream.
+    ///
+    /// **Errors**: what broke the tunnel. **Cancel safety**: dropping it cuts all streams.
+    pub async fn run(
+        mut self,
+        limits: &Limits,
+        scope: &Scope,
+        mut serve: impl FnMut(ConnectRequest),
+    ) -> Result<(), String> {
+        let pings = self.connection.ping_pong();
+        let watch = async {
+            match pings {
+                Some(pings) => watch_pings(pings, limits).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::pin!(watch);
+        let mut draining = false;
+        loop {
+            tokio::select! {
+                next = self.connection.accept() => match next {
+                    None => return Ok(()),
+                    Some(Err(error)) => return Err(error.to_string()),
+                    Some(Ok((request, respond))) => {
+                        serve(ConnectRequest { request, respond, window: self.window });
+                    }
+                },
+                () = scope.draining(), if !draining => {
+                    draining = true;
+                    self.connection.graceful_shutdown();
+                }
+                () = &mut watch => {
+                    return Err(format!("no PING answer within {:?}", limits.ping_timeout));
+                }
+            }
+        }
+    }
+}
+
+/// One CONNECT, not yet answered. Dropped unanswered it is reset.
+pub struct ConnectRequest {
+    request: Request<h2::RecvStream>,
+    respond: h2::server::SendResponse<Bytes>,
+    window: u32,
+}
+
+/// Why a stream is refused; with the id it is all that the peer learns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// Status of the answer.
+    pub status: StatusCode,
+    /// Class in the header `culvert-denial-class`.
+    pub class: &'static str,
+}
+
+impl ConnectRequest {
+    /// Whether it is a plain CONNECT, without `:protocol`, `:scheme` and `:path`.
+    pub fn is_connect(&self) -> bool {
+        self.request.method() == Method::CONNECT
+            && self.request.extensions().get::<h2::ext::Protocol>().is_none()
+            && self.request.uri().path().is_empty()
+    }
+
+    /// The `:authority` as it came.
+    pub fn authority(&self) -> &str {
+        self.request.uri().authority().map_or("", http::uri::Authority::as_str)
+    }
+
+    /// The request's headers.
+    pub fn headers(&self) -> &HeaderMap {
+        self.request.headers()
+    }
+
+    /// Answers 200; `baggage` tells the client who serves it.
+    ///
+    /// **Errors**: the stream or the tunnel is gone.
+    pub fn accept(mut self, baggage: Option<&str>) -> Result<Stream, h2::Error> {
+        let mut response = Response::new(());
+        if let Some(value) = baggage.and_then(|b| http::HeaderValue::from_str(b).ok()) {
+            response.headers_mut().insert("baggage", value);
+        }
+        let send = self.respond.send_response(response, false)?;
+        let recv = RecvHalf::new(self.request.into_body());
+        Ok(Stream { send: SendHalf::new(send), recv, window: self.window })
+    }
+
+    /// Answers with the status, the denial's id and class, END_STREAM, and nothing else.
+    pub fn refuse(mut self, refusal: Refusal, id: &str) {
+        let mut response = Response::new(());
+        *response.status_mut() = refusal.status;
+        let headers = response.headers_mut();
+        if let Ok(id) = http::HeaderValue::from_str(id) {
+            headers.insert(DENIAL, id);
+            headers.insert(DENIAL_CLASS, http::HeaderValue::from_static(refusal.class));
+        }
+        // An error says that the peer has gone: nobody waits for the answer.
+        let _gone = self.respond.send_response(response, true);
+    }
+
+    /// Resolves when the client has reset the stream or the tunnel broke. Cancel-safe.
+    pub async fn gone(&mut self) {
+        let _reason = std::future::poll_fn(|cx| self.respond.poll_reset(cx)).await;
+    }
+}

@@ -1,0 +1,131 @@
+//! One CONNECT stream of a tunnel, seen by the relay: two halves that move bytes with credit.
+//!
+//! The only place where the relay and the HTTP/2 codec meet: a codec of our own takes over by replacing the insides
+//! of these two types.
+
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+
+/// How a stream ended before its END_STREAM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StreamEnd {
+    /// The peer reset the stream; RFC 9113 error code.
+    #[error("the peer reset the stream ({})", reason_name(*.0))]
+    Reset(u32),
+    /// The tunnel broke: TCP, TLS or HTTP/2 failed below the stream.
+    #[error("the tunnel to the peer broke")]
+    TunnelLost,
+}
+
+fn reason_name(code: u32) -> String {
+    format!("{:?}", h2::Reason::from(code))
+}
+
+impl StreamEnd {
+    /// RST_STREAM(NO_ERROR): the peer wants no more, but nothing went wrong.
+    pub fn is_orderly(self) -> bool {
+        self == Self::Reset(u32::from(h2::Reason::NO_ERROR))
+    }
+
+    fn from_h2(error: &h2::Error) -> Self {
+        match error.reason() {
+            Some(reason) if error.is_reset() => Self::Reset(reason.into()),
+            _ => Self::TunnelLost,
+        }
+    }
+}
+
+/// What we tell the peer when we reset a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ResetReason {
+    /// The app's connection was reset: RFC 9113 §8.5.
+    AppReset,
+    /// Memory had to be given back.
+    Budget,
+}
+
+/// The direction from the app into the tunnel.
+pub struct SendHalf(h2::SendStream<Bytes>);
+
+impl SendHalf {
+    /// Wraps the codec's half.
+    pub fn new(inner: h2::SendStream<Bytes>) -> Self {
+        Self(inner)
+    }
+
+    /// Bytes that [`SendHalf::send`] may take now; at least one, at most `want`. Pending while the peer gives no credit
+    /// or the tunnel's output is full.
+    ///
+    /// **Errors**: the stream or the tunnel is gone.
+    pub fn poll_credit(&mut self, cx: &mut Context<'_>, want: usize) -> Poll<Result<usize, StreamEnd>> {
+        loop {
+            let credit = self.0.capacity();
+            if credit > 0 {
+                return Poll::Ready(Ok(credit.min(want)));
+            }
+            self.0.reserve_capacity(want);
+            match ready!(self.0.poll_capacity(cx)) {
+                Some(Ok(_)) => {}
+                Some(Err(error)) => return Poll::Ready(Err(StreamEnd::from_h2(&error))),
+                None => return Poll::Ready(Err(StreamEnd::TunnelLost)),
+            }
+        }
+    }
+
+    /// Gives credit back that is not needed now, so that other streams of the tunnel have it.
+    pub fn release_credit(&mut self) {
+        self.0.reserve_capacity(0);
+    }
+
+    /// Ready when the peer reset the stream or the tunnel broke.
+    pub fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<StreamEnd> {
+        Poll::Ready(match ready!(self.0.poll_reset(cx)) {
+            Ok(reason) => StreamEnd::Reset(reason.into()),
+            Err(error) => StreamEnd::from_h2(&error),
+        })
+    }
+
+    /// Queues `data`; no more than was granted.
+    ///
+    /// **Errors**: the stream or the tunnel is gone.
+    pub fn send(&mut self, data: Bytes) -> Result<(), StreamEnd> {
+        self.0.send_data(data, false).map_err(|error| StreamEnd::from_h2(&error))
+    }
+
+    /// Queues END_STREAM behind all data.
+    ///
+    /// **Errors**: the stream or the tunnel is gone.
+    pub fn finish(&mut self) -> Result<(), StreamEnd> {
+        self.0.send_data(Bytes::new(), true).map_err(|error| StreamEnd::from_h2(&error))
+    }
+
+    /// Resets the stream, both directions; what is queued may be lost.
+    pub fn reset(&mut self, reason: ResetReason) {
+        self.0.send_reset(match reason {
+            ResetReason::AppReset => h2::Reason::CONNECT_ERROR,
+            ResetReason::Budget => h2::Reason::ENHANCE_YOUR_CALM,
+        });
+    }
+}
+
+/// The direction out of the tunnel to the app.
+pub struct RecvHalf(h2::RecvStream);
+
+impl RecvHalf {
+    /// Wraps the codec's half.
+    pub fn new(inner: h2::RecvStream) -> Self {
+        Self(inner)
+    }
+
+    /// The next DATA; `None` is END_STREAM.
+    pub fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, StreamEnd>>> {
+        self.0.poll_data(cx).map(|next| next.map(|data| data.map_err(|error| StreamEnd::from_h2(&error))))
+    }
+
+    /// Lets the peer send `taken` bytes more: the app has taken as many.
+    pub fn credit(&mut self, taken: usize) {
+        // An error says that the stream is gone, which `poll_data` reports with its reason.
+        let _gone = self.0.flow_control().release_capacity(taken);
+    }
+}
