@@ -1,1 +1,8 @@
-//! Filled by the commits that follow.
+//! Checked settings, and the report of what is wrong with what a person wrote.
+//!
+//! A [`Problem`] says where (file, line, object, field), what was seen and what is allowed. Readers collect all problems
+//! before they give up, so that one run shows everything that is to be mended. Knows nothing of meshes or YAML.
+
+mod problem;
+
+pub use problem::Problem;

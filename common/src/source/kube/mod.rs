@@ -1,0 +1,203 @@
+//! Kubernetes objects to the model: one pure function, [`translate`], for files and for a cluster alike.
+//!
+//! Its L4 output equals istiod's for the same objects. One file per kind reads that kind's fields (`pod`, `service`, …);
+//! `endpoints` joins Services, Pods and EndpointSlices; `policies` says which policies a workload lists. `yaml` and
+//! `reader` bound what foreign text may do and remember lines and paths for reports. Policies fail closed: what is not
+//! understood is a problem, and problems keep the whole state from being used. Knows no files, sockets or clocks.
+
+mod authorization_policy;
+mod endpoint_slice;
+mod endpoints;
+mod namespace;
+mod node;
+mod object;
+mod peer_authentication;
+mod pod;
+mod reader;
+mod service;
+mod yaml;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use self::endpoints::Pods;
+use self::object::Objects;
+use self::pod::Pod;
+use self::reader::Report;
+use crate::config::Problem;
+use crate::model::{LocalPod, Model, TunnelProtocol, Workload};
+use crate::types::{PolicyKey, SpiffeId};
+
+/// What the translation needs to know and no object says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Cluster id, for example `Kubernetes`.
+    pub cluster: Arc<str>,
+    /// Trust domain of all identities.
+    pub trust_domain: Arc<str>,
+    /// Domain of service names, for example `cluster.local`.
+    pub cluster_domain: Arc<str>,
+    /// Namespace whose policies apply to the whole mesh, for example `istio-system`.
+    pub root_namespace: Arc<str>,
+    /// Network id; empty in a single network.
+    pub network: Arc<str>,
+    /// This node; none takes the pods of all nodes for its own.
+    pub node: Option<Arc<str>>,
+    /// A DENY rule of which L4 enforces nothing denies everything it might mean.
+    pub policy_strict: bool,
+    /// Ranges of service addresses; empty if unknown.
+    pub service_range: Vec<IpNet>,
+    /// Namespaces whose pods are never captured.
+    pub excluded_namespaces: Vec<Arc<str>>,
+    /// Paths of network namespaces by `<namespace>/<name>`; they win over the annotation `culvert.dev/netns`.
+    pub netns_overrides: HashMap<String, PathBuf>,
+    /// Dedicated mode: the one workload that the agent's own network namespace belongs to.
+    pub dedicated: Option<Dedicated>,
+}
+
+/// The workload of an agent in dedicated mode.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dedicated {
+    /// Namespace of the pod.
+    pub namespace: Arc<str>,
+    /// Name of the pod.
+    pub name: Arc<str>,
+    /// Its service account.
+    pub service_account: Arc<str>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            cluster: "Kubernetes".into(),
+            trust_domain: "cluster.local".into(),
+            cluster_domain: "cluster.local".into(),
+            root_namespace: "istio-system".into(),
+            network: "".into(),
+            node: None,
+            policy_strict: false,
+            service_range: Vec::new(),
+            excluded_namespaces: vec!["kube-system".into()],
+            netns_overrides: HashMap::new(),
+            dedicated: None,
+        }
+    }
+}
+
+/// A file's text; it may hold several YAML documents.
+#[derive(Clone, Copy, Debug)]
+pub struct Document<'a> {
+    /// Name for reports.
+    pub file: &'a str,
+    /// YAML or JSON.
+    pub text: &'a str,
+}
+
+/// What objects mean, and what is doubtful in them.
+#[derive(Clone, Debug, Default)]
+pub struct Translated {
+    /// Everything that was understood, which is everything.
+    pub model: Model,
+    /// What has no effect or probably not the wanted one.
+    pub warnings: Vec<Problem>,
+}
+
+/// Translates all objects of all `documents`.
+///
+/// **Errors**: all problems of all documents, in the order of files and lines. Nothing of them may be used then: half
+/// of a policy is another policy.
+pub fn translate(documents: &[Document<'_>], settings: &Settings) -> Result<Translated, Vec<Problem>> {
+    let report = Report::default();
+    let mut model = Model::default();
+
+    let objects = object::read(documents, &report);
+    let live: Vec<&Pod> = objects.pods.iter().filter(|pod| !pod.over && !pod.ips.is_empty()).collect();
+    let pods = Pods::index(&live, &report);
+
+    model.policies = authorization_policy::translate(&objects, settings, &report);
+    model.policies.extend(peer_authentication::translate(&objects, settings, &report));
+    model.workloads = live.iter().filter_map(|pod| workload(pod, &objects, settings, &report)).collect();
+    service::check_vips(&objects.services, settings, &report);
+    endpoints::add_services(&objects, &pods, settings, &report, &mut model);
+    model.pods = local_pods(&live, &objects, settings, &report);
+
+    match report.finish() {
+        (problems, warnings) if problems.is_empty() => Ok(Translated { model, warnings }),
+        (problems, _) => Err(problems),
+    }
+}
+
+fn workload(pod: &Pod, objects: &Objects, settings: &Settings, report: &Report) -> Option<Workload> {
+    let namespace = objects.namespaces.get(&pod.meta.namespace);
+    let identity = SpiffeId::new(&settings.trust_domain, &pod.meta.namespace, &pod.service_account)
+        .map_err(|error| {
+            let what = "allowed: names out of a-z A-Z 0-9 - . _";
+            report.problem(pod.meta.at.about("spec.serviceAccountName", error.to_string(), what));
+        })
+        .ok()?;
+    let (workload_type, workload_name) = pod.owner();
+    let (canonical_name, canonical_revision) = pod.canonical(&workload_name);
+    let tunnel = pod.is_captured(namespace, settings) || pod.is_native_tunnel();
+    Some(Workload {
+        uid: pod.uid(settings),
+        name: Arc::clone(&pod.meta.name),
+        namespace: Arc::clone(&pod.meta.namespace),
+        identity,
+        addresses: pod.ips.clone(),
+        protocol: if tunnel { TunnelProtocol::Hbone } else { TunnelProtocol::Tcp },
+        node: Arc::clone(&pod.node),
+        canonical_name,
+        canonical_revision,
+        workload_type,
+        workload_name,
+        cluster: Arc::clone(&settings.cluster),
+        network: Arc::clone(&settings.network),
+        locality: objects.nodes.get(&pod.node).map(|node| node.locality.clone()).unwrap_or_default(),
+        health: pod.health,
+        host_network: pod.host_network,
+        capacity: 1,
+        authorization_policies: listed_policies(pod, objects, settings),
+    })
+}
+
+/// The policies that select the pod by label: its own namespace's and the root namespace's, then what
+/// PeerAuthentication makes of it.
+fn listed_policies(pod: &Pod, objects: &Objects, settings: &Settings) -> Vec<PolicyKey> {
+    let mut keys = authorization_policy::selecting(pod, objects, settings);
+    keys.extend(peer_authentication::selecting(pod, objects, settings));
+    keys
+}
+
+/// The pods to capture on this node, or the one pod of dedicated mode.
+fn local_pods(live: &[&Pod], objects: &Objects, settings: &Settings, report: &Report) -> Vec<LocalPod> {
+    let Some(Dedicated { namespace, name, service_account }) = &settings.dedicated else {
+        let here = |pod: &&&Pod| settings.node.as_ref().is_none_or(|node| *node == pod.node);
+        let captured = |pod: &&&Pod| pod.is_captured(objects.namespaces.get(&pod.meta.namespace), settings);
+        return live
+            .iter()
+            .filter(here)
+            .filter(captured)
+            .filter_map(|pod| pod.local(settings, report))
+            .collect();
+    };
+    let own = live.iter().find(|pod| {
+        pod.meta.namespace == *namespace && pod.meta.name == *name && pod.service_account == *service_account
+    });
+    if own.is_none() {
+        report.warning(Problem {
+            file: "settings".into(),
+            line: 0,
+            object: format!("Pod {namespace}/{name}"),
+            field: String::new(),
+            seen: format!("no live pod of this name with service account {service_account}"),
+            allowed: "nothing is captured until the files have it, with an address in status.podIPs".into(),
+        });
+    }
+    own.map(|pod| pod.local_in(None, settings)).into_iter().collect()
+}
+
+#[cfg(test)]
+mod tests;

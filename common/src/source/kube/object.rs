@@ -1,0 +1,217 @@
+//! Kubernetes objects of all files, by kind: documents and lists are taken apart, metadata is read.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::endpoint_slice::EndpointSlice;
+use super::reader::{At, Field, Labels, Report};
+use super::yaml::Node;
+use super::{Document, yaml};
+use super::{authorization_policy::AuthorizationPolicy, peer_authentication::PeerAuthentication};
+use super::{namespace::Namespace, node, pod::Pod, service::Service};
+use crate::config::Problem;
+
+/// What every object has.
+#[derive(Clone, Debug)]
+pub(super) struct Meta {
+    pub(super) at: At,
+    /// Empty for kinds without namespace.
+    pub(super) namespace: Arc<str>,
+    pub(super) name: Arc<str>,
+    pub(super) uid: Option<Arc<str>>,
+    pub(super) labels: Labels,
+    pub(super) annotations: Labels,
+    /// RFC 3339 in UTC, which sorts as text; empty, thus oldest, if the document has none.
+    pub(super) created: Arc<str>,
+    pub(super) deleting: bool,
+}
+
+impl Meta {
+    /// `<namespace>/<name>`.
+    pub(super) fn key(&self) -> String {
+        format!("{}/{}", self.namespace, self.name)
+    }
+
+    pub(super) fn annotation(&self, name: &str) -> Option<&str> {
+        self.annotations.get(name).map(|value| &**value)
+    }
+}
+
+/// All objects that were read.
+#[derive(Default)]
+pub(super) struct Objects {
+    pub(super) namespaces: HashMap<Arc<str>, Namespace>,
+    pub(super) nodes: HashMap<Arc<str>, node::Node>,
+    pub(super) pods: Vec<Pod>,
+    pub(super) services: Vec<Service>,
+    pub(super) slices: Vec<EndpointSlice>,
+    pub(super) authorization_policies: Vec<AuthorizationPolicy>,
+    pub(super) peer_authentications: Vec<PeerAuthentication>,
+    /// To find objects that are defined twice.
+    seen: HashMap<String, At>,
+}
+
+/// The kinds that are read, with their API versions and whether they have a namespace.
+const KINDS: [(&str, &[&str], bool); 7] = [
+    ("Namespace", &["v1"], false),
+    ("Node", &["v1"], false),
+    ("Pod", &["v1"], true),
+    ("Service", &["v1"], true),
+    ("EndpointSlice", &["discovery.k8s.io/v1"], true),
+    ("AuthorizationPolicy", &["security.istio.io/v1", "security.istio.io/v1beta1"], true),
+    ("PeerAuthentication", &["security.istio.io/v1", "security.istio.io/v1beta1"], true),
+];
+
+/// Reads all objects of all documents.
+pub(super) fn read(documents: &[Document<'_>], report: &Report) -> Objects {
+    let mut objects = Objects::default();
+    for document in documents {
+        let file: Arc<str> = document.file.into();
+        match yaml::parse(document.text) {
+            Ok(nodes) => nodes.iter().for_each(|node| objects.read_node(node, &file, None, report)),
+            Err(refused) => report.problem(Problem {
+                file: document.file.to_owned(),
+                line: refused.line,
+                object: String::new(),
+                field: String::new(),
+                seen: refused.reason,
+                allowed: "allowed: Kubernetes objects in YAML or JSON".into(),
+            }),
+        }
+    }
+    objects
+}
+
+impl Objects {
+    /// Reads one object, or all objects of a list. In a list of one kind, items may leave their kind out.
+    fn read_node(&mut self, node: &Node<'_>, file: &Arc<str>, of: Option<(&str, &str)>, report: &Report) {
+        let mut at = At { file: Arc::clone(file), line: node.line, object: "".into() };
+        let (kind, version) = {
+            let root = Field::root(node, &at, report);
+            let (of_kind, of_version) = of.unzip();
+            let kind = root.get("kind").map_or(of_kind, |kind| kind.text()).map(str::to_owned);
+            let version = root.get("apiVersion").map_or(of_version, |v| v.text()).map(str::to_owned);
+            match (kind, version) {
+                (Some(kind), Some(version)) => (kind, version),
+                _ => {
+                    let missing = at.about("", "no kind or no apiVersion", "allowed: a Kubernetes object");
+                    return report.problem(missing);
+                }
+            }
+        };
+        let root = Field::root(node, &at, report);
+        if let Some(of) = kind.strip_suffix("List")
+            && root.get("items").is_some()
+        {
+            let of = Some((of, version.as_str())).filter(|(of, _)| !of.is_empty());
+            return root.items("items").iter().for_each(|item| self.read_node(item.node(), file, of, report));
+        }
+        let name = root.get("metadata").and_then(|m| m.text_at("name")).unwrap_or("").to_owned();
+        let namespaced = KINDS.iter().find(|(k, ..)| *k == kind).is_none_or(|(.., namespaced)| *namespaced);
+        let namespace = match root.get("metadata").and_then(|m| m.text_at("namespace")) {
+            Some(namespace) if namespaced => namespace.to_owned(),
+            None if namespaced => "default".to_owned(), // as kubectl does
+            _ => String::new(),
+        };
+        at.object = match namespaced {
+            true => format!("{kind} {namespace}/{name}").into(),
+            false => format!("{kind} {name}").into(),
+        };
+        let root = Field::root(node, &at, report);
+        if is_read(&root, &kind, &version)
+            && let Some(meta) = meta(&root, &namespace, &name)
+            && self.is_first(&kind, &meta, report)
+        {
+            self.keep(&kind, meta, &root);
+        }
+    }
+
+    fn is_first(&mut self, kind: &str, meta: &Meta, report: &Report) -> bool {
+        match self.seen.get(&*meta.at.object) {
+            Some(first) => {
+                let seen =
+                    format!("a second {kind} of this name; the first is {}:{}", first.file, first.line);
+                report.problem(meta.at.about("metadata.name", seen, "allowed: each object once"));
+                false
+            }
+            None => {
+                self.seen.insert(meta.at.object.to_string(), meta.at.clone());
+                true
+            }
+        }
+    }
+
+    fn keep(&mut self, kind: &str, meta: Meta, root: &Field<'_>) {
+        let name = Arc::clone(&meta.name);
+        match kind {
+            "Namespace" => drop(self.namespaces.insert(name, Namespace::read(meta))),
+            "Node" => drop(self.nodes.insert(name, node::Node::read(&meta, root))),
+            "Pod" => self.pods.push(Pod::read(meta, root)),
+            "Service" => self.services.extend(Service::read(meta, root)),
+            "EndpointSlice" => self.slices.extend(EndpointSlice::read(meta, root)),
+            "AuthorizationPolicy" => self.authorization_policies.push(AuthorizationPolicy::read(meta, root)),
+            "PeerAuthentication" => self.peer_authentications.push(PeerAuthentication::read(meta, root)),
+            _ => {} // `is_read` lets no other kind through
+        }
+    }
+}
+
+/// Whether the object's kind and version are read; reports what is not.
+fn is_read(root: &Field<'_>, kind: &str, version: &str) -> bool {
+    let group = |version: &str| version.rsplit_once('/').map_or("", |(group, _)| group).to_owned();
+    let known = KINDS
+        .iter()
+        .find(|(k, versions, _)| *k == kind && versions.iter().any(|known| group(known) == group(version)));
+    let Some((_, versions, _)) = known else {
+        if let Some(field) = root.get("kind") {
+            let names: Vec<&str> = KINDS.iter().map(|(kind, ..)| *kind).collect();
+            let seen = format!("{kind} of {version} is not read, so it has no effect");
+            field.warning(seen, format!("read are {}", names.join(", ")));
+        }
+        return false;
+    };
+    let read = versions.contains(&version);
+    if !read {
+        match root.get("apiVersion") {
+            Some(field) => field.refuse(&versions.join(", ")),
+            None => {
+                root.problem(format!("apiVersion {version}"), format!("allowed: {}", versions.join(", ")))
+            }
+        }
+    }
+    read
+}
+
+/// The object's metadata; none, with a report, if its names cannot be used.
+fn meta(root: &Field<'_>, namespace: &str, name: &str) -> Option<Meta> {
+    let Some(metadata) = root.get("metadata") else {
+        root.problem("no metadata.name", "allowed: an object with a name");
+        return None;
+    };
+    let is_name = |text: &str| {
+        let char = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.';
+        (1..=253).contains(&text.len()) && text.bytes().all(char)
+    };
+    let allowed = "allowed: 1 to 253 characters out of a-z 0-9 - .";
+    let mut good = true;
+    for (key, value) in [("name", name), ("namespace", namespace)] {
+        if !is_name(value) && (key == "name" || !value.is_empty()) {
+            good = false;
+            match metadata.get(key) {
+                Some(field) => field.problem(format!("{value:?}"), allowed),
+                None => metadata.problem(format!("no {key}"), allowed),
+            }
+        }
+    }
+    Some(Meta {
+        at: root.at().clone(),
+        namespace: namespace.into(),
+        name: name.into(),
+        uid: metadata.text_at("uid").map(Arc::from),
+        labels: metadata.labels("labels"),
+        annotations: metadata.labels("annotations"),
+        created: metadata.text_at("creationTimestamp").unwrap_or("").into(),
+        deleting: metadata.get("deletionTimestamp").is_some(),
+    })
+    .filter(|_| good)
+}

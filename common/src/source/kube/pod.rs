@@ -1,0 +1,256 @@
+//! Pod: reading it, and what can be said of it alone (owner, telemetry names, whether it is to be captured).
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::Settings;
+use super::namespace::Namespace;
+use super::object::Meta;
+use super::reader::{Field, Report};
+use crate::model::{Health, LocalPod, WorkloadType};
+use crate::types::WorkloadUid;
+
+const DATAPLANE_MODE: &str = "istio.io/dataplane-mode";
+const REDIRECTION: &str = "ambient.istio.io/redirection";
+const BYPASS_INBOUND: &str = "ambient.istio.io/bypass-inbound-capture";
+const REROUTE_INTERFACES: &str = "istio.io/reroute-virtual-interfaces";
+const NETNS: &str = "culvert.dev/netns";
+
+/// What is needed of a Pod.
+#[derive(Debug)]
+pub(super) struct Pod {
+    pub(super) meta: Meta,
+    pub(super) node: Arc<str>,
+    pub(super) service_account: Arc<str>,
+    /// The primary address first.
+    pub(super) ips: Vec<IpAddr>,
+    pub(super) host_network: bool,
+    pub(super) health: Health,
+    /// Phase Succeeded or Failed: it no longer runs.
+    pub(super) over: bool,
+    /// Kind and name of the owner that controls it.
+    owner: Option<(Arc<str>, Arc<str>)>,
+    /// Named TCP ports of its containers.
+    ports: Vec<(Arc<str>, u16)>,
+    netns: Option<PathBuf>,
+    bypass_inbound: bool,
+    reroute_interfaces: Vec<Arc<str>>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Pending,
+    Running,
+    Over,
+    Unknown,
+}
+
+const PHASES: [(&str, Phase); 5] = [
+    ("Pending", Phase::Pending),
+    ("Running", Phase::Running),
+    ("Succeeded", Phase::Over),
+    ("Failed", Phase::Over),
+    ("Unknown", Phase::Unknown),
+];
+
+impl Pod {
+    pub(super) fn read(meta: Meta, root: &Field<'_>) -> Self {
+        let spec = root.get("spec");
+        let status = root.get("status");
+        let spec_text = |key: &str| spec.as_ref().and_then(|spec| spec.text_at(key));
+        let phase = status.as_ref().and_then(|s| s.get("phase")).and_then(|phase| phase.one_of(&PHASES));
+        let ready = status.as_ref().map_or(Some(true), |status| is_ready(status, phase)).unwrap_or(false);
+        let account = spec_text("serviceAccountName").or_else(|| spec_text("serviceAccount"));
+        Self {
+            node: spec_text("nodeName").unwrap_or("").into(),
+            service_account: account.unwrap_or("default").into(),
+            ips: status.as_ref().map(addresses).unwrap_or_default(),
+            host_network: spec.as_ref().is_some_and(|spec| spec.flag_at("hostNetwork")),
+            health: match (meta.deleting, ready) {
+                (true, _) => Health::Terminating,
+                (false, true) => Health::Healthy,
+                (false, false) => Health::Unhealthy,
+            },
+            over: phase == Some(Phase::Over),
+            owner: owner(root),
+            ports: spec.as_ref().map(named_ports).unwrap_or_default(),
+            netns: netns(root),
+            bypass_inbound: annotation(root, BYPASS_INBOUND).and_then(|f| go_bool(&f)).unwrap_or(false),
+            reroute_interfaces: annotation(root, REROUTE_INTERFACES)
+                .map(|f| interfaces(&f))
+                .unwrap_or_default(),
+            meta,
+        }
+    }
+
+    /// Key of its workload.
+    pub(super) fn uid(&self, settings: &Settings) -> WorkloadUid {
+        WorkloadUid(format!("{}//Pod/{}", settings.cluster, self.meta.key()).into())
+    }
+
+    /// The container port of this name.
+    pub(super) fn port(&self, name: &str) -> Option<u16> {
+        self.ports.iter().find(|(n, _)| &**n == name).map(|(_, port)| *port)
+    }
+
+    /// Kind and name of what owns it, as telemetry names them. Only ReplicaSets of Deployments, Jobs and CronJobs are
+    /// told apart; all others are pods, as istiod has it.
+    pub(super) fn owner(&self) -> (WorkloadType, Arc<str>) {
+        let pod = || (WorkloadType::Pod, Arc::clone(&self.meta.name));
+        let Some((kind, name)) = &self.owner else { return pod() };
+        match &**kind {
+            "ReplicaSet" => {
+                let hash = self.meta.labels.get("pod-template-hash").filter(|hash| !hash.is_empty());
+                let stem = hash.and_then(|hash| name.strip_suffix(&**hash));
+                match stem.map(|stem| stem.strip_suffix('-').unwrap_or(stem)) {
+                    Some(deployment) => (WorkloadType::Deployment, deployment.into()),
+                    None => pod(),
+                }
+            }
+            "Job" => match name.rsplit_once('-') {
+                // A CronJob names its Jobs with the time in seconds or minutes: 8 to 10 digits.
+                Some((cron, time))
+                    if !cron.is_empty()
+                        && (8..=10).contains(&time.len())
+                        && time.bytes().all(|b| b.is_ascii_digit()) =>
+                {
+                    (WorkloadType::CronJob, cron.into())
+                }
+                _ => (WorkloadType::Job, Arc::clone(name)),
+            },
+            _ => pod(),
+        }
+    }
+
+    /// Canonical name and revision for telemetry.
+    pub(super) fn canonical(&self, workload_name: &Arc<str>) -> (Arc<str>, Arc<str>) {
+        let first = |keys: [&str; 3], or: &Arc<str>| {
+            keys.iter().find_map(|key| self.meta.labels.get(*key)).unwrap_or(or).clone()
+        };
+        let name = ["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"];
+        let revision = ["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"];
+        (first(name, workload_name), first(revision, &"latest".into()))
+    }
+
+    /// Whether the pod is to be captured, and thus is reached over HBONE: labelled (itself, or by its namespace unless it
+    /// says `none`), not excluded, and not said to be without redirection.
+    pub(super) fn is_captured(&self, namespace: Option<&Namespace>, settings: &Settings) -> bool {
+        let mode = self.meta.labels.get(DATAPLANE_MODE).map(|mode| &**mode);
+        let of_namespace = namespace.and_then(|n| n.labels.get(DATAPLANE_MODE)).map(|mode| &**mode);
+        let own_proxy = self.meta.namespace == settings.root_namespace
+            && self.meta.labels.get("app").is_some_and(|app| &**app == "ztunnel");
+        !self.host_network
+            && self.meta.annotation("sidecar.istio.io/status").is_none()
+            && !settings.excluded_namespaces.contains(&self.meta.namespace)
+            && !own_proxy
+            && (mode == Some("ambient") || (of_namespace == Some("ambient") && mode != Some("none")))
+            && self.meta.annotation(REDIRECTION).is_none_or(|redirection| redirection == "enabled")
+    }
+
+    /// Whether it terminates HBONE itself.
+    pub(super) fn is_native_tunnel(&self) -> bool {
+        self.meta.labels.get("networking.istio.io/tunnel").is_some_and(|tunnel| &**tunnel == "http")
+    }
+
+    /// The pod as one to capture on this node; none, with a warning, if the path of its network namespace is unknown.
+    pub(super) fn local(&self, settings: &Settings, report: &Report) -> Option<LocalPod> {
+        let netns = settings.netns_overrides.get(&self.meta.key()).or(self.netns.as_ref());
+        if netns.is_none() {
+            let seen = "to be captured on this node, but its network namespace is unknown";
+            let what = format!("name its path in the annotation {NETNS}, or as a setting of the agent");
+            report.warning(self.meta.at.about("metadata.annotations", seen, what));
+        }
+        Some(self.local_in(Some(netns?.clone()), settings))
+    }
+
+    /// The pod as one to capture in this network namespace.
+    pub(super) fn local_in(&self, netns: Option<PathBuf>, settings: &Settings) -> LocalPod {
+        LocalPod {
+            uid: self.meta.uid.clone().unwrap_or_else(|| self.meta.key().into()),
+            workload: self.uid(settings),
+            namespace: Arc::clone(&self.meta.namespace),
+            name: Arc::clone(&self.meta.name),
+            addresses: self.ips.clone(),
+            netns,
+            bypass_inbound: self.bypass_inbound,
+            reroute_interfaces: self.reroute_interfaces.clone(),
+        }
+    }
+}
+
+/// Condition Ready. A pod without any conditions was written by hand: it is ready if it may run.
+fn is_ready(status: &Field<'_>, phase: Option<Phase>) -> Option<bool> {
+    if status.get("conditions").is_none() {
+        return Some(phase.is_none_or(|phase| phase == Phase::Running));
+    }
+    let conditions = status.items("conditions");
+    let ready = conditions.iter().find(|condition| condition.text_at("type") == Some("Ready"))?;
+    ready.get("status")?.one_of(&[("True", true), ("False", false), ("Unknown", false)])
+}
+
+fn addresses(status: &Field<'_>) -> Vec<IpAddr> {
+    let mut ips: Vec<IpAddr> = Vec::new();
+    let primary = status.get("podIP").filter(|_| status.text_at("podIP").is_some());
+    let all = status.items("podIPs").into_iter().filter_map(|item| item.get("ip"));
+    for ip in primary.into_iter().chain(all).filter_map(|ip| ip.ip()) {
+        if !ips.contains(&ip) {
+            ips.push(ip);
+        }
+    }
+    ips
+}
+
+fn owner(root: &Field<'_>) -> Option<(Arc<str>, Arc<str>)> {
+    let owners = root.get("metadata")?.items("ownerReferences");
+    let owner = owners.iter().find(|owner| owner.flag_at("controller"))?;
+    Some((owner.text_at("kind")?.into(), owner.text_at("name")?.into()))
+}
+
+fn named_ports(spec: &Field<'_>) -> Vec<(Arc<str>, u16)> {
+    // An init container that restarts always is a sidecar: it runs as long as the others.
+    let sidecars = spec.items("initContainers").into_iter();
+    let sidecars = sidecars.filter(|container| container.text_at("restartPolicy") == Some("Always"));
+    let containers = spec.items("containers").into_iter().chain(sidecars);
+    let ports = containers.flat_map(|container| container.items("ports"));
+    let tcp = ports.filter(|port| matches!(port.text_at("protocol"), None | Some("TCP")));
+    tcp.filter_map(|port| Some((port.text_at("name")?.into(), port.get("containerPort")?.port()?))).collect()
+}
+
+fn annotation<'a>(root: &Field<'a>, name: &str) -> Option<Field<'a>> {
+    root.dig(&["metadata", "annotations", name])
+}
+
+fn netns(root: &Field<'_>) -> Option<PathBuf> {
+    let field = annotation(root, NETNS)?;
+    let path = PathBuf::from(field.text()?);
+    if path.is_absolute() {
+        return Some(path);
+    }
+    field.refuse("an absolute path of a network namespace, such as /run/netns/shop-cart");
+    None
+}
+
+/// A boolean as Go's `strconv.ParseBool` reads it.
+fn go_bool(field: &Field<'_>) -> Option<bool> {
+    let truth = ["1", "t", "T", "true", "TRUE", "True"].map(|text| (text, true));
+    let lies = ["0", "f", "F", "false", "FALSE", "False"].map(|text| (text, false));
+    let text = field.text()?;
+    let found = truth.iter().chain(&lies).find(|(name, _)| *name == text).map(|(_, value)| *value);
+    if found.is_none() {
+        field.refuse("\"true\", \"false\"");
+    }
+    found
+}
+
+fn interfaces(field: &Field<'_>) -> Vec<Arc<str>> {
+    let names = field.text().unwrap_or("").split(',').map(str::trim).filter(|name| !name.is_empty());
+    let good = |name: &&str| {
+        let good = name.len() < 16 && name.bytes().all(|b| b.is_ascii_graphic() && b != b'/');
+        if !good {
+            field.refuse("names of network interfaces, at most 15 characters each, with commas between");
+        }
+        good
+    };
+    names.filter(good).map(Arc::from).collect()
+}

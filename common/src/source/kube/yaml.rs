@@ -1,0 +1,192 @@
+//! YAML text to a tree of nodes that know their line. Bounded in depth and in nodes, whatever the text says.
+//!
+//! The tree is built from the parser's events, one by one and without recursion: a loader that recurses would let a
+//! file of brackets overflow the stack, and one that expands aliases would let ten lines fill the memory.
+
+use std::borrow::Cow;
+use std::collections::{HashMap, HashSet};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use saphyr_parser::{Event, Parser, ScalarStyle, Tag};
+
+/// Deepest nesting. Kubernetes objects of the kinds read here need fewer than 20 levels.
+const DEPTH_MAX: usize = 64;
+/// Most nodes that aliases may stand for, per file.
+const ALIASED_NODES_MAX: usize = 100_000;
+
+/// A value and the line on which it starts.
+#[derive(Clone, Debug)]
+pub(super) struct Node<'a> {
+    pub(super) line: usize,
+    /// Levels below and including this one, so that an alias cannot nest deeper than text can.
+    depth: usize,
+    /// Nodes below and including this one.
+    size: usize,
+    pub(super) kind: Kind<'a>,
+}
+
+/// What a node is.
+#[derive(Clone, Debug)]
+pub(super) enum Kind<'a> {
+    /// A scalar. `plain` is false if it was quoted or is tagged `!!str`, so that it can only be a text.
+    Scalar { text: Cow<'a, str>, plain: bool },
+    /// A sequence.
+    Sequence(Vec<Node<'a>>),
+    /// A mapping, in the order of the text; keys are unique.
+    Mapping(Vec<(Cow<'a, str>, Node<'a>)>),
+}
+
+/// The text is no YAML, or more than is accepted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Refused {
+    pub(super) line: usize,
+    pub(super) reason: String,
+}
+
+/// The documents of `text`, without the empty ones.
+///
+/// **Errors**: no YAML, nested too deep, too many aliased nodes, a key twice, a key that is no text, a merge key.
+pub(super) fn parse(text: &str) -> Result<Vec<Node<'_>>, Refused> {
+    // The parser is someone else's and has `unreachable!` in it: a file must not take the agent down.
+    catch_unwind(AssertUnwindSafe(|| build(text)))
+        .unwrap_or_else(|_| Err(Refused { line: 0, reason: "the YAML parser gave up on this text".into() }))
+}
+
+fn build(text: &str) -> Result<Vec<Node<'_>>, Refused> {
+    let mut parser = Parser::new_from_str(text);
+    let mut builder = Builder::default();
+    while let Some(event) = parser.next_event() {
+        let (event, span) = event
+            .map_err(|e| Refused { line: e.marker().line(), reason: format!("no YAML: {}", e.info()) })?;
+        builder.event(event, span.start.line())?;
+    }
+    Ok(builder.documents)
+}
+
+/// A collection that is still open.
+struct Open<'a> {
+    line: usize,
+    anchor: usize,
+    kind: Kind<'a>,
+    /// A mapping's key whose value has not come yet.
+    key: Option<Cow<'a, str>>,
+    /// Keys so far.
+    keys: HashSet<Cow<'a, str>>,
+    depth: usize,
+    size: usize,
+}
+
+#[derive(Default)]
+struct Builder<'a> {
+    documents: Vec<Node<'a>>,
+    open: Vec<Open<'a>>,
+    anchors: HashMap<usize, Node<'a>>,
+    aliased: usize,
+}
+
+impl<'a> Builder<'a> {
+    fn event(&mut self, event: Event<'a>, line: usize) -> Result<(), Refused> {
+        match event {
+            Event::Nothing | Event::StreamStart | Event::StreamEnd | Event::DocumentStart(_) => Ok(()),
+            Event::DocumentEnd => {
+                self.anchors.clear();
+                Ok(())
+            }
+            Event::Scalar(text, style, anchor, tag) => {
+                let is_str = |t: &Cow<'_, Tag>| t.is_yaml_core_schema() && t.suffix == "str";
+                let plain = style == ScalarStyle::Plain && !tag.as_ref().is_some_and(is_str);
+                self.add(Node { line, depth: 1, size: 1, kind: Kind::Scalar { text, plain } }, anchor)
+            }
+            Event::SequenceStart(anchor, _) => self.start(line, anchor, Kind::Sequence(Vec::new())),
+            Event::MappingStart(anchor, _) => self.start(line, anchor, Kind::Mapping(Vec::new())),
+            Event::SequenceEnd | Event::MappingEnd => match self.open.pop() {
+                Some(Open { line, anchor, kind, depth, size, .. }) => {
+                    self.add(Node { line, depth: depth + 1, size: size + 1, kind }, anchor)
+                }
+                None => Err(Refused { line, reason: "a collection ends that never began".into() }),
+            },
+            Event::Alias(anchor) => self.alias(anchor, line),
+        }
+    }
+
+    fn start(&mut self, line: usize, anchor: usize, kind: Kind<'a>) -> Result<(), Refused> {
+        self.open.push(Open { line, anchor, kind, key: None, keys: HashSet::new(), depth: 0, size: 0 });
+        self.check_depth(0, line)
+    }
+
+    fn check_depth(&self, below: usize, line: usize) -> Result<(), Refused> {
+        match self.open.len() + below > DEPTH_MAX {
+            true => Err(Refused { line, reason: format!("nested deeper than {DEPTH_MAX} levels") }),
+            false => Ok(()),
+        }
+    }
+
+    fn alias(&mut self, anchor: usize, line: usize) -> Result<(), Refused> {
+        let Some(node) = self.anchors.get(&anchor) else {
+            return Err(Refused {
+                line,
+                reason: "an alias of an anchor that is not complete before it".into(),
+            });
+        };
+        self.aliased += node.size;
+        if self.aliased > ALIASED_NODES_MAX {
+            let reason = format!("aliases stand for more than {ALIASED_NODES_MAX} nodes");
+            return Err(Refused { line, reason });
+        }
+        self.check_depth(node.depth, line)?;
+        let node = Node { line, ..node.clone() };
+        self.add(node, 0)
+    }
+
+    /// Puts a finished node where it belongs: into the innermost open collection, or among the documents.
+    fn add(&mut self, node: Node<'a>, anchor: usize) -> Result<(), Refused> {
+        if anchor > 0 {
+            self.aliased += node.size; // the copy kept for aliases counts too
+            if self.aliased > ALIASED_NODES_MAX {
+                let reason = format!("anchors hold more than {ALIASED_NODES_MAX} nodes");
+                return Err(Refused { line: node.line, reason });
+            }
+            self.anchors.insert(anchor, node.clone());
+        }
+        let Some(parent) = self.open.last_mut() else {
+            if !is_null(&node) {
+                self.documents.push(node);
+            }
+            return Ok(());
+        };
+        parent.depth = parent.depth.max(node.depth);
+        parent.size += node.size;
+        let line = node.line;
+        match (&mut parent.kind, parent.key.take()) {
+            (Kind::Sequence(items), _) => items.push(node),
+            (Kind::Mapping(entries), Some(key)) => entries.push((key, node)),
+            (Kind::Mapping(_), None) => {
+                let key = key(node)?;
+                if !parent.keys.insert(key.clone()) {
+                    let reason = format!("the key {key:?} stands twice in one mapping");
+                    return Err(Refused { line, reason });
+                }
+                parent.key = Some(key);
+            }
+            (Kind::Scalar { .. }, _) => {} // a scalar is never open
+        }
+        Ok(())
+    }
+}
+
+fn key(node: Node<'_>) -> Result<Cow<'_, str>, Refused> {
+    match node.kind {
+        Kind::Scalar { text, plain: true } if text == "<<" => Err(Refused {
+            line: node.line,
+            reason: "merge keys (<<) are not read; write the fields out".into(),
+        }),
+        Kind::Scalar { text, .. } => Ok(text),
+        _ => Err(Refused { line: node.line, reason: "a key that is no text".into() }),
+    }
+}
+
+/// Whether the node says nothing: absent and null are the same in Kubernetes objects.
+pub(super) fn is_null(node: &Node<'_>) -> bool {
+    matches!(&node.kind, Kind::Scalar { text, plain: true }
+        if matches!(&**text, "" | "~" | "null" | "Null" | "NULL"))
+}
