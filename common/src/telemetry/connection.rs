@@ -437,7 +437,9 @@ fn cached(telemetry: &Arc<Telemetry>, flow: &Flow, seconds: u32) -> Arc<Pair> {
             return pair;
         }
         let pair = telemetry.metrics.traffic.pair(flow, seconds);
-        *slot = Some(Box::new(Slot::new(telemetry, flow, &pair)));
+        if !pair.shared {
+            *slot = Some(Box::new(Slot::new(telemetry, flow, &pair)));
+        }
         pair
     })
 }

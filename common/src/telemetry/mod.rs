@@ -10,6 +10,8 @@
 mod connection;
 mod encode;
 mod events;
+#[cfg(test)]
+mod fixtures;
 mod flag;
 mod line;
 mod logging;

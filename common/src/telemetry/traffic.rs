@@ -35,6 +35,8 @@ pub(super) struct Pair {
     /// All labels but `response_flags`, which belongs at `flag_at`.
     labels: Box<str>,
     flag_at: usize,
+    /// Counts what found no place of its own; not to be remembered, so that a pair gets one once there is room.
+    pub(super) shared: bool,
     opened: AtomicU64,
     received: AtomicU64,
     sent: AtomicU64,
@@ -49,6 +51,7 @@ impl Pair {
         Self {
             labels: labels.into(),
             flag_at,
+            shared: false,
             opened: AtomicU64::new(0),
             received: AtomicU64::new(0),
             sent: AtomicU64::new(0),
@@ -56,6 +59,10 @@ impl Pair {
             failed: Default::default(),
             used: AtomicU32::new(used),
         }
+    }
+
+    fn overflow(reporter: Reporter) -> Self {
+        Self { shared: true, ..Self::new(render_overflow(reporter), 0) }
     }
 
     pub(super) fn open(&self, seconds: u32) {
@@ -146,7 +153,7 @@ impl Traffic {
         }
         if table.pairs.len() >= MAX_PAIRS && !table.sweep(seconds) {
             let pair = table.overflow[flow.reporter as usize]
-                .get_or_insert_with(|| Arc::new(Pair::new(render_overflow(flow.reporter), seconds)));
+                .get_or_insert_with(|| Arc::new(Pair::overflow(flow.reporter)));
             return Arc::clone(pair);
         }
         let pair = Arc::new(Pair::new(labels, seconds));

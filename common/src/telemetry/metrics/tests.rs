@@ -1,1 +1,144 @@
+use std::time::Duration;
 
+use super::super::fixtures::*;
+use super::super::{LogFormat, ResponseFlag, Telemetry};
+use super::*;
+
+/// Metrics of which every family has a sample.
+fn all() -> Arc<Telemetry> {
+    let (telemetry, _sink) = telemetry(LogFormat::Plain, "off");
+    let metrics = telemetry.metrics();
+    telemetry.open(outbound(), std::time::Instant::now()).finish(Err(denied()));
+    drop(metrics.socket(Reporter::Source));
+    drop(metrics.tunnel(Side::Client));
+    metrics.handshake(Side::Client, Handshake::Complete);
+    metrics.config_refused(3);
+    metrics.certificate(&identity("shop", "cart"), SystemTime::now() + Duration::from_millis(90_500));
+    telemetry
+}
+
+fn families(text: &str) -> Vec<(&str, &str)> {
+    let types = text.lines().filter_map(|l| l.strip_prefix("# TYPE "));
+    types.map(|l| l.split_once(' ').unwrap()).collect()
+}
+
+#[test]
+fn the_families_and_their_kinds() {
+    let telemetry = all();
+    let text = telemetry.metrics().encode(false);
+    assert_eq!(
+        families(&text),
+        [
+            ("istio_tcp_connections_opened_total", "counter"),
+            ("istio_tcp_connections_closed_total", "counter"),
+            ("istio_tcp_received_bytes_total", "counter"),
+            ("istio_tcp_sent_bytes_total", "counter"),
+            ("istio_tcp_connections_failed_total", "counter"),
+            ("culvert_build_info", "gauge"),
+            ("culvert_config_last_reload_successful", "gauge"),
+            ("culvert_config_problems", "gauge"),
+            ("culvert_config_revision", "gauge"),
+            ("culvert_hbone_budget_resets_total", "counter"),
+            ("culvert_hbone_handshakes_total", "counter"),
+            ("culvert_hbone_tunnels_open", "gauge"),
+            ("culvert_refusals_total", "counter"),
+            ("istio_build", "gauge"),
+            ("istio_tcp_sockets_open", "gauge"),
+            ("process_max_fds", "gauge"),
+            ("process_open_fds", "gauge"),
+            ("tokio_num_workers", "gauge"),
+            ("workload_manager_active_proxy_count", "gauge"),
+            ("workload_manager_pending_proxy_count", "gauge"),
+            ("workload_manager_proxies_started_total", "counter"),
+            ("workload_manager_proxies_stopped_total", "counter"),
+            ("culvert_certificate_expiry_seconds", "gauge"),
+            ("culvert_log_lines_dropped_total", "counter"),
+        ]
+    );
+}
+
+#[test]
+fn samples_of_the_small_families() {
+    let telemetry = all();
+    let metrics = telemetry.metrics();
+    metrics.pods(5, 2);
+    metrics.pod_started();
+    metrics.pod_stopped();
+    metrics.workers(4);
+    metrics.budget_reset();
+    metrics.certificate(&identity("shop", "old"), SystemTime::now() - Duration::from_millis(500));
+    metrics.config_refused(3);
+    let text = metrics.encode(false);
+    for line in [
+        "istio_build{component=\"ztunnel\",tag=\"1.2.3\"} 1",
+        "culvert_build_info{version=\"1.2.3\"} 1",
+        "culvert_refusals_total{class=\"policy\",reporter=\"source\"} 1",
+        "istio_tcp_sockets_open{reporter=\"source\"} 0",
+        "culvert_hbone_tunnels_open{side=\"client\"} 0",
+        "culvert_hbone_handshakes_total{result=\"complete\",side=\"client\"} 1",
+        "culvert_hbone_budget_resets_total 1",
+        "culvert_config_last_reload_successful 0",
+        "culvert_config_problems 3",
+        "culvert_config_revision 0",
+        "workload_manager_active_proxy_count 5",
+        "workload_manager_pending_proxy_count 2",
+        "workload_manager_proxies_started_total 1",
+        "workload_manager_proxies_stopped_total 1",
+        "tokio_num_workers 4",
+        "culvert_certificate_expiry_seconds{identity=\"spiffe://cluster.local/ns/shop/sa/cart\"} 90",
+        "culvert_certificate_expiry_seconds{identity=\"spiffe://cluster.local/ns/shop/sa/old\"} -1",
+        "culvert_log_lines_dropped_total 0",
+    ] {
+        assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
+    }
+    let value = |name: &str| -> f64 {
+        text.lines().find_map(|l| l.strip_prefix(name)).unwrap().trim().parse().unwrap()
+    };
+    assert!(value("process_open_fds ") >= 3.0);
+    assert!(value("process_max_fds ") >= value("process_open_fds "));
+
+    metrics.config_loaded(9, 0);
+    metrics.certificate_gone(&identity("shop", "old"));
+    let text = metrics.encode(false);
+    assert!(text.contains("\nculvert_config_last_reload_successful 1\n"));
+    assert!(text.contains("\nculvert_config_revision 9\n"));
+    assert!(text.contains("\nculvert_config_problems 0\n"));
+    assert!(!text.contains("/sa/old"));
+}
+
+#[test]
+fn families_without_samples_are_left_out() {
+    let text = Metrics::new("1").encode(false);
+    for absent in ["istio_tcp_", "culvert_refusals", "last_reload", "culvert_certificate", "log_lines"] {
+        assert!(!text.contains(absent), "{absent} is in\n{text}");
+    }
+}
+
+#[test]
+fn openmetrics_names_counter_families_without_their_suffix() {
+    let telemetry = all();
+    let text = telemetry.metrics().encode(true);
+    assert!(text.ends_with("\n# EOF\n"));
+    assert_eq!(text.matches("# EOF").count(), 1);
+    let mut family = ("", "");
+    for line in text.lines().filter(|l| *l != "# EOF") {
+        if let Some(kind) = line.strip_prefix("# TYPE ") {
+            family = kind.split_once(' ').unwrap();
+            assert!(!family.0.ends_with("_total"), "{line}");
+        } else if !line.starts_with('#') {
+            let name = line.split(['{', ' ']).next().unwrap();
+            let suffix = if family.1 == "counter" { "_total" } else { "" };
+            assert_eq!(name, format!("{}{suffix}", family.0));
+        }
+    }
+}
+
+#[test]
+fn every_flag_can_be_a_refusal_class() {
+    let metrics = Metrics::new("1");
+    for flag in ResponseFlag::ALL {
+        metrics.refused(Reporter::Source, flag.class());
+    }
+    let text = metrics.encode(false);
+    assert_eq!(text.lines().filter(|l| l.starts_with("culvert_refusals_total{")).count(), 9);
+}
