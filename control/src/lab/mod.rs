@@ -35,7 +35,7 @@ pub use log_line::LogLine;
 pub use netns::remove_all;
 pub use place::{Place, PlaceCommand};
 pub use poll::{pause, wait_until};
-pub use process::{Finished, Process};
+pub use process::{Finished, Process, find_program, package_of};
 pub use wire::{PortCount, Seen, Tap};
 
 use error::At;

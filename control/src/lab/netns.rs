@@ -17,6 +17,7 @@ use nix::unistd::{Pid, geteuid};
 use super::error::At;
 use super::place::Place;
 use super::poll::pause;
+use super::process::find_program;
 use super::{LabError, wait_until};
 
 const NETNS_DIR: &str = "/var/run/netns";
@@ -135,7 +136,7 @@ pub(super) fn ip(batch: &str) -> Result<(), LabError> {
         io::ErrorKind::NotFound => LabError::Missing { program: "ip".to_owned(), package: "iproute2" },
         _ => LabError::Io { what: "start ip".to_owned(), source: e },
     };
-    let mut child = Command::new("ip")
+    let mut child = Command::new(find_program("ip").unwrap_or_else(|| "ip".into()))
         .args(["-batch", "-"])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

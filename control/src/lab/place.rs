@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::error::At;
 use super::netns::{self, Ground};
-use super::process::{Finished, Process};
+use super::process::{Finished, Process, find_program};
 use super::{LabError, wait_until};
 
 /// One network namespace of a lab. Clones are the same place.
@@ -71,7 +71,8 @@ impl Place {
 
     /// A program to be started inside the namespace.
     pub fn command(&self, program: &str) -> PlaceCommand {
-        PlaceCommand { place: self.clone(), program: program.to_owned(), command: Command::new(program) }
+        let file = find_program(program).unwrap_or_else(|| program.into());
+        PlaceCommand { place: self.clone(), program: program.to_owned(), command: Command::new(file) }
     }
 
     /// Runs `ip -batch -` inside the namespace.

@@ -126,8 +126,15 @@ fn start_error(command: &Command, e: io::Error) -> LabError {
     LabError::Io { what: format!("start {program}"), source: e }
 }
 
+/// Finds a program in `PATH` or where Debian keeps servers, which a user's `PATH` lacks.
+pub fn find_program(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let dirs = std::env::split_paths(&path).chain(["/usr/sbin", "/sbin"].map(PathBuf::from));
+    dirs.map(|dir| dir.join(program)).find(|file| file.is_file())
+}
+
 /// Debian package that has a program the lab's users start.
-pub(crate) fn package_of(program: &str) -> &'static str {
+pub fn package_of(program: &str) -> &'static str {
     match program {
         "ip" => "iproute2",
         "nginx" => "nginx-light",

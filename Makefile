@@ -1,0 +1,24 @@
+# make help says what there is.
+CARGO ?= $(shell command -v cargo || echo $(HOME)/.cargo/bin/cargo)
+TARGET = $(or $(CARGO_TARGET_DIR),target)
+SUDO = $(if $(filter 0,$(shell id -u)),,sudo)
+ARGS ?=
+
+.PHONY: help demo test setup
+.DEFAULT_GOAL := help
+
+help: ## Say what there is
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+demo: setup ## Build, then show the mesh at work (needs root; ARGS=--keep leaves it running)
+	$(CARGO) build --release --locked -p ztunnel -p culvert
+	$(SUDO) $(TARGET)/release/culvert demo $(ARGS)
+
+# The end-to-end tests run the agent's binary; tests of namespaces need root, the build does not.
+test: setup ## Build and run all tests (needs root)
+	$(CARGO) build --locked -p ztunnel -p culvert
+	$(if $(SUDO),CARGO_TARGET_$(shell rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')_RUNNER='sudo -E') \
+		$(CARGO) test --locked --workspace
+
+setup: ## Install what is missing (Debian)
+	@hack/setup.sh

@@ -1,0 +1,92 @@
+//! `culvert demo`: the tunnel's main job on real traffic, told to a person step by step.
+//!
+//! `stage` builds the mesh and its programs, `steps` shows and checks one thing each, `figures` measures, `story` prints
+//! and remembers what held. Nothing here is known to the agent: it reads the same files and sees the same traffic as
+//! anywhere else.
+
+mod client;
+mod figures;
+mod preflight;
+mod stage;
+mod steps;
+mod story;
+
+use std::io::IsTerminal as _;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::Context as _;
+use clap::builder::FalseyValueParser;
+use clap::{Args, ValueEnum};
+
+use super::interrupt;
+use super::paint::Paint;
+use stage::Stage;
+use story::Story;
+
+/// Show two nodes' pods talking over mutual TLS, with real programs and no cluster
+///
+/// Builds network namespaces for two nodes and seven pods, runs nginx, redis and one agent per node in them, and shows
+/// on IPv4 and IPv6: plaintext before enrolment, mutual TLS after, policy, reload, readiness, cost. Needs root, because
+/// it makes network namespaces; it changes nothing else and removes all of them at the end.
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Examples:\n  sudo culvert demo\n  sudo culvert demo --keep     leave it running, with a shell for each pod\n  \
+    sudo culvert demo -o json    only the result, for scripts\n\nExit status: 0 if every check held, 1 if one did not, 2 if something is missing."
+)]
+pub(crate) struct DemoArgs {
+    /// Leave everything running at the end, until Ctrl-C
+    #[arg(long)]
+    keep: bool,
+    /// text tells the story; json prints one object at the end
+    #[arg(short, long, value_name = "FORMAT", default_value = "text")]
+    output: Output,
+    /// No colours
+    #[arg(long, env = "NO_COLOR", value_parser = FalseyValueParser::new())]
+    no_color: bool,
+    /// The agent's binary [default: beside this program]
+    #[arg(long, env = "CULVERT_ZTUNNEL", value_name = "PATH")]
+    ztunnel: Option<std::path::PathBuf>,
+}
+
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+enum Output {
+    Text,
+    Json,
+}
+
+/// Runs the demo.
+///
+/// **Errors:** the stage could not be built; a check that did not hold is an exit code instead.
+pub(crate) fn run(args: &DemoArgs) -> anyhow::Result<ExitCode> {
+    let start = Instant::now();
+    let coloured = args.output == Output::Text && !args.no_color && std::io::stdout().is_terminal();
+    let paint = if coloured { Paint::Colour } else { Paint::Plain };
+    let mut story = Story::new(args.output == Output::Text, paint);
+    let ztunnel = args.ztunnel.clone().map_or_else(culvert::lab::find_ztunnel, Ok);
+    let missing = preflight::missing(ztunnel.as_ref().err().map(ToString::to_string));
+    if !missing.is_empty() {
+        story.missing(&missing)?;
+        return Ok(ExitCode::from(2));
+    }
+    interrupt::watch()?;
+    let mut stage = Stage::build(ztunnel?).context("build the demo's nodes, pods and programs")?;
+    story.cast(start.elapsed())?;
+    for step in steps::STEPS {
+        story.begin(step.title)?;
+        if let Err(e) = (step.run)(&mut stage, &mut story) {
+            story.check(false, &format!("{e:#}"))?;
+        }
+    }
+    if !story.held() {
+        story.logs(&stage)?;
+    }
+    story.end(start.elapsed())?;
+    if args.keep {
+        story.keep(&stage)?;
+        loop {
+            std::thread::park();
+        }
+    }
+    Ok(if story.held() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}

@@ -1,0 +1,32 @@
+//! Ctrl-C: everything the process made is removed before it ends.
+
+use std::io::Write as _;
+use std::process;
+
+use anyhow::Context as _;
+use culvert::lab;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Starts the thread that waits for SIGINT, SIGTERM and SIGHUP. It removes all labs and ends the process with 128 + the
+/// signal's number, as a shell would report it.
+pub(super) fn watch() -> anyhow::Result<()> {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_io().build().context("watch for signals")?;
+    let (mut int, mut term, mut hup) = {
+        let _inside = runtime.enter();
+        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?, signal(SignalKind::hangup())?)
+    };
+    std::thread::spawn(move || {
+        let number = runtime.block_on(async {
+            tokio::select! {
+                _ = int.recv() => 2,
+                _ = term.recv() => 15,
+                _ = hup.recv() => 1,
+            }
+        });
+        lab::remove_all();
+        let _nobody_to_tell = writeln!(std::io::stderr(), "\nculvert: stopped, all removed");
+        process::exit(128 + number);
+    });
+    Ok(())
+}
