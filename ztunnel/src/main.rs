@@ -1,1 +1,38 @@
-fn main() {}
+//! Culvert's node agent. Reads its settings, runs, and says why it ends.
+//!
+//! Exit codes: 0 after a clean drain, 64 for settings or configuration that are wrong, 1 for everything else.
+
+mod app;
+mod inbound;
+mod outbound;
+mod passthrough;
+mod redirect;
+mod settings;
+mod shared;
+mod worker;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::Parser;
+use settings::{Cli, Command};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match cli.command {
+        None => app::run(&cli.settings),
+        Some(Command::Proxy(settings)) => app::run(&settings),
+        Some(Command::Release(settings)) => app::release(&settings),
+        Some(Command::Version) => {
+            let written = writeln!(std::io::stdout(), "ztunnel {}", env!("CARGO_PKG_VERSION"));
+            return if written.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _unseen = writeln!(std::io::stderr(), "ztunnel: {error}");
+            ExitCode::from(error.exit_code())
+        }
+    }
+}

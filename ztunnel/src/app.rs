@@ -1,0 +1,247 @@
+//! Wiring: the order of start, of drain, and what ends the process.
+
+use std::io::Write;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use culvert_common::admin::{Readiness, serve_readiness, serve_stats};
+use culvert_common::hbone::budget::Budget;
+use culvert_common::identity::{Ca, CaError, Certs, EmbeddedCa, EmbeddedOptions};
+use culvert_common::net::socket::Keepalive;
+use culvert_common::source::file::{self, LoadError, ReloadOutcome};
+use culvert_common::source::kube;
+use culvert_common::state::State;
+use culvert_common::task::Scope;
+use culvert_common::telemetry::LogFormat;
+use culvert_common::telemetry::Metrics;
+use culvert_common::telemetry::Telemetry;
+use culvert_common::telemetry::{self, LoggingError};
+use culvert_common::types::SystemClock;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+
+use crate::redirect::{self, CaptureSettings, Redirect};
+use crate::settings::{Format, Mode, Settings};
+use crate::shared::Shared;
+use crate::worker::Workers;
+
+/// Limit for the log's last lines.
+const FLUSH: Duration = Duration::from_secs(2);
+
+/// Why the agent does not run, or does not go on.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AppError {
+    #[error("the settings cannot be used:\n  {}", .0.join("\n  "))]
+    Settings(Vec<String>),
+    #[error("{0}")]
+    Config(LoadError),
+    #[error(transparent)]
+    Logging(#[from] LoggingError),
+    #[error(transparent)]
+    Ca(#[from] CaError),
+    #[error(
+        "cannot listen on {addr} for {what}: {source}; is another agent running in this network namespace?"
+    )]
+    Listen { addr: SocketAddr, what: &'static str, source: std::io::Error },
+    #[error("cannot start: {0}")]
+    Start(#[from] std::io::Error),
+    #[error("{0} ended unexpectedly; see the log")]
+    Ended(&'static str),
+    #[error("not all rules could be removed:\n  {}", .0.join("\n  "))]
+    Release(Vec<String>),
+}
+
+impl AppError {
+    pub(crate) fn exit_code(&self) -> u8 {
+        match self {
+            Self::Settings(_) | Self::Config(_) | Self::Logging(_) => 64,
+            Self::Ca(_) | Self::Listen { .. } | Self::Start(_) | Self::Ended(_) | Self::Release(_) => 1,
+        }
+    }
+}
+
+/// Runs the agent until it is asked to stop.
+pub(crate) fn run(settings: &Settings) -> Result<(), AppError> {
+    let problems = settings.problems();
+    if !problems.is_empty() {
+        return Err(AppError::Settings(problems));
+    }
+    let format = match settings.process.log_format {
+        Format::Plain => LogFormat::Plain,
+        Format::Json => LogFormat::Json,
+    };
+    let logger = telemetry::init(format, &settings.process.log)?;
+    raise_descriptor_limit();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let result = runtime
+        .block_on(agent(settings, Telemetry::new(Metrics::new(env!("CARGO_PKG_VERSION")), logger.clone())));
+    logger.flush(FLUSH);
+    result
+}
+
+async fn agent(settings: &Settings, telemetry: Arc<Telemetry>) -> Result<(), AppError> {
+    let readiness = Readiness::new();
+    // Before anything is changed: a second agent must not get as far as the pods.
+    let stats = listener(settings, settings.process.stats_addr, "metrics").await?;
+    let ready = listener(settings, settings.process.ready_addr, "readiness").await?;
+    // What is wrong at the start ends the agent with all problems; the watch below publishes, and keeps what is good.
+    file::load(&settings.source.config, &kube_settings(settings)).map_err(AppError::Config)?;
+    let shared = shared(settings, telemetry)?;
+    // Pages and sources outlive the traffic, so that a drain can be watched.
+    let (traffic, mut essential) = (Scope::new(), Essential::new());
+    let (workers, threads) = Workers::start(settings.workers(), &shared, &traffic)?;
+    let metrics = Arc::clone(shared.telemetry.metrics());
+    metrics.workers(threads.len());
+    let capture = CaptureSettings {
+        ipv6: settings.capture.ipv6,
+        mark: settings.capture.packet_mark,
+        original_source: settings.capture.original_source,
+        adopt: settings.capture.adopt,
+        grace: settings.deadline(),
+    };
+    let pods = Redirect::new(Arc::clone(&shared), workers, capture, readiness.clone(), traffic.clone());
+    traffic.spawn(pods.run());
+    essential.spawn("the certificate renewal", Arc::clone(&shared.certs).run());
+    essential.spawn("the configuration watch", watch(settings, &shared));
+    let scope = essential.scope.clone();
+    essential.spawn("the metrics page", async move { serve_stats(stats, metrics, &scope).await });
+    let (scope, page) = (essential.scope.clone(), readiness.clone());
+    essential.spawn("the readiness page", async move { serve_readiness(ready, page, &scope).await });
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        node = settings.source.node.as_deref().unwrap_or(""),
+        config = %settings.source.config.display(),
+        "agent started"
+    );
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let result = tokio::select! {
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+        name = essential.ended.recv() => Err(AppError::Ended(name.unwrap_or("a task"))),
+    };
+    readiness.drain();
+    let deadline = settings.deadline();
+    tracing::info!(?deadline, "draining");
+    let cut = traffic.shut_down(deadline).await;
+    tracing::info!(tasks_cut = cut, "drained");
+    essential.scope.cut();
+    for thread in threads {
+        if thread.join().is_err() {
+            tracing::error!("a traffic worker had panicked");
+        }
+    }
+    result
+}
+
+/// Tasks without which the agent must not go on.
+struct Essential {
+    scope: Scope,
+    tell: mpsc::Sender<&'static str>,
+    ended: mpsc::Receiver<&'static str>,
+}
+
+impl Essential {
+    fn new() -> Self {
+        let (tell, ended) = mpsc::channel(8);
+        Self { scope: Scope::new(), tell, ended }
+    }
+
+    fn spawn(&self, name: &'static str, work: impl Future<Output = ()> + Send + 'static) {
+        let tell = self.tell.clone();
+        self.scope.spawn(async move {
+            work.await;
+            let _stopping = tell.send(name).await;
+        });
+    }
+}
+
+fn shared(settings: &Settings, telemetry: Arc<Telemetry>) -> Result<Arc<Shared>, AppError> {
+    let (identity, tunnel) = (&settings.identity, &settings.tunnel);
+    let options =
+        EmbeddedOptions { ttl: identity.secret_ttl, ..EmbeddedOptions::new(&identity.trust_domain) };
+    let ca = EmbeddedCa::open_or_create(&identity.ca_dir, options)?;
+    Ok(Arc::new(Shared {
+        state: State::new(),
+        certs: Certs::new(Ca::Embedded(ca), Arc::new(SystemClock)),
+        telemetry,
+        budget: Budget::new(tunnel.memory_budget),
+        http2: settings.http2(),
+        limits: settings.limits(),
+        mark: settings.capture.packet_mark,
+        keepalive: tunnel.keepalive.then_some(Keepalive {
+            time: tunnel.keepalive_time,
+            interval: tunnel.keepalive_interval,
+            retries: tunnel.keepalive_retries,
+        }),
+        response_baggage: tunnel.response_baggage,
+        policy_info_logging: settings.process.policy_info_logging,
+    }))
+}
+
+fn watch(settings: &Settings, shared: &Arc<Shared>) -> impl Future<Output = ()> + Send + use<> {
+    let metrics = Arc::clone(shared.telemetry.metrics());
+    let tell = move |outcome| match outcome {
+        ReloadOutcome::Published { revision, .. } => metrics.config_loaded(revision, 0),
+        ReloadOutcome::Refused { problems } => metrics.config_refused(problems),
+    };
+    file::watch(settings.source.config.clone(), kube_settings(settings), Arc::clone(&shared.state), tell)
+}
+
+/// Removes the capture rules of this node's pods.
+pub(crate) fn release(settings: &Settings) -> Result<(), AppError> {
+    let loaded = file::load(&settings.source.config, &kube_settings(settings)).map_err(AppError::Config)?;
+    let problems = redirect::release_all(&loaded.model.pods);
+    if !problems.is_empty() {
+        return Err(AppError::Release(problems));
+    }
+    writeln!(std::io::stdout(), "removed the capture rules of {} pods", loaded.model.pods.len())?;
+    Ok(())
+}
+
+async fn listener(
+    settings: &Settings,
+    addr: SocketAddr,
+    what: &'static str,
+) -> Result<TcpListener, AppError> {
+    let any_v4 = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), addr.port());
+    let addr = if !settings.capture.ipv6 && addr.is_ipv6() { any_v4 } else { addr };
+    match TcpListener::bind(addr).await {
+        Err(e) if e.raw_os_error() == Some(nix::libc::EAFNOSUPPORT) && addr.ip().is_unspecified() => {
+            TcpListener::bind(any_v4).await.map_err(|source| AppError::Listen { addr: any_v4, what, source })
+        }
+        bound => bound.map_err(|source| AppError::Listen { addr, what, source }),
+    }
+}
+
+fn kube_settings(settings: &Settings) -> kube::Settings {
+    let dedicated = settings.capture.workload.as_ref().filter(|_| settings.capture.mode == Mode::Dedicated);
+    kube::Settings {
+        cluster: settings.cluster_id().into(),
+        trust_domain: settings.identity.trust_domain.as_str().into(),
+        cluster_domain: settings.source.cluster_domain.as_str().into(),
+        root_namespace: settings.source.root_namespace.as_str().into(),
+        network: settings.source.network.as_str().into(),
+        node: settings.source.node.as_deref().map(Into::into),
+        policy_strict: settings.source.policy_strict,
+        service_range: settings.source.service_range.clone(),
+        excluded_namespaces: settings.source.exclude_namespaces.iter().map(|ns| ns.as_str().into()).collect(),
+        netns_overrides: settings.netns_overrides(),
+        dedicated: dedicated.map(|w| kube::Dedicated {
+            namespace: w.namespace.as_str().into(),
+            name: w.name.as_str().into(),
+            service_account: w.service_account.as_str().into(),
+        }),
+    }
+}
+
+/// A node's connections need more descriptors than the usual soft limit.
+fn raise_descriptor_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "cannot raise the limit of open files");
+    }
+}

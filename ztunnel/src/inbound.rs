@@ -1,0 +1,342 @@
+//! One tunnel to a captured pod, and one CONNECT of it, each top to bottom: certificate, TLS, HTTP/2; then destination,
+//! policy, dial, 200, relay, one log line and one set of counters.
+
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use culvert_common::authz::{self, Facts, Verdict, authorize};
+use culvert_common::decide::{InboundTarget, inbound_hbone, inbound_service_guess};
+use culvert_common::hbone::headers::{Baggage, TraceParent, baggage_of, forwarded_host};
+use culvert_common::hbone::relay::{RelayError, relay};
+use culvert_common::hbone::server::{self, AcceptError, ConnectRequest, Refusal};
+use culvert_common::model::{Health, Locality, TunnelProtocol, Workload, WorkloadType};
+use culvert_common::net::socket::ConnectError;
+use culvert_common::state::Snapshot;
+use culvert_common::telemetry::ResponseFlag;
+use culvert_common::telemetry::{Connection, DenialNote, Early, Failure, Flow, Reporter, Security};
+use culvert_common::telemetry::{Handshake, Side};
+use culvert_common::types::{Authority, SpiffeId, WorkloadUid};
+use http::StatusCode;
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+
+use crate::outbound::orderly;
+use crate::shared::{CERTIFICATE_WAIT, Pod, Shared, denial_id};
+use crate::worker::Worker;
+
+/// A policy said no.
+#[derive(Debug, thiserror::Error)]
+#[error("{denial}")]
+pub(crate) struct Denied {
+    denial: authz::Denial,
+    id: String,
+}
+
+impl Denied {
+    pub(crate) fn failure(&self) -> Failure {
+        let policy = Some(self.denial.policies());
+        let denial = Some(DenialNote { id: self.id.clone(), class: "policy", policy });
+        Failure { flag: ResponseFlag::Deny, error: self.to_string(), denial }
+    }
+}
+
+/// Whether the policies of `workload` let `facts` through; what dry-run policies think of it is logged.
+pub(crate) fn permit(
+    shared: &Shared,
+    snapshot: &Snapshot,
+    workload: &Workload,
+    facts: &Facts<'_>,
+) -> Result<(), Denied> {
+    let policies = snapshot.policies_for(workload);
+    let decision = authorize(&policies.all, &policies.missing, facts);
+    for note in &decision.dry_run {
+        if shared.policy_info_logging {
+            tracing::info!(target: "rbac", workload = %workload.uid, "dry-run: {note}");
+        } else {
+            tracing::debug!(target: "rbac", workload = %workload.uid, "dry-run: {note}");
+        }
+    }
+    match decision.verdict {
+        Verdict::Allowed { .. } => Ok(()),
+        Verdict::Denied(denial) => Err(Denied { denial, id: denial_id() }),
+    }
+}
+
+/// What all streams of a tunnel have in common.
+struct Client {
+    src: SocketAddr,
+    /// Address of port 15008 that the client dialled.
+    met: SocketAddr,
+    identity: SpiffeId,
+}
+
+/// Serves one accepted connection of port 15008.
+pub(crate) async fn serve(worker: &Rc<Worker>, pod: &Arc<Pod>, tcp: TcpStream, src: SocketAddr) {
+    let shared = &worker.shared;
+    let count = |result| shared.telemetry.metrics().handshake(Side::Server, result);
+    let Some(workload) = pod.workload(&shared.state.snapshot()) else {
+        let error = format!("failed to fetch information about local workload {}", pod.local.workload);
+        return early(
+            shared,
+            (src, None),
+            None,
+            Failure { flag: ResponseFlag::Connect, error, denial: None },
+        );
+    };
+    let met = match tcp.local_addr() {
+        Ok(addr) => SocketAddr::new(addr.ip().to_canonical(), addr.port()),
+        Err(error) => return tracing::debug!(%error, %src, "a client left before it was looked at"),
+    };
+    let certificate = match shared.certs.wait(&workload.identity, CERTIFICATE_WAIT).await {
+        Ok(certificate) => certificate,
+        Err(error) => {
+            count(Handshake::NoCertificate);
+            let failure = Failure { flag: ResponseFlag::Identity, error: error.to_string(), denial: None };
+            return early(shared, (src, Some(met)), None, failure);
+        }
+    };
+    let tls = certificate.server_config();
+    let accepted = match server::accept(tcp, src, tls, &shared.http2, &shared.limits).await {
+        Ok(accepted) => accepted,
+        Err(error) => {
+            count(match &error {
+                AcceptError::Tls { .. } => Handshake::Tls,
+                AcceptError::Http2 { .. } => Handshake::Http2,
+            });
+            let failure = Failure { flag: error.flag(), error: error.to_string(), denial: None };
+            return early(shared, (src, Some(met)), None, failure);
+        }
+    };
+    count(Handshake::Complete);
+    let _open = shared.telemetry.metrics().tunnel(Side::Server);
+    let client = Rc::new(Client { src, met, identity: accepted.peer.clone() });
+    let ended = accepted.run(&shared.limits, &pod.scope, |request| {
+        let (worker, pod, client) = (Rc::clone(worker), Arc::clone(pod), Rc::clone(&client));
+        pod.scope.clone().spawn_local(async move { serve_stream(&worker, &pod, &client, request).await });
+    });
+    if let Err(error) = ended.await {
+        tracing::debug!(%src, peer = %client.identity, error, "a tunnel broke");
+    }
+}
+
+/// Why a CONNECT was not served to its end. What the peer learns of it is [`StreamError::refusal`].
+#[derive(Debug, thiserror::Error)]
+enum StreamError {
+    #[error(transparent)]
+    Denied(#[from] Denied),
+    #[error("the memory budget of received bytes is used up")]
+    Budget,
+    #[error("no connection to the app: {0}")]
+    Connect(#[from] ConnectError),
+    #[error("the client left before the app had answered")]
+    ClientGone,
+    #[error(transparent)]
+    Relay(#[from] RelayError),
+}
+
+impl StreamError {
+    fn refusal(&self) -> Option<Refusal> {
+        let of = |status, class| Some(Refusal { status, class });
+        match self {
+            Self::Denied(_) => of(StatusCode::UNAUTHORIZED, "policy"),
+            Self::Budget => of(StatusCode::SERVICE_UNAVAILABLE, "budget"),
+            Self::Connect(_) => of(StatusCode::SERVICE_UNAVAILABLE, "connect"),
+            Self::ClientGone | Self::Relay(_) => None,
+        }
+    }
+
+    fn failure(&self, id: &str) -> Failure {
+        let flag = match self {
+            Self::Denied(denied) => return denied.failure(),
+            Self::Budget | Self::Relay(RelayError::Budget) => ResponseFlag::Budget,
+            Self::Connect(_) | Self::ClientGone => ResponseFlag::Connect,
+            Self::Relay(RelayError::App(_) | RelayError::Peer(_)) => ResponseFlag::Connect,
+        };
+        let denial = self.refusal().map(|r| DenialNote { id: id.into(), class: r.class, policy: None });
+        Failure { flag, error: self.to_string(), denial }
+    }
+}
+
+async fn serve_stream(worker: &Rc<Worker>, pod: &Arc<Pod>, client: &Client, request: ConnectRequest) {
+    let shared = &worker.shared;
+    let start = Instant::now();
+    let _open = shared.telemetry.metrics().socket(Reporter::Destination);
+    let Some(routed) = route(shared, pod, client, &request) else { return };
+    let routed = match routed {
+        Ok(routed) => routed,
+        Err((refusal, error)) => {
+            let id = denial_id();
+            let denial = Some(DenialNote { id: id.clone(), class: refusal.class, policy: None });
+            request.refuse(refusal, &id);
+            let failure = Failure { flag: ResponseFlag::Connect, error, denial };
+            return early(shared, (client.src, Some(client.met)), Some(&client.identity), failure);
+        }
+    };
+    let connection = shared.telemetry.open(routed.flow, start.into_std());
+    let counts = connection.counts();
+    let finish = |connection: Connection, result: Result<(), Failure>| connection.finish(result);
+    let mut request = request;
+    let dialled: Result<TcpStream, StreamError> = async {
+        routed.verdict?;
+        if shared.budget.is_over() {
+            return Err(StreamError::Budget);
+        }
+        let source = (pod.spoof_source && client.src.ip() != routed.to.ip()).then(|| client.src.ip());
+        tokio::select! {
+            biased;
+            app = pod.dial(shared, routed.to, source, true) => Ok(app?),
+            () = request.gone() => Err(StreamError::ClientGone),
+        }
+    }
+    .await;
+    let app = match dialled {
+        Ok(app) => app,
+        Err(error) => {
+            let id = match &error {
+                StreamError::Denied(denied) => denied.id.clone(),
+                _ => denial_id(),
+            };
+            if let Some(refusal) = error.refusal() {
+                request.refuse(refusal, &id);
+            }
+            return finish(connection, Err(error.failure(&id)));
+        }
+    };
+    let outcome: Result<(), StreamError> = async {
+        let stream = request.accept(routed.baggage.as_deref()).map_err(|_| StreamError::ClientGone)?;
+        relay(&app, stream, &worker.board, |n| counts.add_sent(n), |n| counts.add_received(n)).await?;
+        orderly(&app);
+        Ok(())
+    }
+    .await;
+    drop(app); // before the log line: who reads it knows that the app has heard
+    finish(connection, outcome.map_err(|error| error.failure("")));
+}
+
+struct Routed {
+    flow: Flow,
+    verdict: Result<(), Denied>,
+    to: SocketAddr,
+    baggage: Option<String>,
+}
+
+/// Everything that is decided from one snapshot. `None` cannot be answered: the pod is being taken away.
+fn route(
+    shared: &Shared,
+    pod: &Pod,
+    client: &Client,
+    request: &ConnectRequest,
+) -> Option<Result<Routed, (Refusal, String)>> {
+    let refuse = |status, class, error: String| Some(Err((Refusal { status, class }, error)));
+    if !request.is_connect() {
+        return refuse(StatusCode::BAD_REQUEST, "request", "the request is no plain CONNECT".into());
+    }
+    let authority: Authority = match request.authority().parse() {
+        Ok(authority) => authority,
+        Err(error) => return refuse(StatusCode::BAD_REQUEST, "request", format!("{error}")),
+    };
+    if pod.scope.is_draining() {
+        return refuse(StatusCode::SERVICE_UNAVAILABLE, "draining", "the agent is draining".into());
+    }
+    let snapshot = shared.state.snapshot();
+    let Some(workload) = pod.workload(&snapshot) else {
+        let error = format!("failed to fetch information about local workload {}", pod.local.workload);
+        return refuse(StatusCode::SERVICE_UNAVAILABLE, "destination", error);
+    };
+    let target = match inbound_hbone(&snapshot, &workload, client.met.ip(), &authority) {
+        Ok(target) => target,
+        Err(refusal) => {
+            let status = StatusCode::from_u16(refusal.status()).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
+            return refuse(status, "destination", refusal.to_string());
+        }
+    };
+    let facts = Facts {
+        peer: Some(&client.identity),
+        source_ip: client.src.ip(),
+        destination_ip: target.to.ip(),
+        destination_port: target.to.port(),
+    };
+    let verdict = permit(shared, &snapshot, &workload, &facts);
+    let baggage = shared.response_baggage.then(|| baggage_of(&workload));
+    let to = target.to;
+    let flow = flow(&snapshot, client, &workload, target, request);
+    Some(Ok(Routed { flow, verdict, to, baggage }))
+}
+
+fn flow(
+    snapshot: &Snapshot,
+    client: &Client,
+    workload: &Arc<Workload>,
+    target: InboundTarget,
+    request: &ConnectRequest,
+) -> Flow {
+    let header = |name: &str| request.headers().get(name).and_then(|v| v.to_str().ok());
+    let host = header("forwarded").and_then(forwarded_host);
+    let service =
+        target.service.or_else(|| inbound_service_guess(snapshot, workload, host, target.to.port()));
+    let baggage = || {
+        let lines = request.headers().get_all("baggage").iter().filter_map(|v| v.to_str().ok());
+        Arc::new(described(&Baggage::parse(lines), &client.identity, client.src.ip()))
+    };
+    let trace = header("traceparent").and_then(TraceParent::parse);
+    Flow {
+        reporter: Reporter::Destination,
+        source: Some(snapshot.workload_by_ip(client.src.ip()).cloned().unwrap_or_else(baggage)),
+        source_identity: Some(client.identity.clone()),
+        destination: Some(Arc::clone(workload)),
+        destination_identity: None,
+        service,
+        security: Security::MutualTls,
+        src_addr: client.src,
+        dst_addr: client.met,
+        hbone_addr: Some(request.authority().to_owned()),
+        trace_id: trace.map(|t| format!("{:032x}", t.trace)),
+    }
+}
+
+/// A client that is in no snapshot, as it describes itself; for telemetry only.
+fn described(baggage: &Baggage, identity: &SpiffeId, ip: IpAddr) -> Workload {
+    let text = |value: &Option<String>| Arc::from(value.as_deref().unwrap_or(""));
+    Workload {
+        uid: WorkloadUid(Arc::from(format!("described//{identity}/{ip}"))),
+        name: text(&baggage.workload_name),
+        namespace: identity.namespace().into(),
+        identity: identity.clone(),
+        addresses: vec![ip],
+        protocol: TunnelProtocol::Hbone,
+        node: "".into(),
+        canonical_name: text(&baggage.service_name),
+        canonical_revision: text(&baggage.service_version),
+        workload_type: match baggage.workload_type {
+            Some("cronjob") => WorkloadType::CronJob,
+            Some("job") => WorkloadType::Job,
+            Some("pod") => WorkloadType::Pod,
+            _ => WorkloadType::Deployment,
+        },
+        workload_name: text(&baggage.workload_name),
+        cluster: text(&baggage.cluster),
+        network: "".into(),
+        locality: Locality { region: text(&baggage.region), zone: text(&baggage.zone), subzone: "".into() },
+        health: Health::Healthy,
+        host_network: false,
+        capacity: 1,
+        authorization_policies: Vec::new(),
+    }
+}
+
+fn early(
+    shared: &Shared,
+    (src, met): (SocketAddr, Option<SocketAddr>),
+    identity: Option<&SpiffeId>,
+    failure: Failure,
+) {
+    shared.telemetry.early_failure(&Early {
+        reporter: Reporter::Destination,
+        src_addr: src,
+        dst_addr: met,
+        source_identity: identity,
+        destination_identity: None,
+        failure: &failure,
+    });
+}

@@ -1,0 +1,216 @@
+//! One captured outgoing connection, top to bottom: original destination, next hop, tunnel or plain connection, relay,
+//! one log line and one set of counters.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use culvert_common::decide::{NextHop, Outbound, OutboundRefusal, next_hop};
+use culvert_common::hbone::client::{Connect, OpenError, Tunnel};
+use culvert_common::hbone::headers::{TraceParent, baggage_of, forwarded};
+use culvert_common::hbone::pool::{Key, Opened};
+use culvert_common::hbone::relay::{RelayError, relay};
+use culvert_common::model::{Service, Workload};
+use culvert_common::net::copy::{CopyError, copy_both_ways};
+use culvert_common::net::socket::{ConnectError, original_destination, set_reset_on_drop};
+use culvert_common::telemetry::ResponseFlag;
+use culvert_common::telemetry::{DenialNote, Early, Failure, Flow, Reporter, Security};
+use culvert_common::telemetry::{Handshake, Side};
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+
+use crate::shared::{CERTIFICATE_WAIT, Pod, Shared, random};
+use crate::worker::Worker;
+
+/// Why an outgoing connection did not end well.
+#[derive(Debug, thiserror::Error)]
+enum OutboundError {
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    #[error(transparent)]
+    Relay(#[from] RelayError),
+    #[error("no connection to the destination: {0}")]
+    Connect(#[from] ConnectError),
+    #[error(transparent)]
+    Copy(#[from] CopyError),
+}
+
+impl OutboundError {
+    fn failure(&self) -> Failure {
+        let flag = match self {
+            Self::Open(error) => error.flag(),
+            Self::Relay(RelayError::Budget) => ResponseFlag::Budget,
+            Self::Relay(RelayError::App(_) | RelayError::Peer(_)) | Self::Connect(_) | Self::Copy(_) => {
+                ResponseFlag::Connect
+            }
+        };
+        let denial = match self {
+            Self::Open(OpenError::Refused { denial: Some(denial), .. }) => {
+                Some(DenialNote { id: denial.id.clone(), class: denial.class, policy: None })
+            }
+            _ => None,
+        };
+        Failure { flag, error: self.to_string(), denial }
+    }
+}
+
+/// Serves one accepted connection of port 15001. The socket resets the app when it is dropped before its orderly end.
+pub(crate) async fn serve(worker: &Rc<Worker>, pod: &Arc<Pod>, app: TcpStream, src: SocketAddr) {
+    let shared = &worker.shared;
+    let start = Instant::now();
+    let _open = shared.telemetry.metrics().socket(Reporter::Source);
+    let dst = match original_destination(&app) {
+        Ok(dst) => dst,
+        Err(error) => {
+            return early(
+                shared,
+                src,
+                None,
+                (ResponseFlag::Connect, format!("no original destination: {error}")),
+            );
+        }
+    };
+    let (source, hop) = {
+        let snapshot = shared.state.snapshot(); // freed here: a connection open for days must not pin an old revision
+        let Some(source) = pod.workload(&snapshot) else {
+            let error = format!("failed to fetch information about local workload {}", pod.local.workload);
+            return early(shared, src, Some(dst), (ResponseFlag::Connect, error));
+        };
+        let facts = Outbound { source: &source, destination: dst, avoid: &[], pick: random() as u64 };
+        match next_hop(&snapshot, &facts) {
+            Ok(hop) => (source, hop),
+            Err(refusal) => return early(shared, src, Some(dst), flagged(&refusal)),
+        }
+    };
+    let trace = TraceParent::new(random(), random() as u64);
+    let connection = shared.telemetry.open(flow(&hop, &source, src, &trace), start.into_std());
+    let counts = connection.counts();
+    let (to_server, to_client) = (|n| counts.add_received(n), |n| counts.add_sent(n));
+    let outcome: Result<(), OutboundError> = async {
+        match &hop {
+            NextHop::Passthrough { to, .. } | NextHop::Tcp { to, .. } => {
+                let upstream = pod.dial(shared, *to, None, true).await?;
+                copy_both_ways(&app, &upstream, to_server, to_client).await?;
+                orderly(&upstream);
+            }
+            NextHop::Hbone { .. } => {
+                let opened = open(worker, pod, &source, &hop, (src, &trace)).await?;
+                relay(&app, opened.stream, &worker.board, to_server, to_client).await?;
+                drop(opened.slot);
+            }
+        }
+        orderly(&app);
+        Ok(())
+    }
+    .await;
+    drop(app); // before the log line: who reads it knows that the app has heard
+    connection.finish(outcome.map_err(|error| error.failure()));
+}
+
+/// From now on dropping the socket is an orderly close.
+pub(crate) fn orderly(stream: &TcpStream) {
+    // Fails only when the connection is gone already, which closes as it likes.
+    let _gone = set_reset_on_drop(stream, false);
+}
+
+fn flagged(refusal: &OutboundRefusal) -> (ResponseFlag, String) {
+    (refusal.flag(), refusal.to_string())
+}
+
+fn early(shared: &Shared, src: SocketAddr, dst: Option<SocketAddr>, (flag, error): (ResponseFlag, String)) {
+    shared.telemetry.early_failure(&Early {
+        reporter: Reporter::Source,
+        src_addr: src,
+        dst_addr: dst,
+        source_identity: None,
+        destination_identity: None,
+        failure: &Failure { flag, error, denial: None },
+    });
+}
+
+fn flow(hop: &NextHop, source: &Arc<Workload>, src: SocketAddr, trace: &TraceParent) -> Flow {
+    let mut flow = Flow {
+        reporter: Reporter::Source,
+        source: Some(Arc::clone(source)),
+        source_identity: Some(source.identity.clone()),
+        destination: None,
+        destination_identity: None,
+        service: None,
+        security: Security::Unknown,
+        src_addr: src,
+        dst_addr: src,
+        hbone_addr: None,
+        trace_id: None,
+    };
+    match hop {
+        NextHop::Passthrough { to, .. } => flow.dst_addr = *to,
+        NextHop::Tcp { to, workload, service, .. } => {
+            (flow.dst_addr, flow.destination) = (*to, Some(Arc::clone(workload)));
+            flow.service.clone_from(service);
+        }
+        NextHop::Hbone { peer, authority, workload, service, .. } => {
+            (flow.dst_addr, flow.destination) = (*peer, Some(Arc::clone(workload)));
+            flow.service.clone_from(service);
+            flow.security = Security::MutualTls;
+            flow.hbone_addr = Some(authority.to_string());
+            flow.trace_id = Some(format!("{:032x}", trace.trace));
+        }
+    }
+    flow
+}
+
+/// A stream to the hop's workload, on a tunnel of this worker.
+async fn open(
+    worker: &Rc<Worker>,
+    pod: &Arc<Pod>,
+    source: &Arc<Workload>,
+    hop: &NextHop,
+    (src, trace): (SocketAddr, &TraceParent),
+) -> Result<Opened, OpenError> {
+    let NextHop::Hbone { peer, authority, expected, workload, service, .. } = hop else {
+        unreachable!("only a tunnel hop is opened")
+    };
+    let key = Key {
+        source: Arc::clone(&pod.local.uid),
+        identity: source.identity.clone(),
+        destination: workload.uid.clone(),
+        peer: *peer,
+        expected: expected.clone(),
+    };
+    let host = service.as_deref().map(|s: &Service| &*s.key.hostname);
+    let connect = Connect {
+        authority: *authority,
+        baggage: baggage_of(source),
+        forwarded: forwarded(src, host),
+        traceparent: trace.to_string(),
+    };
+    let establish = || establish(worker, pod, &key);
+    worker.pool.open(&key, &connect, worker.shared.limits.answer, establish).await
+}
+
+/// A new tunnel: the pod's certificate, a connection from within its namespace, TLS, HTTP/2.
+async fn establish(worker: &Rc<Worker>, pod: &Arc<Pod>, key: &Key) -> Result<Rc<Tunnel>, OpenError> {
+    let shared = &worker.shared;
+    let count = |result| shared.telemetry.metrics().handshake(Side::Client, result);
+    let certificate = match shared.certs.current(&key.identity) {
+        Some(certificate) => certificate,
+        None => shared.certs.wait(&key.identity, CERTIFICATE_WAIT).await.map_err(|error| {
+            count(Handshake::NoCertificate);
+            OpenError::Identity(error.to_string())
+        })?,
+    };
+    let peer = key.peer;
+    let tcp = pod.dial(shared, peer, None, false).await.map_err(|error| match error {
+        ConnectError::Timeout { limit, .. } => OpenError::TcpTimeout { peer, limit },
+        ConnectError::Io { source, .. } => OpenError::Tcp { peer, cause: source.to_string() },
+    })?;
+    let tls = certificate.client_config(&key.expected);
+    let context = (&shared.http2, &shared.limits, &pod.scope);
+    let tunnel = Tunnel::establish(tcp, peer, tls, certificate.not_after, context).await;
+    count(match &tunnel {
+        Ok(_) => Handshake::Complete,
+        Err(OpenError::Http2 { .. }) => Handshake::Http2,
+        Err(_) => Handshake::Tls,
+    });
+    tunnel
+}

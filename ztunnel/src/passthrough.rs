@@ -1,0 +1,108 @@
+//! One plaintext connection to a captured pod, top to bottom: original destination, policy without an identity, dial,
+//! copy, one log line and one set of counters.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use culvert_common::authz::Facts;
+use culvert_common::decide::inbound_plaintext;
+use culvert_common::net::copy::{CopyError, copy_both_ways};
+use culvert_common::net::socket::{ConnectError, original_destination};
+use culvert_common::telemetry::ResponseFlag;
+use culvert_common::telemetry::{Early, Failure, Flow, Reporter, Security};
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+
+use crate::inbound::{Denied, permit};
+use crate::outbound::orderly;
+use crate::shared::{Pod, Shared};
+use crate::worker::Worker;
+
+#[derive(Debug, thiserror::Error)]
+enum PassthroughError {
+    #[error(transparent)]
+    Denied(#[from] Denied),
+    #[error("no connection to the app: {0}")]
+    Connect(#[from] ConnectError),
+    #[error(transparent)]
+    Copy(#[from] CopyError),
+}
+
+impl PassthroughError {
+    fn failure(&self) -> Failure {
+        match self {
+            Self::Denied(denied) => denied.failure(),
+            Self::Connect(_) | Self::Copy(_) => {
+                Failure { flag: ResponseFlag::Connect, error: self.to_string(), denial: None }
+            }
+        }
+    }
+}
+
+/// Serves one accepted connection of port 15006.
+pub(crate) async fn serve(worker: &Rc<Worker>, pod: &Arc<Pod>, client: TcpStream, src: SocketAddr) {
+    let shared = &worker.shared;
+    let start = Instant::now();
+    let _open = shared.telemetry.metrics().socket(Reporter::Destination);
+    let dst = match original_destination(&client) {
+        Ok(dst) => dst,
+        Err(error) => return early(shared, src, None, format!("no original destination: {error}")),
+    };
+    let (flow, verdict, to) = {
+        let snapshot = shared.state.snapshot();
+        let Some(workload) = pod.workload(&snapshot) else {
+            let error = format!("failed to fetch information about local workload {}", pod.local.workload);
+            return early(shared, src, Some(dst), error);
+        };
+        let target = match inbound_plaintext(&snapshot, &workload, dst) {
+            Ok(target) => target,
+            Err(refusal) => return early(shared, src, Some(dst), refusal.to_string()),
+        };
+        let facts = Facts {
+            peer: None,
+            source_ip: src.ip(),
+            destination_ip: target.to.ip(),
+            destination_port: target.to.port(),
+        };
+        let flow = Flow {
+            reporter: Reporter::Destination,
+            source: snapshot.workload_by_ip(src.ip()).cloned(),
+            source_identity: None,
+            destination: Some(Arc::clone(&workload)),
+            destination_identity: None,
+            service: target.service,
+            security: Security::Unknown,
+            src_addr: src,
+            dst_addr: target.to,
+            hbone_addr: None,
+            trace_id: None,
+        };
+        (flow, permit(shared, &snapshot, &workload, &facts), target.to)
+    };
+    let connection = shared.telemetry.open(flow, start.into_std());
+    let counts = connection.counts();
+    let outcome: Result<(), PassthroughError> = async {
+        verdict?;
+        let source = (pod.spoof_source && src.ip() != to.ip()).then(|| src.ip());
+        let app = pod.dial(shared, to, source, true).await?;
+        copy_both_ways(&client, &app, |n| counts.add_received(n), |n| counts.add_sent(n)).await?;
+        orderly(&app);
+        orderly(&client);
+        Ok(())
+    }
+    .await;
+    drop(client); // before the log line: who reads it knows that the client has heard
+    connection.finish(outcome.map_err(|error| error.failure()));
+}
+
+fn early(shared: &Shared, src: SocketAddr, dst: Option<SocketAddr>, error: String) {
+    shared.telemetry.early_failure(&Early {
+        reporter: Reporter::Destination,
+        src_addr: src,
+        dst_addr: dst,
+        source_identity: None,
+        destination_identity: None,
+        failure: &Failure { flag: ResponseFlag::Connect, error, denial: None },
+    });
+}

@@ -1,0 +1,94 @@
+//! What all workers share: settings that do not change, state, certificates, telemetry; and what they know of a pod.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use culvert_common::hbone::budget::Budget;
+use culvert_common::hbone::{Http2, Limits};
+use culvert_common::identity::Certs;
+use culvert_common::model::{LocalPod, Workload};
+use culvert_common::net::netns::NetNs;
+use culvert_common::net::socket::{self, ConnectError, DialOptions, Keepalive};
+use culvert_common::state::{Snapshot, State};
+use culvert_common::task::Scope;
+use culvert_common::telemetry::Telemetry;
+
+/// Shared by all workers, read-only.
+pub(crate) struct Shared {
+    pub(crate) state: Arc<State>,
+    pub(crate) certs: Arc<Certs>,
+    pub(crate) telemetry: Arc<Telemetry>,
+    pub(crate) budget: Arc<Budget>,
+    pub(crate) http2: Http2,
+    pub(crate) limits: Limits,
+    pub(crate) mark: u32,
+    pub(crate) keepalive: Option<Keepalive>,
+    pub(crate) response_baggage: bool,
+    pub(crate) policy_info_logging: bool,
+}
+
+/// How long a connection waits for a certificate of its pod.
+pub(crate) const CERTIFICATE_WAIT: Duration = Duration::from_secs(10);
+
+/// A captured pod.
+pub(crate) struct Pod {
+    pub(crate) local: Arc<LocalPod>,
+    pub(crate) netns: Option<NetNs>,
+    /// Whether the app may see its client's address; `None` decides by whether the kernel allows it.
+    pub(crate) spoof_source: bool,
+    /// Accept loops and connections of this pod.
+    pub(crate) scope: Scope,
+}
+
+impl Pod {
+    /// The pod's workload in `snapshot`; it is missing only between two states.
+    pub(crate) fn workload(&self, snapshot: &Snapshot) -> Option<Arc<Workload>> {
+        snapshot.workload(&self.local.workload).cloned()
+    }
+
+    /// Runs `work` in the pod's network namespace.
+    pub(crate) fn enter<R>(&self, work: impl FnOnce() -> R) -> std::io::Result<R> {
+        match &self.netns {
+            Some(netns) => netns.run(work),
+            None => Ok(work()),
+        }
+    }
+
+    /// Connects from within the pod's namespace, as `source` if it is given.
+    ///
+    /// The socket resets its peer when it is dropped, until it is told otherwise.
+    pub(crate) async fn dial(
+        &self,
+        shared: &Shared,
+        to: std::net::SocketAddr,
+        source: Option<IpAddr>,
+        is_app: bool,
+    ) -> Result<tokio::net::TcpStream, ConnectError> {
+        let options = DialOptions {
+            mark: Some(shared.mark),
+            source,
+            nodelay: true,
+            keepalive: shared.keepalive,
+            reset_on_drop: is_app,
+        };
+        let socket = self
+            .enter(|| socket::dial_socket(to, &options))
+            .and_then(|made| made)
+            .map_err(|source| ConnectError::Io { to, source })?;
+        socket::connect(socket, to, shared.limits.connect).await
+    }
+}
+
+/// A random number; not for secrets' sake but so that ids and choices do not repeat.
+pub(crate) fn random() -> u128 {
+    let mut bytes = [0; 16];
+    // Without the kernel's randomness there is no TLS either: this cannot fail on a running agent.
+    let _filled = getrandom::fill(&mut bytes);
+    u128::from_ne_bytes(bytes)
+}
+
+/// A new denial id: 128 random bits in hex.
+pub(crate) fn denial_id() -> String {
+    format!("{:032x}", random())
+}

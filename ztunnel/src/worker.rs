@@ -1,0 +1,246 @@
+//! Traffic workers: each is one thread with a current-thread runtime that owns its connections, its tunnels and both
+//! ends of every relay. A worker that accepts a connection hands it to the least loaded one, itself included.
+
+use std::cell::RefCell;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use culvert_common::hbone::budget::Board;
+use culvert_common::hbone::pool::Pool;
+use culvert_common::model::Health;
+use culvert_common::task::Scope;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, interval};
+
+use crate::shared::{Pod, Shared};
+use crate::{inbound, outbound, passthrough};
+
+/// Connections on their way to one worker; beyond, the worker that accepted keeps them.
+const HAND_OVER: usize = 1024;
+/// Pause after a failed accept: out of descriptors, the next one would fail too.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Which of a pod's listeners.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Port {
+    /// 15001
+    Outbound,
+    /// 15006
+    Passthrough,
+    /// 15008
+    Hbone,
+}
+
+enum Command {
+    Listen { pod: Arc<Pod>, port: Port, listener: std::net::TcpListener },
+    Take { pod: Arc<Pod>, port: Port, stream: std::net::TcpStream, peer: SocketAddr },
+}
+
+/// All workers, from outside.
+#[derive(Clone)]
+pub(crate) struct Workers {
+    all: Arc<[Handle]>,
+}
+
+struct Handle {
+    commands: mpsc::Sender<Command>,
+    /// Open connections, those on their way included.
+    load: Arc<AtomicUsize>,
+}
+
+/// One worker, from inside. Not `Send`.
+pub(crate) struct Worker {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) pool: Pool,
+    pub(crate) board: Board,
+    load: Arc<AtomicUsize>,
+    workers: RefCell<Option<Workers>>,
+}
+
+/// Counts a connection as long as it lives.
+struct Load(Arc<AtomicUsize>);
+
+impl Load {
+    fn new(of: &Arc<AtomicUsize>) -> Self {
+        of.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(of))
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Workers {
+    /// Starts `count` threads named `ztunnel-<i>`. They end when `scope` has been shut down and this is dropped.
+    pub(crate) fn start(
+        count: usize,
+        shared: &Arc<Shared>,
+        scope: &Scope,
+    ) -> std::io::Result<(Self, Vec<JoinHandle<()>>)> {
+        let (handles, inner): (Vec<_>, Vec<_>) = (0..count.max(1))
+            .map(|_| {
+                let (commands, receiver) = mpsc::channel(HAND_OVER);
+                let load = Arc::new(AtomicUsize::new(0));
+                (Handle { commands, load: Arc::clone(&load) }, (receiver, load))
+            })
+            .unzip();
+        let workers = Self { all: handles.into() };
+        let threads = inner.into_iter().enumerate().map(|(i, (receiver, load))| {
+            let (shared, scope, workers) = (Arc::clone(shared), scope.clone(), workers.clone());
+            let name = format!("ztunnel-{i}");
+            std::thread::Builder::new().name(name).spawn(move || {
+                let worker = Rc::new(Worker {
+                    board: Board::new(Arc::clone(&shared.budget)),
+                    pool: Pool::default(),
+                    workers: RefCell::new((workers.all.len() > 1).then_some(workers)),
+                    shared,
+                    load,
+                });
+                worker.run(receiver, &scope);
+            })
+        });
+        let threads = threads.collect::<Result<_, _>>()?;
+        Ok((workers, threads))
+    }
+
+    /// Has the least loaded worker accept from `listener` until the pod drains.
+    pub(crate) async fn listen(&self, pod: &Arc<Pod>, port: Port, listener: std::net::TcpListener) {
+        let command = Command::Listen { pod: Arc::clone(pod), port, listener };
+        // A worker ends only with the process.
+        let _ended = self.least().commands.send(command).await;
+    }
+
+    fn least(&self) -> &Handle {
+        let by_load = self.all.iter().min_by_key(|h| h.load.load(Ordering::Relaxed));
+        by_load.unwrap_or(&self.all[0])
+    }
+}
+
+impl Worker {
+    fn run(self: Rc<Self>, mut commands: mpsc::Receiver<Command>, scope: &Scope) {
+        let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => runtime,
+            Err(error) => {
+                tracing::error!(%error, "no runtime for a traffic worker");
+                std::process::abort();
+            }
+        };
+        let local = tokio::task::LocalSet::new();
+        local.block_on(&runtime, async {
+            let tick = Rc::clone(&self);
+            scope.spawn_local(async move { tick.keep_house().await });
+            let ended = scope.clone();
+            loop {
+                tokio::select! {
+                    command = commands.recv() => match command {
+                        Some(command) => self.obey(command),
+                        None => break,
+                    },
+                    () = ended.ended() => break,
+                }
+            }
+            self.workers.borrow_mut().take();
+        });
+    }
+
+    fn obey(self: &Rc<Self>, command: Command) {
+        match command {
+            Command::Listen { pod, port, listener } => {
+                let (worker, scope) = (Rc::clone(self), pod.scope.clone());
+                scope.spawn_local(async move { worker.accept(&pod, port, listener).await });
+            }
+            Command::Take { pod, port, stream, peer } => match TcpStream::from_std(stream) {
+                Ok(stream) => self.serve(pod, port, stream, peer),
+                Err(error) => tracing::warn!(%error, "cannot watch an accepted connection"),
+            },
+        }
+    }
+
+    async fn accept(self: &Rc<Self>, pod: &Arc<Pod>, port: Port, listener: std::net::TcpListener) {
+        let listener = match TcpListener::from_std(listener) {
+            Ok(listener) => listener,
+            Err(error) => return tracing::error!(%error, ?port, "cannot watch a listener"),
+        };
+        let mut complained: Option<Instant> = None;
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                () = pod.scope.draining() => return,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, peer)) => self.place(Arc::clone(pod), port, stream, peer),
+                Err(error) => {
+                    if complained.is_none_or(|at| at.elapsed() >= Duration::from_secs(1)) {
+                        complained = Some(Instant::now());
+                        tracing::warn!(%error, pod = %pod.local.uid, ?port, "cannot accept; trying again");
+                    }
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    /// Serves here, or hands over to a worker with less to do.
+    fn place(self: &Rc<Self>, pod: Arc<Pod>, port: Port, stream: TcpStream, peer: SocketAddr) {
+        let workers = self.workers.borrow();
+        let other = workers.as_ref().map(Workers::least);
+        let other = other.filter(|h| h.load.load(Ordering::Relaxed) < self.load.load(Ordering::Relaxed));
+        let Some(other) = other else { return self.serve(pod, port, stream, peer) };
+        match stream.into_std() {
+            Ok(stream) => match other.commands.try_send(Command::Take { pod, port, stream, peer }) {
+                Ok(()) => {}
+                Err(
+                    mpsc::error::TrySendError::Full(command) | mpsc::error::TrySendError::Closed(command),
+                ) => {
+                    self.obey(command);
+                }
+            },
+            Err(error) => tracing::warn!(%error, "cannot hand a connection over"),
+        }
+    }
+
+    fn serve(self: &Rc<Self>, pod: Arc<Pod>, port: Port, stream: TcpStream, peer: SocketAddr) {
+        let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
+        let (worker, load, scope) = (Rc::clone(self), Load::new(&self.load), pod.scope.clone());
+        match port {
+            Port::Outbound => scope.spawn_local(async move {
+                outbound::serve(&worker, &pod, stream, peer).await;
+                drop(load);
+            }),
+            Port::Passthrough => scope.spawn_local(async move {
+                passthrough::serve(&worker, &pod, stream, peer).await;
+                drop(load);
+            }),
+            Port::Hbone => scope.spawn_local(async move {
+                inbound::serve(&worker, &pod, stream, peer).await;
+                drop(load);
+            }),
+        }
+    }
+
+    /// Once a second: tunnels that nobody needs, streams that stall, and after each revision those whose pod is gone.
+    async fn keep_house(&self) {
+        let mut tick = interval(Duration::from_secs(1));
+        loop {
+            tick.tick().await;
+            let snapshot = self.shared.state.snapshot();
+            self.pool.sweep(self.shared.limits.idle, |key| {
+                let serves = |w: &culvert_common::model::Workload| {
+                    w.health != Health::Terminating && w.addresses.contains(&key.peer.ip())
+                };
+                snapshot.workload(&key.destination).is_some_and(|w| serves(w))
+            });
+            drop(snapshot);
+            self.board.sweep(Instant::now());
+        }
+    }
+}
