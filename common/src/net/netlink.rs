@@ -49,29 +49,42 @@ const DUMP_TRIES: usize = 8;
 
 /// One message, or several in a row, as they go to the kernel.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub struct Writer(Vec<u8>);
+pub struct Writer {
+    bytes: Vec<u8>,
+    /// Where the last message begins.
+    last: usize,
+}
 
 impl Writer {
     /// Appends a message: header, the fixed part `head` that its kind prescribes, then attributes.
     pub fn message(&mut self, about: Header, head: &[u8], fill: impl FnOnce(&mut AttrWriter<'_>)) {
-        let start = self.0.len();
-        self.0.extend_from_slice(&[0; 4]);
-        self.0.extend_from_slice(&about.kind.to_ne_bytes());
-        self.0.extend_from_slice(&about.flags.to_ne_bytes());
-        self.0.extend_from_slice(&about.seq.to_ne_bytes());
-        self.0.extend_from_slice(&[0; 4]);
-        self.0.extend_from_slice(head);
-        pad(&mut self.0);
-        fill(&mut AttrWriter(&mut self.0));
-        let length = u32::try_from(self.0.len() - start).unwrap_or(u32::MAX);
-        if let Some(place) = self.0.get_mut(start..start + 4) {
+        let start = self.bytes.len();
+        self.last = start;
+        self.bytes.extend_from_slice(&[0; 4]);
+        self.bytes.extend_from_slice(&about.kind.to_ne_bytes());
+        self.bytes.extend_from_slice(&about.flags.to_ne_bytes());
+        self.bytes.extend_from_slice(&about.seq.to_ne_bytes());
+        self.bytes.extend_from_slice(&[0; 4]);
+        self.bytes.extend_from_slice(head);
+        pad(&mut self.bytes);
+        fill(&mut AttrWriter(&mut self.bytes));
+        let length = u32::try_from(self.bytes.len() - start).unwrap_or(u32::MAX);
+        if let Some(place) = self.bytes.get_mut(start..start + 4) {
             place.copy_from_slice(&length.to_ne_bytes());
+        }
+    }
+
+    /// Makes the kernel acknowledge the last message written: the sign that it is through with all of them.
+    pub fn acknowledge_last(&mut self) {
+        if let Some(place) = self.bytes.get_mut(self.last + 6..self.last + 8) {
+            let flags = u16::from_ne_bytes([place[0], place[1]]) | flag::ACK;
+            place.copy_from_slice(&flags.to_ne_bytes());
         }
     }
 
     /// The bytes written so far.
     pub fn bytes(&self) -> &[u8] {
-        &self.0
+        &self.bytes
     }
 }
 
@@ -333,8 +346,10 @@ impl Netlink {
 
     /// Sends messages and waits until the one numbered `last`, which carries [`flag::ACK`], is done.
     ///
+    /// Shape: numbers from [`Self::next_seq`] on; none above `last` + 1.
     /// Errors: the kernel's first refusal of any of them.
     pub fn apply(&mut self, messages: &Writer, last: u32) -> Result<(), NetlinkError> {
+        self.seq = last.wrapping_add(1);
         self.send(messages.bytes())?;
         for _ in 0..READS_MAX {
             let read = self.receive()?;

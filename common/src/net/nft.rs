@@ -344,13 +344,14 @@ impl Fields<'_> {
 
 /// Puts `set` in the place of whatever the tables hold, in one transaction.
 pub(super) fn replace(netlink: &mut Netlink, set: &[Table]) -> Result<(), NetlinkError> {
-    let mut batch = Batch::new(netlink);
+    replacement(netlink.next_seq(), set).commit(netlink)
+}
+
+fn replacement(first: u32, set: &[Table]) -> Batch {
+    let mut batch = Batch::new(first);
     for table in set {
         batch.delete_table(table.name);
-        batch.add(NEW_TABLE, flag::CREATE, |out| {
-            out.put_str(table::NAME, table.name);
-            out.put_be32(table::FLAGS, 0);
-        });
+        batch.add(NEW_TABLE, flag::CREATE, |out| out.put_str(table::NAME, table.name));
         for chain in &table.chains {
             batch.add(NEW_CHAIN, flag::CREATE, |out| write_chain(table.name, chain, out));
             for rule in &chain.rules {
@@ -359,36 +360,33 @@ pub(super) fn replace(netlink: &mut Netlink, set: &[Table]) -> Result<(), Netlin
             }
         }
     }
-    batch.commit()
+    batch
 }
 
 /// Removes a table with all it holds, if it exists.
 pub(super) fn remove(netlink: &mut Netlink, table: &str) -> Result<(), NetlinkError> {
-    let mut batch = Batch::new(netlink);
+    let mut batch = Batch::new(netlink.next_seq());
     batch.delete_table(table);
-    batch.commit()
+    batch.commit(netlink)
 }
 
 /// A transaction in the making.
-struct Batch<'a> {
-    netlink: &'a mut Netlink,
+struct Batch {
     messages: Writer,
+    /// Number of the last message.
+    seq: u32,
 }
 
-impl<'a> Batch<'a> {
-    fn new(netlink: &'a mut Netlink) -> Self {
+impl Batch {
+    fn new(first: u32) -> Self {
         let mut messages = Writer::default();
-        let begin = Header { kind: BATCH_BEGIN, flags: flag::REQUEST, seq: netlink.next_seq() };
-        messages.message(begin, &BATCH, |_| {});
-        Self { netlink, messages }
+        messages.message(Header { kind: BATCH_BEGIN, flags: flag::REQUEST, seq: first }, &BATCH, |_| {});
+        Self { messages, seq: first }
     }
 
-    /// Every message is acknowledged: the kernel sends these only after the commit, and the last of them ends the wait.
-    fn add(&mut self, kind: u16, flags: u16, fill: impl FnOnce(&mut AttrWriter<'_>)) -> u32 {
-        let seq = self.netlink.next_seq();
-        let flags = flags | flag::REQUEST | flag::ACK;
-        self.messages.message(Header { kind, flags, seq }, &INET, fill);
-        seq
+    fn add(&mut self, kind: u16, flags: u16, fill: impl FnOnce(&mut AttrWriter<'_>)) {
+        self.seq = self.seq.wrapping_add(1);
+        self.messages.message(Header { kind, flags: flags | flag::REQUEST, seq: self.seq }, &INET, fill);
     }
 
     /// A table that does not exist cannot be deleted, so it is made first.
@@ -397,11 +395,16 @@ impl<'a> Batch<'a> {
         self.add(DELETE_TABLE, 0, |out| out.put_str(table::NAME, name));
     }
 
-    fn commit(mut self) -> Result<(), NetlinkError> {
-        let last = self.netlink.next_seq().wrapping_sub(1);
-        let end = Header { kind: BATCH_END, flags: flag::REQUEST, seq: last.wrapping_add(1) };
+    /// Closes the batch: the last message in it is acknowledged, which the kernel does after the commit.
+    fn close(&mut self) {
+        self.messages.acknowledge_last();
+        let end = Header { kind: BATCH_END, flags: flag::REQUEST, seq: self.seq.wrapping_add(1) };
         self.messages.message(end, &BATCH, |_| {});
-        self.netlink.apply(&self.messages, last)
+    }
+
+    fn commit(mut self, netlink: &mut Netlink) -> Result<(), NetlinkError> {
+        self.close();
+        netlink.apply(&self.messages, self.seq)
     }
 }
 
@@ -549,3 +552,6 @@ fn attr(body: &[u8], kind: u16) -> Option<Attr<'_>> {
 fn text(body: &[u8], kind: u16) -> String {
     attr(body, kind).map(|attr| attr.text().to_owned()).unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests;
