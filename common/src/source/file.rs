@@ -4,19 +4,20 @@
 //! found below the directory, hidden ones and hidden directories left out, symbolic links followed: so the links of a
 //! mounted ConfigMap are read, and the directories they point into are not read twice.
 
+mod watches;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, Read};
-use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
-use tokio::io::unix::AsyncFd;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
+
+use self::watches::Watches;
 
 use super::kube::{Document, Settings, Translated, translate};
 use crate::config::Problem;
@@ -28,10 +29,6 @@ const BYTES_MAX: u64 = 64 << 20;
 const FILES_MAX: usize = 10_000;
 /// Deepest directory below the one that is named.
 const DEPTH_MAX: usize = 8;
-/// Quiet time after a change before the directory is read: editors and copies change a file in several steps.
-const DEBOUNCE: Duration = Duration::from_millis(100);
-/// Longest time that changes which never pause can put off reading.
-const DEBOUNCE_MAX: Duration = Duration::from_secs(1);
 /// Time between looks at the directory without any event, for file systems and links whose changes make none.
 const RESCAN: Duration = Duration::from_secs(3);
 
@@ -67,14 +64,14 @@ fn lines(problems: &[Problem]) -> String {
 /// How one reading of a changed directory ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ReloadOutcome {
-    /// The new content is in force.
+    /// The content is in force: newly, or again after others that were refused.
     Published {
         /// Revision of the state.
         revision: u64,
         /// Number of warnings.
         warnings: usize,
     },
-    /// The new content is wrong or unreadable; what was in force stays.
+    /// The content is wrong or unreadable; what was in force stays.
     Refused {
         /// Number of problems.
         problems: usize,
@@ -91,7 +88,7 @@ pub fn load(dir: &Path, settings: &Settings) -> Result<Translated, LoadError> {
 /// Publishes what `dir` says into `state`, now and whenever it changes, until dropped. Logs each problem once, and
 /// tells `on_result` of each new content, good or bad. Cancel-safe.
 pub async fn watch(dir: PathBuf, settings: Settings, state: Arc<State>, on_result: impl Fn(ReloadOutcome)) {
-    let mut source = FileSource { dir, settings, scan: None, seen: None };
+    let mut source = FileSource { dir, settings, scan: None, reported: None, in_force: None };
     let watches = Watches::new();
     loop {
         watches.cover(&source.dir);
@@ -115,8 +112,10 @@ struct FileSource {
     settings: Settings,
     /// Names, sizes and times as of the last reading.
     scan: Option<Scan>,
-    /// Hash of the content, or of the error, that was last reported.
-    seen: Option<u64>,
+    /// Hash of the content, or of the error, that was reported last.
+    reported: Option<u64>,
+    /// Hash of the content in force, its revision and its number of warnings.
+    in_force: Option<(u64, u64, usize)>,
 }
 
 impl FileSource {
@@ -134,31 +133,41 @@ impl FileSource {
             Ok(texts) => texts.hash(),
             Err(error) => hash(&(1, error.to_string())),
         };
-        if self.seen.replace(hash) == Some(hash) {
+        if self.reported.replace(hash) == Some(hash) {
             return None;
         }
+        if let Some((_, revision, warnings)) = self.in_force.filter(|(in_force, ..)| *in_force == hash) {
+            tracing::info!(target: "state", revision, "configuration is again what is in force");
+            return Some(ReloadOutcome::Published { revision, warnings });
+        }
         Some(match texts.and_then(|texts| texts.translate(&self.settings)) {
-            Ok(Translated { model, warnings }) => {
-                for warning in &warnings {
-                    tracing::warn!(target: "state", "{warning}");
-                }
-                let revision = state.publish(model);
-                tracing::info!(target: "state", revision, dir = %self.dir.display(), "configuration in force");
-                ReloadOutcome::Published { revision, warnings: warnings.len() }
-            }
-            Err(LoadError::Problems(problems)) => {
-                for problem in &problems {
-                    tracing::error!(target: "state", "{problem}");
-                }
-                ReloadOutcome::Refused { problems: problems.len() }
-            }
-            Err(error) => {
-                let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
-                tracing::error!(target: "state", cause, "{error}");
-                ReloadOutcome::Refused { problems: 1 }
-            }
+            Ok(translated) => self.publish(translated, hash, state),
+            Err(error) => refuse(&error),
         })
     }
+
+    fn publish(&mut self, translated: Translated, hash: u64, state: &State) -> ReloadOutcome {
+        let Translated { model, warnings } = translated;
+        for warning in &warnings {
+            tracing::warn!(target: "state", "{warning}");
+        }
+        let revision = state.publish(model);
+        tracing::info!(target: "state", revision, dir = %self.dir.display(), "configuration in force");
+        self.in_force = Some((hash, revision, warnings.len()));
+        ReloadOutcome::Published { revision, warnings: warnings.len() }
+    }
+}
+
+fn refuse(error: &LoadError) -> ReloadOutcome {
+    let LoadError::Problems(problems) = error else {
+        let cause = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
+        tracing::error!(target: "state", cause, "{error}");
+        return ReloadOutcome::Refused { problems: 1 };
+    };
+    for problem in problems {
+        tracing::error!(target: "state", "{problem}");
+    }
+    ReloadOutcome::Refused { problems: problems.len() }
 }
 
 /// What distinguishes one state of a file from another without reading it.
@@ -283,79 +292,4 @@ fn hash(of: &impl Hash) -> u64 {
     let mut hasher = DefaultHasher::new();
     of.hash(&mut hasher);
     hasher.finish()
-}
-
-/// Events of the directory and of those below it. Without inotify (no descriptor left, say) only the rescan remains.
-struct Watches {
-    inotify: Option<AsyncFd<Fd>>,
-}
-
-/// Gives the descriptor's number, which the reactor asks for.
-struct Fd(Inotify);
-
-impl AsRawFd for Fd {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.as_fd().as_raw_fd()
-    }
-}
-
-impl Watches {
-    fn new() -> Self {
-        let init = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC).map_err(io::Error::from);
-        #[expect(deprecated, reason = "its successor is unsafe; this descriptor's number never changes")]
-        let inotify = init.and_then(|inotify| AsyncFd::new(Fd(inotify)));
-        let inotify = inotify
-            .inspect_err(|error| {
-                tracing::warn!(target: "state", %error, "no inotify; changes are seen after {RESCAN:?} only");
-            })
-            .ok();
-        Self { inotify }
-    }
-
-    /// Watches `dir` and the directories below it. A directory that is watched already stays so.
-    fn cover(&self, dir: &Path) {
-        let Some(inotify) = &self.inotify else { return };
-        // Not IN_MODIFY: a file that is being written is read when its writer closes it.
-        let mask = AddWatchFlags::IN_CLOSE_WRITE
-            | AddWatchFlags::IN_CREATE
-            | AddWatchFlags::IN_DELETE
-            | AddWatchFlags::IN_MOVE
-            | AddWatchFlags::IN_MOVE_SELF
-            | AddWatchFlags::IN_DELETE_SELF
-            | AddWatchFlags::IN_ONLYDIR;
-        let mut dirs = vec![(dir.to_owned(), 0)];
-        let mut count = 0;
-        while let Some((at, depth)) = dirs.pop() {
-            // What cannot be watched is seen by the rescan.
-            let _ = inotify.get_ref().0.add_watch(&at, mask);
-            let entries = fs::read_dir(&at).into_iter().flatten().flatten();
-            for path in entries.map(|entry| entry.path()).take(FILES_MAX) {
-                let is_hidden = path.file_name().is_none_or(|name| name.as_encoded_bytes().starts_with(b"."));
-                if !is_hidden && depth < DEPTH_MAX && count < FILES_MAX && path.is_dir() {
-                    count += 1;
-                    dirs.push((path, depth + 1));
-                }
-            }
-        }
-    }
-
-    /// Resolves when something changed; takes the events. Cancel-safe.
-    async fn changed(&self) {
-        let Some(inotify) = &self.inotify else { return std::future::pending().await };
-        loop {
-            let Ok(mut ready) = inotify.readable().await else { return std::future::pending().await };
-            let read = ready.try_io(|fd| fd.get_ref().0.read_events().map_err(io::Error::from));
-            match read {
-                Ok(Ok(_)) => return,
-                Ok(Err(_)) => sleep(DEBOUNCE).await, // never spin on a broken descriptor
-                Err(_) => {}                         // not ready after all
-            }
-        }
-    }
-
-    /// Resolves when nothing has changed for [`DEBOUNCE`], or after [`DEBOUNCE_MAX`].
-    async fn settled(&self) {
-        let quiet = async { while timeout(DEBOUNCE, self.changed()).await.is_ok() {} };
-        let _ = timeout(DEBOUNCE_MAX, quiet).await;
-    }
 }

@@ -63,7 +63,7 @@ pub(super) fn add_services(
     let mut known: HashSet<WorkloadUid> = HashSet::new();
     for service in &objects.services {
         let slices = slices.remove(&(&*service.meta.namespace, &*service.meta.name)).unwrap_or_default();
-        let behind = Behind { service, slices: &slices, pods, settings };
+        let behind = Behind::new(service, &slices, pods, settings);
         let mut of_model = service.model(objects, settings);
         of_model.endpoints = behind.pods_endpoints();
         let others = behind.others(objects, report);
@@ -84,9 +84,28 @@ struct Behind<'a, 'o> {
     slices: &'a [&'o EndpointSlice],
     pods: &'a Pods<'o>,
     settings: &'a Settings,
+    /// What slices say of pods, by `<namespace>/<name>`.
+    said: HashMap<String, Vec<(&'o EndpointSlice, Health)>>,
 }
 
-impl<'o> Behind<'_, 'o> {
+impl<'a, 'o> Behind<'a, 'o> {
+    fn new(
+        service: &'o Service,
+        slices: &'a [&'o EndpointSlice],
+        pods: &'a Pods<'o>,
+        settings: &'a Settings,
+    ) -> Self {
+        let mut said: HashMap<String, Vec<_>> = HashMap::new();
+        for slice in slices {
+            for endpoint in &slice.endpoints {
+                if let Some(pod) = pods.of(endpoint) {
+                    said.entry(pod.meta.key()).or_default().push((*slice, endpoint.health));
+                }
+            }
+        }
+        Self { service, slices, pods, settings, said }
+    }
+
     /// Endpoints that are pods: those that the selector finds, or, without a selector, those that slices name.
     fn pods_endpoints(&self) -> Vec<Endpoint> {
         let found: Vec<&'o Pod> = match &self.service.selector {
@@ -105,18 +124,13 @@ impl<'o> Behind<'_, 'o> {
     }
 
     fn pod_endpoint(&self, pod: &Pod) -> Endpoint {
-        let slices = |slice: &&&EndpointSlice| slice.endpoints.iter().any(|e| self.is(e, pod));
-        let slices: Vec<&EndpointSlice> = self.slices.iter().filter(slices).copied().collect();
-        let said = slices.iter().flat_map(|slice| &slice.endpoints).filter(|e| self.is(e, pod));
+        let said = self.said.get(&pod.meta.key()).map_or(&[][..], Vec::as_slice);
+        let slices: Vec<&EndpointSlice> = said.iter().map(|(slice, _)| *slice).collect();
         Endpoint {
             workload: pod.uid(self.settings),
             ports: self.ports(Some(pod), &slices),
-            health: said.map(|e| e.health).fold(pod.health, worse),
+            health: said.iter().map(|(_, health)| *health).fold(pod.health, worse),
         }
-    }
-
-    fn is(&self, endpoint: &SliceEndpoint, pod: &Pod) -> bool {
-        self.pods.of(endpoint).is_some_and(|of| std::ptr::eq(of, pod))
     }
 
     /// Target ports that are not those of the service's own mapping. A port that is named and that nobody gives a number

@@ -1,10 +1,11 @@
 //! Kubernetes objects to the model: one pure function, [`translate`], for files and for a cluster alike.
 //!
 //! Its L4 output equals istiod's for the same objects. One file per kind reads that kind's fields (`pod`, `service`, …);
-//! `endpoints` joins Services, Pods and EndpointSlices; `policies` says which policies a workload lists. `yaml` and
+//! `endpoints` joins Services, Pods and EndpointSlices, `authorization` makes L4 policies. `yaml` and
 //! `reader` bound what foreign text may do and remember lines and paths for reports. Policies fail closed: what is not
 //! understood is a problem, and problems keep the whole state from being used. Knows no files, sockets or clocks.
 
+mod authorization;
 mod authorization_policy;
 mod endpoint_slice;
 mod endpoints;
@@ -18,7 +19,7 @@ mod service;
 mod yaml;
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -117,7 +118,7 @@ pub fn translate(documents: &[Document<'_>], settings: &Settings) -> Result<Tran
     let live: Vec<&Pod> = objects.pods.iter().filter(|pod| !pod.over && !pod.ips.is_empty()).collect();
     let pods = Pods::index(&live, &report);
 
-    model.policies = authorization_policy::translate(&objects, settings, &report);
+    model.policies = authorization::translate(&objects, settings, &report);
     model.policies.extend(peer_authentication::translate(&objects, settings, &report));
     model.workloads = live.iter().filter_map(|pod| workload(pod, &objects, settings, &report)).collect();
     service::check_vips(&objects.services, settings, &report);
@@ -166,7 +167,7 @@ fn workload(pod: &Pod, objects: &Objects, settings: &Settings, report: &Report) 
 /// The policies that select the pod by label: its own namespace's and the root namespace's, then what
 /// PeerAuthentication makes of it.
 fn listed_policies(pod: &Pod, objects: &Objects, settings: &Settings) -> Vec<PolicyKey> {
-    let mut keys = authorization_policy::selecting(pod, objects, settings);
+    let mut keys = authorization::selecting(pod, objects, settings);
     keys.extend(peer_authentication::selecting(pod, objects, settings));
     keys
 }
@@ -176,12 +177,10 @@ fn local_pods(live: &[&Pod], objects: &Objects, settings: &Settings, report: &Re
     let Some(Dedicated { namespace, name, service_account }) = &settings.dedicated else {
         let here = |pod: &&&Pod| settings.node.as_ref().is_none_or(|node| *node == pod.node);
         let captured = |pod: &&&Pod| pod.is_captured(objects.namespaces.get(&pod.meta.namespace), settings);
-        return live
-            .iter()
-            .filter(here)
-            .filter(captured)
-            .filter_map(|pod| pod.local(settings, report))
-            .collect();
+        let pods = live.iter().filter(here).filter(captured);
+        let pods: Vec<LocalPod> = pods.filter_map(|pod| pod.local(settings, report)).collect();
+        check_netns(live, &pods, report);
+        return pods;
     };
     let own = live.iter().find(|pod| {
         pod.meta.namespace == *namespace && pod.meta.name == *name && pod.service_account == *service_account
@@ -197,6 +196,26 @@ fn local_pods(live: &[&Pod], objects: &Objects, settings: &Settings, report: &Re
         });
     }
     own.map(|pod| pod.local_in(None, settings)).into_iter().collect()
+}
+
+/// Two pods cannot have one network namespace: the second would be captured as if it were the first.
+fn check_netns(live: &[&Pod], pods: &[LocalPod], report: &Report) {
+    let mut owners: HashMap<&Path, &LocalPod> = HashMap::new();
+    for pod in pods {
+        let Some(netns) = &pod.netns else { continue };
+        if let Some(other) = owners.insert(netns, pod)
+            && let Some(Pod { meta, .. }) =
+                live.iter().find(|p| p.meta.name == pod.name && p.meta.namespace == pod.namespace)
+        {
+            let seen =
+                format!("{}, which Pod {}/{} has as well", netns.display(), other.namespace, other.name);
+            report.problem(meta.at.about(
+                "metadata.annotations",
+                seen,
+                "allowed: a network namespace of its own",
+            ));
+        }
+    }
 }
 
 #[cfg(test)]

@@ -33,7 +33,7 @@ fn check(root: &Field<'_>) {
         }
     }
     for address in root.get("status").map(|status| status.items("addresses")).unwrap_or_default() {
-        if matches!(address.text_at("type"), Some("InternalIP" | "ExternalIP"))
+        if address.text_at("type") == Some("InternalIP")
             && let Some(ip) = address.get("address")
         {
             ip.ip();

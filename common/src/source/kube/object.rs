@@ -106,9 +106,13 @@ impl Objects {
             let of = Some((of, version.as_str())).filter(|(of, _)| !of.is_empty());
             return root.items("items").iter().for_each(|item| self.read_node(item.node(), file, of, report));
         }
-        let name = root.get("metadata").and_then(|m| m.text_at("name")).unwrap_or("").to_owned();
+        // What is wrong with the names is reported by `meta`, once the object can be named.
+        let quiet = Report::default();
+        let metadata = Field::root(node, &at, &quiet).get("metadata");
+        let text = |key: &str| metadata.as_ref().and_then(|metadata| metadata.text_at(key));
+        let name = text("name").unwrap_or("").to_owned();
         let namespaced = KINDS.iter().find(|(k, ..)| *k == kind).is_none_or(|(.., namespaced)| *namespaced);
-        let namespace = match root.get("metadata").and_then(|m| m.text_at("namespace")) {
+        let namespace = match text("namespace") {
             Some(namespace) if namespaced => namespace.to_owned(),
             None if namespaced => "default".to_owned(), // as kubectl does
             _ => String::new(),
@@ -192,14 +196,14 @@ fn meta(root: &Field<'_>, namespace: &str, name: &str) -> Option<Meta> {
         let char = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.';
         (1..=253).contains(&text.len()) && text.bytes().all(char)
     };
-    let allowed = "allowed: 1 to 253 characters out of a-z 0-9 - .";
+    let allowed = "1 to 253 characters out of a-z 0-9 - .";
     let mut good = true;
     for (key, value) in [("name", name), ("namespace", namespace)] {
         if !is_name(value) && (key == "name" || !value.is_empty()) {
             good = false;
             match metadata.get(key) {
-                Some(field) => field.problem(format!("{value:?}"), allowed),
-                None => metadata.problem(format!("no {key}"), allowed),
+                Some(field) => field.refuse(allowed),
+                None => metadata.problem(format!("no {key}"), format!("allowed: {allowed}")),
             }
         }
     }

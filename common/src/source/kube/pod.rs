@@ -62,10 +62,14 @@ impl Pod {
         let phase = status.as_ref().and_then(|s| s.get("phase")).and_then(|phase| phase.one_of(&PHASES));
         let ready = status.as_ref().map_or(Some(true), |status| is_ready(status, phase)).unwrap_or(false);
         let account = spec_text("serviceAccountName").or_else(|| spec_text("serviceAccount"));
+        let ips = status.as_ref().map(addresses).unwrap_or_default();
+        if ips.is_empty() && !matches!(phase, Some(Phase::Pending | Phase::Over)) {
+            root.warning("no address in status.podIPs", "it takes no part until it has one");
+        }
         Self {
             node: spec_text("nodeName").unwrap_or("").into(),
             service_account: account.unwrap_or("default").into(),
-            ips: status.as_ref().map(addresses).unwrap_or_default(),
+            ips,
             host_network: spec.as_ref().is_some_and(|spec| spec.flag_at("hostNetwork")),
             health: match (meta.deleting, ready) {
                 (true, _) => Health::Terminating,

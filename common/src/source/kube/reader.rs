@@ -119,7 +119,7 @@ impl<'a> Field<'a> {
     /// The value as a report shows it.
     fn seen(&self) -> String {
         match &self.node.kind {
-            Kind::Scalar { text, plain: true } => format!("{text}"),
+            Kind::Scalar { text, plain: true } if !is_text(text) => text.to_string(),
             Kind::Scalar { text, .. } => format!("{text:?}"),
             Kind::Sequence(_) => "a list".into(),
             Kind::Mapping(_) => "a mapping".into(),
@@ -157,6 +157,15 @@ impl<'a> Field<'a> {
     /// The value at `keys`, one below the other.
     pub(super) fn dig(&self, keys: &[&str]) -> Option<Field<'a>> {
         keys.iter().try_fold(self.clone(), |field, key| field.get(key))
+    }
+
+    /// Whether this is a list or a mapping of nothing.
+    pub(super) fn is_empty(&self) -> bool {
+        match &self.node.kind {
+            Kind::Sequence(items) => items.is_empty(),
+            Kind::Mapping(entries) => entries.iter().all(|(_, node)| is_null(node)),
+            Kind::Scalar { .. } => false,
+        }
     }
 
     /// The items of the list `key`; empty if it is absent.

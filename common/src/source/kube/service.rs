@@ -182,7 +182,7 @@ fn ports(spec: &Field<'_>) -> Vec<Port> {
     ports.into_values().collect()
 }
 
-/// A number, or the name of a container's port. `0` and no number are what the API server writes for "the same".
+/// A number, or the name of a container's port.
 fn target(field: &Field<'_>) -> Option<Target> {
     if field.is_number() {
         return field.port().map(Target::Number);

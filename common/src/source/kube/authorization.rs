@@ -1,0 +1,191 @@
+//! What L4 makes of an AuthorizationPolicy, exactly as istiod does: `istio.security.Authorization`.
+
+use std::sync::Arc;
+
+use super::Settings;
+use super::authorization_policy::{
+    AuthorizationPolicy, Condition, Operation, PolicyAction, PolicyRule, Source,
+};
+use super::object::Objects;
+use super::pod::Pod;
+use super::reader::{Report, selects};
+use crate::model::{Action, Authorization, Clause, Match, Rule, Scope};
+use crate::types::PolicyKey;
+
+/// The policies that L4 enforces.
+pub(super) fn translate(objects: &Objects, settings: &Settings, report: &Report) -> Vec<Authorization> {
+    let policies = objects.authorization_policies.iter();
+    policies.filter_map(|policy| authorization(policy, settings, report)).collect()
+}
+
+/// The policies that select `pod` by label: those of its own and of the root namespace.
+pub(super) fn selecting(pod: &Pod, objects: &Objects, settings: &Settings) -> Vec<PolicyKey> {
+    let applies = |policy: &&AuthorizationPolicy| {
+        let namespace = &policy.meta.namespace;
+        (*namespace == pod.meta.namespace || *namespace == settings.root_namespace)
+            && action(policy).is_some()
+            && policy.selector.as_ref().is_some_and(|selector| selects(selector, &pod.meta.labels))
+    };
+    objects.authorization_policies.iter().filter(applies).map(key).collect()
+}
+
+fn key(policy: &AuthorizationPolicy) -> PolicyKey {
+    PolicyKey { namespace: Arc::clone(&policy.meta.namespace), name: Arc::clone(&policy.meta.name) }
+}
+
+/// None if the policy is not for L4.
+fn action(policy: &AuthorizationPolicy) -> Option<Action> {
+    match policy.action {
+        _ if policy.has_target => None,
+        PolicyAction::Allow => Some(Action::Allow),
+        PolicyAction::Deny => Some(Action::Deny),
+        PolicyAction::Audit | PolicyAction::Custom => None,
+    }
+}
+
+fn authorization(
+    policy: &AuthorizationPolicy,
+    settings: &Settings,
+    report: &Report,
+) -> Option<Authorization> {
+    let Some(action) = action(policy) else {
+        let (field, seen) = match policy.has_target {
+            true => ("spec.targetRefs", "a policy for a waypoint or gateway"),
+            false => ("spec.action", "AUDIT and CUSTOM are not enforced at L4"),
+        };
+        report.warning(policy.meta.at.about(field, seen, "it has no effect on the node proxy"));
+        return None;
+    };
+    let scope = match &policy.selector {
+        Some(_) => Scope::WorkloadSelector,
+        None if policy.meta.namespace == settings.root_namespace => Scope::Global,
+        None => Scope::Namespace,
+    };
+    let rules = policy.rules.iter();
+    let rules = match action {
+        Action::Allow => rules.filter_map(|rule| allow_rule(policy, rule, report)).collect(),
+        Action::Deny => rules.map(|rule| deny_rule(policy, rule, settings, report)).collect(),
+    };
+    Some(Authorization { key: key(policy), scope, action, dry_run: policy.dry_run, rules })
+}
+
+/// A rule with a condition that L4 cannot see allows nothing at L4: it is left out.
+fn allow_rule(policy: &AuthorizationPolicy, rule: &PolicyRule, report: &Report) -> Option<Rule> {
+    let clauses = Clauses::of(rule);
+    if !clauses.http.is_empty() {
+        let seen = format!("L4 cannot see {}", clauses.http.join(", "));
+        report.warning(policy.meta.at.about(
+            &rule.path,
+            seen,
+            "the node proxy leaves the rule out and allows less",
+        ));
+        return None;
+    }
+    Some(Rule { clauses: clauses.all.into_iter().map(|(clause, _)| clause).collect() })
+}
+
+/// Conditions that L4 cannot see are left out of the rule field by field. What then is empty never matches, unless the
+/// strict setting makes it match always.
+fn deny_rule(policy: &AuthorizationPolicy, rule: &PolicyRule, settings: &Settings, report: &Report) -> Rule {
+    let clauses = Clauses::of(rule);
+    let dead = clauses.all.iter().any(|(clause, _)| is_never(clause));
+    if !clauses.http.is_empty() {
+        let seen = format!("L4 cannot see {}", clauses.http.join(", "));
+        let what = match (dead, settings.policy_strict) {
+            (true, false) => {
+                "the rule has no effect on the node proxy; a waypoint or the strict setting enforces it"
+            }
+            (false, false)
+                if clauses.all.iter().any(|(clause, _)| clause.matches.contains(&Match::default())) =>
+            {
+                "what L4 cannot see has no effect on the node proxy; a waypoint or the strict setting enforces it"
+            }
+            (_, _) => "the node proxy denies more than the rule says",
+        };
+        report.warning(policy.meta.at.about(&rule.path, seen, what));
+    }
+    // A match that is empty because of what L4 cannot see might be any: with the strict setting its clause holds always.
+    let holds_always = |clause: &Clause, lost: bool| {
+        settings.policy_strict && lost && clause.matches.contains(&Match::default())
+    };
+    let all = clauses.all.into_iter().filter(|(clause, lost)| !holds_always(clause, *lost));
+    Rule { clauses: all.map(|(clause, _)| clause).collect() }
+}
+
+/// A clause that has matches, all of them without any field, never holds.
+fn is_never(clause: &Clause) -> bool {
+    !clause.matches.is_empty() && clause.matches.iter().all(|one| *one == Match::default())
+}
+
+/// The clauses of one rule (`to`, `from`, then each of `when`), each with whether it lost a field that L4 cannot see.
+struct Clauses {
+    all: Vec<(Clause, bool)>,
+    /// Names of the fields that were lost.
+    http: Vec<String>,
+}
+
+impl Clauses {
+    fn of(rule: &PolicyRule) -> Self {
+        let mut clauses = Self { all: Vec::new(), http: Vec::new() };
+        if !rule.to.is_empty() {
+            let lost = rule.to.iter().flat_map(|to| &to.http).map(|name| (*name).to_owned()).collect();
+            clauses.add(rule.to.iter().map(to).collect(), lost);
+        }
+        if !rule.from.is_empty() {
+            let lost = rule.from.iter().flat_map(|from| &from.http).map(|name| (*name).to_owned()).collect();
+            clauses.add(rule.from.iter().map(from).collect(), lost);
+        }
+        for condition in &rule.when {
+            let lost = match condition {
+                Condition::Http(key) => vec![key.clone()],
+                _ => Vec::new(),
+            };
+            clauses.add(vec![when(condition)], lost);
+        }
+        clauses
+    }
+
+    fn add(&mut self, matches: Vec<Match>, lost: Vec<String>) {
+        self.all.push((Clause { matches }, !lost.is_empty()));
+        for name in lost {
+            if !self.http.contains(&name) {
+                self.http.push(name);
+            }
+        }
+    }
+}
+
+fn to(operation: &Operation) -> Match {
+    let (some, not) = operation.ports.clone();
+    Match { destination_ports: some, not_destination_ports: not, ..Match::default() }
+}
+
+fn from(source: &Source) -> Match {
+    let Source { principals, namespaces, service_accounts, ip_blocks, http: _ } = source;
+    Match {
+        principals: principals.0.clone(),
+        not_principals: principals.1.clone(),
+        namespaces: namespaces.0.clone(),
+        not_namespaces: namespaces.1.clone(),
+        service_accounts: service_accounts.0.clone(),
+        not_service_accounts: service_accounts.1.clone(),
+        source_ips: ip_blocks.0.clone(),
+        not_source_ips: ip_blocks.1.clone(),
+        ..Match::default()
+    }
+}
+
+fn when(condition: &Condition) -> Match {
+    let mut of = Match::default();
+    match condition.clone() {
+        Condition::SourceIp(some, not) => (of.source_ips, of.not_source_ips) = (some, not),
+        Condition::DestinationIp(some, not) => (of.destination_ips, of.not_destination_ips) = (some, not),
+        Condition::SourceNamespace((some, not)) => (of.namespaces, of.not_namespaces) = (some, not),
+        Condition::SourcePrincipal((some, not)) => (of.principals, of.not_principals) = (some, not),
+        Condition::DestinationPort(some, not) => {
+            (of.destination_ports, of.not_destination_ports) = (some, not);
+        }
+        Condition::Http(_) => {}
+    }
+    of
+}
