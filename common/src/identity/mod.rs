@@ -20,6 +20,9 @@ mod root_dir;
 mod schedule;
 mod workload;
 
+#[cfg(test)]
+mod fixtures;
+
 pub use ca::{Ca, CaError, Issued};
 pub use certs::{CertState, CertStatus, Certs, IdentityError, WorkloadCert};
 pub use embedded::{EmbeddedCa, EmbeddedOptions};

@@ -58,6 +58,13 @@ pub fn provider() -> Arc<CryptoProvider> {
     PROVIDER.clone()
 }
 
+/// Text of a failed TLS connection for a log.
+///
+/// rustls prints the identity errors of the verifiers in here as `Debug` text; this takes them out.
+pub fn explain(error: &std::io::Error) -> String {
+    PeerIdentityError::from_io(error).map_or_else(|| error.to_string(), ToString::to_string)
+}
+
 /// What both sides' settings are built from.
 pub(super) struct Own {
     pub(super) trust_domain: Arc<str>,

@@ -121,3 +121,23 @@ impl fmt::Debug for WorkloadCert {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identity::fixtures::{Pki, shop};
+
+    #[test]
+    fn client_settings_are_shared_by_set_and_bounded() {
+        let ours = Pki::new("root").workload(&shop("a"));
+        let (x, y) = (shop("x"), shop("y"));
+        let first = ours.client_config(&[x.clone(), y.clone()]);
+        assert!(Arc::ptr_eq(&first, &ours.client_config(&[x.clone(), y.clone()])));
+        assert!(Arc::ptr_eq(&first, &ours.client_config(&[y.clone(), x.clone(), y])));
+        assert!(!Arc::ptr_eq(&first, &ours.client_config(&[x])));
+        for i in 0..CLIENT_CONFIGS_MAX + 10 {
+            ours.client_config(&[shop(&format!("n{i}"))]);
+        }
+        assert!(ours.clients.lock().unwrap().len() <= CLIENT_CONFIGS_MAX);
+    }
+}
