@@ -42,7 +42,7 @@ impl Sink {
                 if let Some(at) = line.find(before).map(|at| at + before.len()) {
                     let rest = line.split_off(at);
                     line.push('*');
-                    line.push_str(&rest[rest.find(after).unwrap()..]);
+                    line.push_str(rest.split_at(rest.find(after).unwrap()).1);
                 }
             }
             line
