@@ -223,20 +223,22 @@ fn render(flow: &Flow) -> (String, usize) {
     let destination_principal =
         flow.destination_identity.as_ref().or(destination.map(|w| &w.identity)).map(ToString::to_string);
     let service = flow.service.as_deref();
-    let mut out = String::with_capacity(1024);
+    let mut out = String::with_capacity(1400);
     push_label(&mut out, "reporter", flow.reporter.as_str());
-    push_workload(&mut out, "source", source, source_principal.as_deref());
-    push_known(&mut out, "destination_service", service.map(|s| &*s.key.hostname));
-    push_known(&mut out, "destination_service_namespace", service.map(|s| &*s.key.namespace));
-    push_known(&mut out, "destination_service_name", service.map(|s| &*s.name));
-    push_workload(&mut out, "destination", destination, destination_principal.as_deref());
+    push_workload(&mut out, SOURCE, source, source_principal.as_deref());
+    let of_service =
+        [service.map(|s| &*s.key.hostname), service.map(|s| &*s.key.namespace), service.map(|s| &*s.name)];
+    for (name, value) in SERVICE.into_iter().zip(of_service) {
+        push_known(&mut out, name, value);
+    }
+    push_workload(&mut out, DESTINATION, destination, destination_principal.as_deref());
     let flag_at = push_transport(&mut out, flow.security);
     if source.is_some() || destination.is_some() {
-        for (side, workload) in [("source", source), ("destination", destination)] {
-            let locality = workload.map(|w| &w.locality);
-            push_known(&mut out, &format!("{side}_region"), locality.map(|l| &*l.region));
-            push_known(&mut out, &format!("{side}_zone"), locality.map(|l| &*l.zone));
-        }
+        let (from, to) = (source.map(|w| &w.locality), destination.map(|w| &w.locality));
+        push_known(&mut out, "source_region", from.map(|l| &*l.region));
+        push_known(&mut out, "source_zone", from.map(|l| &*l.zone));
+        push_known(&mut out, "destination_region", to.map(|l| &*l.region));
+        push_known(&mut out, "destination_zone", to.map(|l| &*l.zone));
     }
     (out, flag_at)
 }
@@ -245,32 +247,37 @@ fn render(flow: &Flow) -> (String, usize) {
 fn render_overflow(reporter: Reporter) -> (String, usize) {
     let mut out = String::new();
     push_label(&mut out, "reporter", reporter.as_str());
-    for side in ["source", "destination"] {
-        if side == "destination" {
-            for name in ["service", "service_namespace", "service_name"] {
-                push_label(&mut out, &format!("destination_{name}"), "overflow");
-            }
-        }
-        for suffix in WORKLOAD_LABELS {
-            push_label(&mut out, &format!("{side}_{suffix}"), "overflow");
-        }
+    for name in SOURCE.into_iter().chain(SERVICE).chain(DESTINATION) {
+        push_label(&mut out, name, "overflow");
     }
     let flag_at = push_transport(&mut out, Security::Unknown);
     (out, flag_at)
 }
 
-const WORKLOAD_LABELS: [&str; 8] = [
-    "workload",
-    "canonical_service",
-    "canonical_revision",
-    "workload_namespace",
-    "principal",
-    "app",
-    "version",
-    "cluster",
+const SOURCE: [&str; 8] = [
+    "source_workload",
+    "source_canonical_service",
+    "source_canonical_revision",
+    "source_workload_namespace",
+    "source_principal",
+    "source_app",
+    "source_version",
+    "source_cluster",
+];
+const SERVICE: [&str; 3] =
+    ["destination_service", "destination_service_namespace", "destination_service_name"];
+const DESTINATION: [&str; 8] = [
+    "destination_workload",
+    "destination_canonical_service",
+    "destination_canonical_revision",
+    "destination_workload_namespace",
+    "destination_principal",
+    "destination_app",
+    "destination_version",
+    "destination_cluster",
 ];
 
-fn push_workload(out: &mut String, side: &str, workload: Option<&Workload>, principal: Option<&str>) {
+fn push_workload(out: &mut String, names: [&str; 8], workload: Option<&Workload>, principal: Option<&str>) {
     let values = [
         workload.map(|w| &*w.workload_name),
         workload.map(|w| &*w.canonical_name),
@@ -281,8 +288,8 @@ fn push_workload(out: &mut String, side: &str, workload: Option<&Workload>, prin
         workload.map(|w| &*w.canonical_revision),
         workload.map(|w| &*w.cluster),
     ];
-    for (suffix, value) in WORKLOAD_LABELS.into_iter().zip(values) {
-        push_known(out, &format!("{side}_{suffix}"), value);
+    for (name, value) in names.into_iter().zip(values) {
+        push_known(out, name, value);
     }
 }
 
