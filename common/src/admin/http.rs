@@ -20,8 +20,6 @@ use crate::task::Scope;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(2);
 /// No connection is kept longer: a reader that stalls gives its place back.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
-/// Connections of one listener. Further ones are closed at once.
-const MAX_CONNECTIONS: usize = 64;
 /// Bytes of a request's head.
 const MAX_HEAD: usize = 8 << 10;
 /// Pause after a failed accept, so that a lack of descriptors does not spin.
@@ -31,12 +29,14 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub(super) type Answer = Response<Full<Bytes>>;
 
 /// Answers GET requests with what `page` makes of path and headers, until `scope` drains; open requests still end.
-pub(super) async fn serve<P>(listener: TcpListener, scope: &Scope, page: P)
+///
+/// Of more than `places` connections at a time the further ones are closed at once.
+pub(super) async fn serve<P>(listener: TcpListener, scope: &Scope, places: usize, page: P)
 where
     P: Fn(&str, &HeaderMap) -> Answer + Send + Sync + 'static,
 {
     let page = Arc::new(page);
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let places = Arc::new(Semaphore::new(places));
     loop {
         let accepted = tokio::select! {
             biased;

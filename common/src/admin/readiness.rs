@@ -9,6 +9,9 @@ use tokio::net::TcpListener;
 use super::http::{Answer, not_found, serve, text};
 use crate::task::Scope;
 
+/// Connections at a time: each is small.
+const PLACES: usize = 64;
+
 /// What the agent waits for. Clones share it.
 #[derive(Clone, Default)]
 pub struct Readiness(Arc<Mutex<BTreeMap<String, usize>>>);
@@ -84,7 +87,7 @@ impl Pending {
 /// Give it a scope that drains last: while the traffic drains the page must still answer, and say so.
 /// **Source**: l4.md §7.2. **Cancel safety**: cancelling closes the listener; open requests belong to `scope`.
 pub async fn serve_readiness(listener: TcpListener, readiness: Readiness, scope: &Scope) {
-    serve(listener, scope, move |path, _| readiness.page(path)).await;
+    serve(listener, scope, PLACES, move |path, _| readiness.page(path)).await;
 }
 
 #[cfg(test)]

@@ -13,11 +13,14 @@ use crate::telemetry::Metrics;
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
 
+/// Connections at a time: each may hold a whole scrape, which is large on a busy node, while it is being read.
+const PLACES: usize = 8;
+
 /// Serves `GET /metrics` and `GET /stats/prometheus` until `scope` drains.
 ///
 /// **Source**: l4.md §7.3, without compression. **Cancel safety**: as [`super::serve_readiness`].
 pub async fn serve_stats(listener: TcpListener, metrics: Arc<Metrics>, scope: &Scope) {
-    serve(listener, scope, move |path, headers| page(&metrics, path, headers)).await;
+    serve(listener, scope, PLACES, move |path, headers| page(&metrics, path, headers)).await;
 }
 
 fn page(metrics: &Metrics, path: &str, headers: &HeaderMap) -> Answer {

@@ -46,9 +46,11 @@ pub(in crate::admin) async fn get(addr: SocketAddr, method: &str, path: &str, mo
     (status, answer.split_once("\r\n\r\n").unwrap().1.to_owned())
 }
 
+const PLACES: usize = 8;
+
 async fn start() -> Server {
     Server::start(|listener, scope| async move {
-        serve(listener, &scope, |_, _| text(StatusCode::OK, "x")).await;
+        serve(listener, &scope, PLACES, |_, _| text(StatusCode::OK, "x")).await;
     })
     .await
 }
@@ -82,7 +84,7 @@ async fn a_head_that_is_too_large_is_refused() {
 async fn connections_beyond_the_bound_are_closed_and_room_comes_back() {
     let server = start().await;
     let mut held = Vec::new();
-    for _ in 0..MAX_CONNECTIONS {
+    for _ in 0..PLACES {
         held.push(TcpStream::connect(server.addr).await.unwrap());
     }
     // Accepted in order, so that this one finds no place.

@@ -142,3 +142,55 @@ fn every_flag_can_be_a_refusal_class() {
     let text = metrics.encode(false);
     assert_eq!(text.lines().filter(|l| l.starts_with("culvert_refusals_total{")).count(), 9);
 }
+
+const DOCS: &str = include_str!("../../../../docs/metrics.md");
+
+/// First cell of each row of the tables whose header starts with `first`, without back quotes.
+fn rows(first: &str) -> Vec<Vec<String>> {
+    let cells = |l: &str| -> Vec<String> {
+        let inner = l.trim_matches('|').split('|');
+        inner.map(|c| c.trim().replace('`', "")).collect()
+    };
+    let mut table = DOCS.lines().skip_while(|l| !l.starts_with(&format!("| {first} |"))).skip(2);
+    let rows: Vec<_> = table.by_ref().take_while(|l| l.starts_with('|')).map(cells).collect();
+    assert!(!rows.is_empty(), "docs/metrics.md has a table of {first}");
+    rows
+}
+
+#[test]
+fn the_documentation_names_every_family_with_its_labels() {
+    let telemetry = all();
+    let text = telemetry.metrics().encode(false);
+    let mut exported = Vec::new();
+    for (name, kind) in families(&text) {
+        let sample = text.lines().find(|l| l.starts_with(name)).unwrap();
+        let labels = sample.rsplit_once(' ').unwrap().0.strip_prefix(name).unwrap();
+        let names: Vec<&str> = labels
+            .trim_matches(['{', '}'])
+            .split("\",")
+            .filter_map(|l| l.split_once('=').map(|(name, _)| name))
+            .collect();
+        let names = names.join(", ");
+        let names = if names.starts_with("reporter, source_workload, ") { "traffic".into() } else { names };
+        exported.push((name.to_owned(), kind.to_owned(), names));
+    }
+    let mut documented: Vec<_> =
+        rows("Metric").into_iter().map(|r| (r[0].clone(), r[1].clone(), r[2].clone())).collect();
+    exported.sort();
+    documented.sort();
+    assert_eq!(documented, exported);
+}
+
+#[test]
+fn the_documentation_names_every_flag_and_traffic_label() {
+    let documented: Vec<String> = rows("Flag").into_iter().map(|r| r[0].clone()).collect();
+    assert_eq!(documented, ResponseFlag::ALL.map(|f| f.as_str().to_owned()));
+
+    let text = all().metrics().encode(false);
+    let sample = text.lines().find(|l| l.starts_with("istio_tcp_connections_opened_total{")).unwrap();
+    let exported: Vec<&str> =
+        sample.split_once('{').unwrap().1.split("\",").map(|l| l.split('=').next().unwrap()).collect();
+    let section = DOCS.split("## Traffic labels").nth(1).unwrap().split("\n- ").next().unwrap();
+    let named: Vec<&str> = section.split('`').skip(1).step_by(2).filter(|n| *n != "unknown").collect();
+    assert_eq!(named, exported);
+}
