@@ -6,7 +6,7 @@ set -euo pipefail
 # command:package, a command the package brings along
 programs=(
   ip:iproute2 nginx:nginx-light curl:curl wrk:wrk iperf3:iperf3 redis-server:redis-server redis-cli:redis-tools
-  cc:gcc make:make cmake:cmake git:git
+  cc:build-essential
 )
 PATH=$PATH:/usr/sbin:/sbin
 

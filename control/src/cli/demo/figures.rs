@@ -54,7 +54,7 @@ pub(super) fn measure(stage: &mut Stage, story: &mut Story) -> anyhow::Result<()
 }
 
 fn row(story: &Story, what: &str, (mesh, direct): (f64, f64), unit: &str) -> anyhow::Result<()> {
-    let digits = if direct < 100.0 { 2 } else { 0 };
+    let digits = if direct < 20.0 { 2 } else { 0 };
     Ok(story.say(&format!("  {what:<32} mesh {mesh:>9.digits$}   direct {direct:>9.digits$}   {unit}"))?)
 }
 

@@ -75,7 +75,8 @@ pub(crate) fn run(args: &DemoArgs) -> anyhow::Result<ExitCode> {
     for step in steps::STEPS {
         story.begin(step.title)?;
         if let Err(e) = (step.run)(&mut stage, &mut story) {
-            story.check(false, &format!("{e:#}"))?;
+            // The agents' logs follow at the end.
+            story.check(false, format!("{e:#}").lines().next().unwrap_or_default())?;
         }
     }
     if !story.held() {

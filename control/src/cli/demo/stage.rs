@@ -66,7 +66,9 @@ impl Stage {
         let mut pod = |wanted: &str| -> anyhow::Result<Pod> {
             let found = PODS.iter().find(|p| p.0 == wanted).context("a pod of the list")?;
             let node = nodes.get(found.2).copied().context("a node of the list")?;
-            let spec = PodSpec { host: Some(found.3), ..PodSpec::new(wanted).namespace(found.1) };
+            let account = account(wanted);
+            let spec = PodSpec::new(wanted).namespace(found.1).service_account(account).label("app", account);
+            let spec = PodSpec { host: Some(found.3), ..spec };
             Ok(lab.pod(node, spec)?)
         };
         let (web, cart1, report, stranger) = (pod("web")?, pod("cart-1")?, pod("report")?, pod("stranger")?);
@@ -125,7 +127,7 @@ impl Stage {
     pub(super) fn ends_of_logs(&self) -> Vec<(String, String)> {
         let end = |agent: &Agent| {
             let lines = agent.log();
-            let last = lines.iter().skip(lines.len().saturating_sub(15));
+            let last = lines.iter().skip(lines.len().saturating_sub(6));
             last.map(|l| format!("{}\n", l.as_str())).collect::<String>()
         };
         ["node-a", "node-b"].into_iter().zip(&self.agents).map(|(n, a)| (n.to_owned(), end(a))).collect()
@@ -145,6 +147,11 @@ impl Stage {
     pub(super) fn logs_dir(&self) -> PathBuf {
         self.lab.dir().join("logs")
     }
+}
+
+/// Service account of a pod: that of its workload, whose replicas are numbered.
+fn account(pod: &str) -> &str {
+    pod.trim_end_matches(|c: char| c == '-' || c.is_ascii_digit())
 }
 
 /// Addresses of a pod as a URL has them.
@@ -234,6 +241,8 @@ mod tests {
                 format!("  name: {name}\n  namespace: {namespace}\n"),
                 format!("culvert.dev/netns: /var/run/netns/{PREFIX}-{name}\n"),
                 format!("nodeName: {}\n", ["node-a", "node-b"][*node]),
+                format!("labels: {{app: {}}}\n", account(name)),
+                format!("serviceAccountName: {}\n", account(name)),
                 format!("- ip: 10.244.{number}.{host}\n"),
                 format!("- ip: \"fd00:244:{number}::{host}\"\n"),
             ];

@@ -59,9 +59,9 @@ fn before(stage: &mut Stage, story: &mut Story) -> anyhow::Result<()> {
 fn after(stage: &mut Stage, story: &mut Story) -> anyhow::Result<()> {
     story
         .say("namespaces.yaml:  istio.io/dataplane-mode: none -> ambient   (no pod and no agent restarts)")?;
-    let start = Instant::now();
+    let (start, mark) = (Instant::now(), stage.mark());
     stage.edit("namespaces.yaml", "istio.io/dataplane-mode: none", "istio.io/dataplane-mode: ambient")?;
-    wait_captured(stage)?;
+    wait_captured(stage, mark)?;
     story.check(
         true,
         &format!("five pods captured {} ms after the file changed", start.elapsed().as_millis()),
@@ -275,7 +275,7 @@ fn identities(stage: &Stage, story: &mut Story, mark: [usize; 2], to: SocketAddr
 
 fn redis(stage: &Stage, story: &mut Story, vip: &str) -> anyhow::Result<()> {
     let call = |args: &[&str]| -> anyhow::Result<String> {
-        let command = stage.web.command("redis-cli").args(["-h", vip, "-t", "5"]).args(args);
+        let command = stage.web.command("redis-cli").args(["-h", vip]).args(args);
         let done = command.finish(Duration::from_secs(8)).context("redis-cli")?;
         Ok(format!("{}{}", done.stdout.trim(), done.stderr.trim()))
     };
@@ -289,14 +289,17 @@ fn redis(stage: &Stage, story: &mut Story, vip: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Waits until the shop's pods have the agents' listeners.
-fn wait_captured(stage: &Stage) -> anyhow::Result<()> {
-    let pods: [&Pod; 5] = [&stage.web, &stage.cart1, &stage.report, &stage.cart2, &stage.redis];
-    let captured =
-        |pod: &&Pod| pod.is_listening(HBONE_PORT) && pod.is_listening(15001) && pod.is_listening(15006);
-    let missing = || pods.iter().filter(|p| !captured(p)).map(|p| p.spec.name.as_str()).collect::<Vec<_>>();
-    let all = || missing().is_empty().then_some(());
-    wait_until("the shop's pods captured", RELOAD_MAX, all, || format!("not yet: {}", missing().join(", ")))?;
+/// Waits until both agents have said that the shop's pods are captured.
+fn wait_captured(stage: &Stage, mark: [usize; 2]) -> anyhow::Result<()> {
+    let pods: [(usize, &Pod); 5] =
+        [(0, &stage.web), (0, &stage.cart1), (0, &stage.report), (1, &stage.cart2), (1, &stage.redis)];
+    for (node, pod) in pods {
+        let name = format!("shop/{}", pod.spec.name);
+        let said = |l: &LogLine| l.as_str().contains("pod captured") && l.has(&[("pod", &name)]);
+        if let (Some(agent), Some(from)) = (stage.agents.get(node), mark.get(node)) {
+            agent.wait_log(*from, &format!("{name} captured"), said)?;
+        }
+    }
     Ok(())
 }
 
