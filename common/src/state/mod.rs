@@ -4,6 +4,8 @@
 //! one while bytes flow. Sources publish whole snapshots; readers are lock-free. Knows nothing of files, xDS or sockets.
 
 mod snapshot;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 

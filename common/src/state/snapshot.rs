@@ -4,7 +4,9 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::model::{Authorization, LocalPod, Model, Scope, Service, TunnelProtocol, Visibility, Workload};
+use crate::model::{
+    Authorization, Health, LocalPod, Model, Scope, Service, TunnelProtocol, Visibility, Workload,
+};
 use crate::types::{PolicyKey, ServiceKey, WorkloadUid};
 
 /// Everything a decision needs, at one revision.
@@ -57,9 +59,11 @@ impl Snapshot {
     fn add_workload(&mut self, workload: Arc<Workload>) {
         if !workload.host_network {
             for ip in &workload.addresses {
-                // Two workloads with one address: a pod beats another object, a captured one beats one that is not.
+                // Two workloads with one address: one that runs beats one that ends, whose address may have been
+                // given away; a pod beats another object; a captured one beats one that is not.
                 let rank = |w: &Workload| {
-                    2 * u8::from(w.uid.0.contains("//Pod/")) + u8::from(w.protocol == TunnelProtocol::Hbone)
+                    let runs = w.health != Health::Terminating;
+                    (runs, w.uid.0.contains("//Pod/"), w.protocol == TunnelProtocol::Hbone)
                 };
                 match self.workloads_by_ip.get(ip) {
                     Some(other) if rank(other) >= rank(&workload) => {}
@@ -80,7 +84,10 @@ impl Snapshot {
             .push(Arc::clone(&service));
         for endpoint in &service.endpoints {
             let of = self.services_by_workload.entry(endpoint.workload.clone()).or_default();
-            of.push(Arc::clone(&service));
+            // An endpoint may be listed twice; its service counts once.
+            if !of.last().is_some_and(|last| Arc::ptr_eq(last, &service)) {
+                of.push(Arc::clone(&service));
+            }
         }
         self.services.insert(service.key.clone(), service);
     }
@@ -131,8 +138,9 @@ impl Snapshot {
             p.scope == Scope::Global || (p.scope == Scope::Namespace && p.key.namespace == workload.namespace)
         });
         found.all.extend(wide.cloned());
-        for key in &workload.authorization_policies {
+        for (i, key) in workload.authorization_policies.iter().enumerate() {
             match self.policies.get(key) {
+                _ if workload.authorization_policies.iter().take(i).any(|earlier| earlier == key) => {}
                 Some(policy) if policy.scope == Scope::WorkloadSelector => found.all.push(Arc::clone(policy)),
                 Some(_) => {} // listed although it applies anyway
                 None => found.missing.push(key.clone()),

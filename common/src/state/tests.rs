@@ -1,0 +1,191 @@
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use super::*;
+use crate::model::{
+    Action, Authorization, Endpoint, Health, IpFamilies, LoadBalancing, Locality, Scope, Service,
+    TunnelProtocol, Visibility, Workload, WorkloadType,
+};
+use crate::types::{PolicyKey, ServiceKey, SpiffeId, WorkloadUid};
+
+const IP: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1));
+
+fn workload(uid: &str, change: impl FnOnce(&mut Workload)) -> Workload {
+    let mut workload = Workload {
+        uid: WorkloadUid(uid.into()),
+        name: "w".into(),
+        namespace: "shop".into(),
+        identity: SpiffeId::new("cluster.local", "shop", "cart").unwrap(),
+        addresses: vec![IP],
+        protocol: TunnelProtocol::Tcp,
+        node: "".into(),
+        canonical_name: "".into(),
+        canonical_revision: "".into(),
+        workload_type: WorkloadType::Pod,
+        workload_name: "".into(),
+        cluster: "".into(),
+        network: "".into(),
+        locality: Locality::default(),
+        health: Health::Healthy,
+        host_network: false,
+        capacity: 1,
+        authorization_policies: vec![],
+    };
+    change(&mut workload);
+    workload
+}
+
+fn service(namespace: &str, host: &str, change: impl FnOnce(&mut Service)) -> Service {
+    let mut service = Service {
+        key: ServiceKey { namespace: namespace.into(), hostname: host.into() },
+        name: namespace.into(),
+        vips: vec![IP],
+        ports: BTreeMap::new(),
+        subject_alt_names: vec![],
+        load_balancing: LoadBalancing::default(),
+        ip_families: IpFamilies::Automatic,
+        canonical: false,
+        visibility: Visibility::Public,
+        endpoints: vec![],
+    };
+    change(&mut service);
+    service
+}
+
+fn policy(key: &PolicyKey, scope: Scope) -> Authorization {
+    Authorization { key: key.clone(), scope, action: Action::Deny, dry_run: false, rules: vec![] }
+}
+
+fn key(text: &str) -> PolicyKey {
+    let (namespace, name) = text.split_once('/').unwrap();
+    PolicyKey { namespace: namespace.into(), name: name.into() }
+}
+
+#[test]
+fn the_likeliest_of_several_workloads_owns_an_address() {
+    let hbone = |w: &mut Workload| w.protocol = TunnelProtocol::Hbone;
+    let over = |w: &mut Workload| {
+        w.protocol = TunnelProtocol::Hbone;
+        w.health = Health::Terminating;
+    };
+    let not_ready = |w: &mut Workload| w.health = Health::Unhealthy;
+    let rows = [
+        (
+            "a pod beats another object",
+            workload("k//Pod/a/pod", |_| {}),
+            workload("k/x/WorkloadEntry/a/entry", hbone),
+        ),
+        ("captured beats not captured", workload("k//Pod/a/new", hbone), workload("k//Pod/a/old", |_| {})),
+        ("running beats ended", workload("k//Pod/a/new", |_| {}), workload("k//Pod/a/old", over)),
+        ("readiness does not matter", workload("k//Pod/a/new", not_ready), workload("k//Pod/a/old", over)),
+    ];
+    for (what, owner, other) in rows {
+        for workloads in [vec![owner.clone(), other.clone()], vec![other.clone(), owner.clone()]] {
+            let snapshot = Snapshot::build(1, Model { workloads, ..Model::default() });
+            assert_eq!(snapshot.workload_by_ip(IP).map(|w| &w.uid), Some(&owner.uid), "{what}");
+            assert!(snapshot.workload(&other.uid).is_some(), "{what}: both are known by their key");
+            assert_eq!(snapshot.workloads().count(), 2);
+        }
+    }
+}
+
+#[test]
+fn a_host_network_workload_owns_no_address() {
+    let workloads = vec![workload("k//Pod/a/node", |w| w.host_network = true)];
+    let snapshot = Snapshot::build(1, Model { workloads, ..Model::default() });
+    assert_eq!(snapshot.workload_by_ip(IP), None);
+    assert_eq!(snapshot.workloads().count(), 1);
+}
+
+#[test]
+fn a_virtual_address_belongs_to_the_service_that_the_caller_means() {
+    let private = |s: &mut Service| s.visibility = Visibility::Namespace;
+    let canonical = |s: &mut Service| s.canonical = true;
+    let owner = |services: &[Service], caller: &str| {
+        let model = Model { services: services.to_vec(), ..Model::default() };
+        let snapshot = Snapshot::build(1, model);
+        snapshot.service_by_vip(IP, caller).map(|s| s.key.namespace.to_string())
+    };
+    let of = |namespace, change: fn(&mut Service)| service(namespace, "h", change);
+    assert_eq!(owner(&[], "x"), None);
+    assert_eq!(owner(&[of("a", private)], "x"), None);
+    assert_eq!(owner(&[of("a", private)], "a").as_deref(), Some("a"));
+    assert_eq!(owner(&[of("a", private), of("b", |_| {})], "x").as_deref(), Some("b"));
+    let all = [of("a", |_| {}), of("b", canonical), of("c", |_| {})];
+    assert_eq!(owner(&all, "c").as_deref(), Some("c"));
+    assert_eq!(owner(&all, "x").as_deref(), Some("b"));
+    assert_eq!(owner(&[of("a", |_| {}), of("c", |_| {})], "x").as_deref(), Some("a"));
+}
+
+#[test]
+fn a_host_name_is_found_whoever_may_see_it() {
+    let private = |s: &mut Service| s.visibility = Visibility::Namespace;
+    let services = vec![service("a", "h", private), service("b", "h", |s| s.canonical = true)];
+    let snapshot = Snapshot::build(1, Model { services, ..Model::default() });
+    let found = |host, ns| snapshot.service_by_host(host, ns).map(|s| &*s.key.namespace);
+    assert_eq!(found("h", "a"), Some("a"));
+    assert_eq!(found("h", "x"), Some("b"));
+    assert_eq!(found("other", "a"), None);
+    let by_key = ServiceKey { namespace: "a".into(), hostname: "h".into() };
+    assert!(snapshot.service(&by_key).is_some());
+}
+
+#[test]
+fn a_workload_knows_its_services_once_each() {
+    let endpoint = |uid: &str| Endpoint {
+        workload: WorkloadUid(uid.into()),
+        ports: BTreeMap::new(),
+        health: Health::Terminating,
+    };
+    // Listed twice, as by two EndpointSlices.
+    let services = vec![
+        service("a", "h", |s| s.endpoints = vec![endpoint("u"), endpoint("v"), endpoint("u")]),
+        service("b", "i", |s| s.endpoints = vec![endpoint("u")]),
+    ];
+    let snapshot = Snapshot::build(1, Model { services, ..Model::default() });
+    let of = |uid: &str| {
+        let services = snapshot.services_of(&WorkloadUid(uid.into())).iter();
+        services.map(|s| s.key.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(of("u"), ["a/h", "b/i"]);
+    assert_eq!(of("v"), ["a/h"]);
+    assert_eq!(of("w"), Vec::<String>::new());
+}
+
+#[test]
+fn policies_are_those_of_the_mesh_the_namespace_and_the_list() {
+    let policies = [
+        ("root/global", Scope::Global),
+        ("shop/namespace", Scope::Namespace),
+        ("web/namespace", Scope::Namespace),
+        ("shop/selected", Scope::WorkloadSelector),
+        ("shop/of-another", Scope::WorkloadSelector),
+    ];
+    let policies = policies.map(|(name, scope)| policy(&key(name), scope)).to_vec();
+    let listed = ["shop/selected", "shop/gone", "shop/namespace", "shop/selected"];
+    let w = workload("u", |w| w.authorization_policies = listed.map(key).to_vec());
+    let snapshot = Snapshot::build(1, Model { policies, ..Model::default() });
+    let found = snapshot.policies_for(&w);
+    let names: Vec<String> = found.all.iter().map(|p| p.key.to_string()).collect();
+    assert_eq!(names, ["root/global", "shop/namespace", "shop/selected"]);
+    assert_eq!(found.missing, [key("shop/gone")]);
+}
+
+#[test]
+fn a_publication_wakes_readers_after_it_can_be_read() {
+    let state = State::new();
+    let mut changed = state.changed();
+    assert_eq!(state.snapshot().revision, 0);
+    assert!(!changed.has_changed().unwrap());
+
+    let old = state.snapshot();
+    let revision = state.publish(Model { workloads: vec![workload("u", |_| {})], ..Model::default() });
+    assert_eq!(revision, 1);
+    assert!(changed.has_changed().unwrap());
+    assert_eq!(*changed.borrow_and_update(), 1);
+    assert_eq!(state.snapshot().revision, 1);
+    assert!(state.snapshot().workload_by_ip(IP).is_some());
+    assert!(old.workload_by_ip(IP).is_none(), "a snapshot that is held does not change");
+    assert_eq!(state.publish(Model::default()), 2);
+    assert!(state.snapshot().workload_by_ip(IP).is_none(), "a publication replaces everything");
+}
