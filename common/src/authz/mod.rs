@@ -9,6 +9,8 @@
 //! Start with [`authorize`]; how one policy matches is in `matches.rs`.
 
 mod matches;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 use std::net::IpAddr;

@@ -57,8 +57,9 @@ pub struct Clause {
 
 /// AND over its fields: each field that says something must hold (no positive or any positive, and no negative).
 ///
-/// Address fields are `Option`: `Some` of an empty list is a list of which nothing could be read, and never holds, so
-/// that a policy never widens because an IP block did not parse.
+/// Address fields are `Option`: `Some` of an empty list is a list of which nothing could be read, and decides against
+/// the peer: it never holds in an ALLOW policy and always in a DENY policy, so that nothing more gets through because
+/// an IP block did not parse.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the names are those of istio.security.Match")]
 pub struct Match {
