@@ -42,21 +42,21 @@ pub struct Balance {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PassedOver {
     /// Listed by the service, but the workload is not known.
-    pub unknown: usize,
+    pub unknown: u32,
     /// Not ready.
-    pub unhealthy: usize,
+    pub unhealthy: u32,
     /// Being deleted.
-    pub terminating: usize,
+    pub terminating: u32,
     /// Weight 0.
-    pub no_weight: usize,
+    pub no_weight: u32,
     /// No target for the port.
-    pub no_port: usize,
+    pub no_port: u32,
     /// No address of a family that the service has.
-    pub no_address: usize,
+    pub no_address: u32,
     /// In another network.
-    pub other_network: usize,
+    pub other_network: u32,
     /// Outside the scope that the service insists on.
-    pub out_of_scope: usize,
+    pub out_of_scope: u32,
 }
 
 /// The endpoint to connect to.
@@ -134,7 +134,7 @@ enum Reason {
 }
 
 impl Reason {
-    fn counter(self, counts: &mut PassedOver) -> &mut usize {
+    fn counter(self, counts: &mut PassedOver) -> &mut u32 {
         match self {
             Self::Unknown => &mut counts.unknown,
             Self::Unhealthy => &mut counts.unhealthy,
@@ -228,11 +228,11 @@ fn same(scope: LocalityScope, a: &Workload, b: &Workload) -> bool {
 
 impl PassedOver {
     /// How many there are.
-    pub fn total(&self) -> usize {
+    pub fn total(&self) -> u32 {
         self.named().iter().map(|(_, count)| count).sum()
     }
 
-    fn named(&self) -> [(&'static str, usize); 8] {
+    fn named(&self) -> [(&'static str, u32); 8] {
         [
             ("not ready", self.unhealthy),
             ("terminating", self.terminating),
@@ -277,3 +277,6 @@ impl fmt::Display for Choice {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

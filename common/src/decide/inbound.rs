@@ -181,3 +181,6 @@ fn own_service<'a>(
 fn target_of(service: &Service, pod: &Workload, port: u16) -> Option<u16> {
     service.endpoints.iter().filter(|e| e.workload == pod.uid).find_map(|e| target_port(service, e, port))
 }
+
+#[cfg(test)]
+mod tests;

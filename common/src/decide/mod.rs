@@ -10,6 +10,8 @@
 mod endpoint;
 mod inbound;
 mod next_hop;
+#[cfg(test)]
+mod world;
 
 use std::net::{IpAddr, SocketAddr};
 

@@ -250,3 +250,6 @@ impl fmt::Display for Ports<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,171 @@
+//! A snapshot from text lines, for tests.
+//!
+//! ```text
+//! pod <namespace>/<name> <address>,… [hbone] [node=] [region=] [zone=] [subzone=] [cluster=] [network=] [weight=]
+//! svc <namespace>/<name> [<vip>,…] [ports=80:8080,443:0] [mode=] [prefer=Region,Zone] [family=] [all] [private] [san=<sa>,…]
+//!   ep <namespace>/<name> [not-ready|terminating] [443:9443,…]
+//! ```
+//! `all` publishes not-ready addresses, `private` is visibility to the own namespace. Indented lines belong to the service.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::model::{
+    Endpoint, Health, HealthPolicy, IpFamilies, LoadBalancing, Locality, LocalityScope, Mode, Model, Service,
+    ServicePort, TunnelProtocol, Visibility, Workload, WorkloadType,
+};
+use crate::state::Snapshot;
+use crate::types::{ServiceKey, SpiffeId, WorkloadUid};
+
+/// The snapshot of these lines; panics at a line it does not understand.
+pub(super) fn world(text: &str) -> Snapshot {
+    let mut model = Model::default();
+    for line in text.lines().filter(|l| !l.trim().is_empty()) {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match words[..] {
+            ["pod", name, addresses, ref rest @ ..] => model.workloads.push(pod(name, addresses, rest)),
+            ["svc", name, ref rest @ ..] => model.services.push(service(name, rest)),
+            ["ep", name, ref rest @ ..] => {
+                model.services.last_mut().expect("ep after svc").endpoints.push(endpoint(name, rest));
+            }
+            _ => panic!("not understood: {line}"),
+        }
+    }
+    Snapshot::build(1, model)
+}
+
+/// The pod of this name.
+pub(super) fn pod_of(snapshot: &Snapshot, name: &str) -> Arc<Workload> {
+    Arc::clone(snapshot.workload(&uid(name)).unwrap_or_else(|| panic!("no pod {name}")))
+}
+
+pub(super) fn uid(name: &str) -> WorkloadUid {
+    WorkloadUid(format!("Kubernetes//Pod/{name}").into())
+}
+
+fn list<T: std::str::FromStr>(text: &str) -> Vec<T> {
+    text.split(',').map(|t| t.parse().unwrap_or_else(|_| panic!("not understood: {t}"))).collect()
+}
+
+fn port_map(text: &str) -> BTreeMap<u16, u16> {
+    let pair = |t: &str| {
+        let (a, b) = t.split_once(':').expect("service port:target port");
+        (a.parse().unwrap(), b.parse().unwrap())
+    };
+    text.split(',').map(pair).collect()
+}
+
+fn pod(full: &str, addresses: &str, rest: &[&str]) -> Workload {
+    let (namespace, name) = full.split_once('/').expect("namespace/name");
+    let account = name.split('-').next().unwrap(); // cart-0 runs as cart
+    let mut pod = Workload {
+        uid: uid(full),
+        name: name.into(),
+        namespace: namespace.into(),
+        identity: SpiffeId::new("td", namespace, account).unwrap(),
+        addresses: list(addresses),
+        protocol: TunnelProtocol::Tcp,
+        node: "n1".into(),
+        canonical_name: account.into(),
+        canonical_revision: "latest".into(),
+        workload_type: WorkloadType::Pod,
+        workload_name: name.into(),
+        cluster: "Kubernetes".into(),
+        network: "".into(),
+        locality: Locality::default(),
+        health: Health::Healthy,
+        host_network: false,
+        capacity: 1,
+        authorization_policies: vec![],
+    };
+    for &word in rest {
+        match word.split_once('=').unwrap_or((word, "")) {
+            ("hbone", _) => pod.protocol = TunnelProtocol::Hbone,
+            ("host-network", _) => pod.host_network = true,
+            ("node", v) => pod.node = v.into(),
+            ("region", v) => pod.locality.region = v.into(),
+            ("zone", v) => pod.locality.zone = v.into(),
+            ("subzone", v) => pod.locality.subzone = v.into(),
+            ("cluster", v) => pod.cluster = v.into(),
+            ("network", v) => pod.network = v.into(),
+            ("weight", v) => pod.capacity = v.parse().unwrap(),
+            _ => panic!("not understood: {word}"),
+        }
+    }
+    pod
+}
+
+fn service(full: &str, rest: &[&str]) -> Service {
+    let (namespace, name) = full.split_once('/').expect("namespace/name");
+    let mut service = Service {
+        key: ServiceKey {
+            namespace: namespace.into(),
+            hostname: format!("{name}.{namespace}.svc.cluster.local").into(),
+        },
+        name: name.into(),
+        vips: vec![],
+        ports: BTreeMap::new(),
+        subject_alt_names: vec![],
+        load_balancing: LoadBalancing::default(),
+        ip_families: IpFamilies::Automatic,
+        canonical: true,
+        visibility: Visibility::Public,
+        endpoints: vec![],
+    };
+    for &word in rest {
+        match word.split_once('=').unwrap_or((word, "")) {
+            ("ports", v) => {
+                let port = |(port, target)| (port, ServicePort { target, name: "".into() });
+                service.ports = port_map(v).into_iter().map(port).collect();
+            }
+            ("mode", v) => service.load_balancing.mode = mode(v),
+            ("prefer", v) => service.load_balancing.routing_preference = v.split(',').map(scope).collect(),
+            ("family", "v4") => service.ip_families = IpFamilies::V4,
+            ("family", "v6") => service.ip_families = IpFamilies::V6,
+            ("family", "dual") => service.ip_families = IpFamilies::Dual,
+            ("all", _) => service.load_balancing.health_policy = HealthPolicy::AllowAll,
+            ("private", _) => service.visibility = Visibility::Namespace,
+            ("san", v) => {
+                let id = |sa| SpiffeId::new("td", namespace, sa).unwrap();
+                service.subject_alt_names = v.split(',').map(id).collect();
+            }
+            (vips, "") => service.vips = list(vips),
+            _ => panic!("not understood: {word}"),
+        }
+    }
+    service
+}
+
+fn mode(text: &str) -> Mode {
+    match text {
+        "Standard" => Mode::Standard,
+        "Strict" => Mode::Strict,
+        "Failover" => Mode::Failover,
+        "Passthrough" => Mode::Passthrough,
+        _ => panic!("not understood: {text}"),
+    }
+}
+
+fn scope(text: &str) -> LocalityScope {
+    match text {
+        "Region" => LocalityScope::Region,
+        "Zone" => LocalityScope::Zone,
+        "Subzone" => LocalityScope::Subzone,
+        "Node" => LocalityScope::Node,
+        "Cluster" => LocalityScope::Cluster,
+        "Network" => LocalityScope::Network,
+        _ => panic!("not understood: {text}"),
+    }
+}
+
+fn endpoint(name: &str, rest: &[&str]) -> Endpoint {
+    let mut endpoint = Endpoint { workload: uid(name), ports: BTreeMap::new(), health: Health::Healthy };
+    for &word in rest {
+        match word {
+            "not-ready" => endpoint.health = Health::Unhealthy,
+            "terminating" => endpoint.health = Health::Terminating,
+            ports => endpoint.ports = port_map(ports),
+        }
+    }
+    endpoint
+}
