@@ -1,0 +1,94 @@
+#!/usr/bin/env bash
+# What the agents cost: CPU of both agents per request (wrk against nginx through the tunnel, keep-alive), per connection and
+# per GiB, and their memory. Two nodes, in namespaces of its own, removed at the end.
+#
+#   sudo hack/cost.sh [rounds] [seconds]       JSON lines on stdout; needs nginx, wrk, iperf3, iproute2
+set -euo pipefail
+rounds=${1:-3} seconds=${2:-4}
+bin=${ZTUNNEL:-$(dirname "$0")/../target/release/ztunnel}
+tmp=$(mktemp -d) id=cost$$
+ns() { ip netns exec "$id-$1" "${@:2}"; }
+clean() {
+    for n in client server free node1 node2 wire; do
+        ip netns pids "$id-$n" 2>/dev/null | xargs -r kill -9 2>/dev/null || true
+        ip netns del "$id-$n" 2>/dev/null || true
+    done
+    rm -rf "$tmp"
+}
+trap clean EXIT
+for n in wire node1 node2 client server free; do ip netns add "$id-$n"; ip -n "$id-$n" link set lo up; done
+ip -n "$id-wire" link add br0 type bridge
+ip -n "$id-wire" link set br0 up
+i=0
+for n in client server free node1 node2; do
+    i=$((i + 1))
+    ip -n "$id-$n" link add eth0 type veth peer name "v$n" netns "$id-wire"
+    ip -n "$id-wire" link set "v$n" master br0 up
+    ip -n "$id-$n" link set eth0 up
+    ip -n "$id-$n" addr add "10.99.0.$i/24" dev eth0
+done
+mkdir "$tmp/mesh"
+pod() {
+    cat <<YAML
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: $1, namespace: cost, annotations: {culvert.dev/netns: /run/netns/$id-$1}}
+spec: {nodeName: $2, serviceAccountName: $1}
+status: {phase: Running, podIPs: [{ip: $3}]}
+YAML
+}
+{
+    echo 'apiVersion: v1
+kind: Namespace
+metadata: {name: cost, labels: {istio.io/dataplane-mode: ambient}}'
+    pod client node1 10.99.0.1
+    pod server node2 10.99.0.2
+} >"$tmp/mesh/mesh.yaml"
+cat >"$tmp/nginx.conf" <<CONF
+worker_processes 1; pid $tmp/nginx.pid; error_log $tmp/nginx.err;
+events { worker_connections 8192; }
+http { access_log off; keepalive_requests 100000000;
+  server { listen 8080 backlog=4096; location / { default_type text/plain; return 200 "a reply of 19 bytes"; } } }
+CONF
+ns server nginx -c "$tmp/nginx.conf" -e "$tmp/nginx.err"
+ns server iperf3 -s -D -p 5201 -I "$tmp/iperf.pid"
+for n in 1 2; do
+    ns "node$n" "$bin" --config "$tmp/mesh" --node "node$n" --ca-dir "$tmp/ca" --log-format plain >"$tmp/node$n.log" 2>&1 &
+    eval "pid$n=$!"
+done
+for n in 1 2; do
+    for _ in $(seq 100); do ns "node$n" curl -sf -m1 localhost:15021/healthz/ready >/dev/null && break; sleep 0.05; done
+done
+cpu() { cat /proc/"$pid1"/task/*/schedstat /proc/"$pid2"/task/*/schedstat | awk '{s += $1} END {printf "%.0f", s}'; }
+rss() { awk '/VmRSS/ {printf "%.1f", $2 / 1024}' "/proc/$1/status"; }
+echo "{\"what\":\"idle\",\"rss_mib\":[$(rss "$pid1"),$(rss "$pid2")]}"
+requests() { # name, connections, further wrk arguments
+    local name=$1 connections=$2 before after out n rate
+    shift 2
+    before=$(cpu)
+    out=$(ns client wrk -t1 -c"$connections" -d"${seconds}s" "$@" http://10.99.0.2:8080/)
+    after=$(cpu)
+    n=$(awk '/requests in/ {print $1}' <<<"$out")
+    rate=$(awk '/Requests\/sec/ {print $2}' <<<"$out")
+    grep -q 'Socket errors' <<<"$out" && echo "{\"what\":\"$name\",\"errors\":\"$(grep 'Socket errors' <<<"$out" | xargs)\"}"
+    echo "{\"what\":\"$name\",\"cpu_us\":$(awk "BEGIN {printf \"%.1f\", ($after - $before) / 1000 / $n}"),\"per_second\":$rate}"
+}
+bulk() { # name, further iperf3 arguments
+    local name=$1 before after bytes
+    shift
+    before=$(cpu)
+    bytes=$(ns client iperf3 -c 10.99.0.2 -t "$seconds" -J "$@" | python3 -c 'import json,sys; print(int(json.load(sys.stdin)["end"]["sum_received"]["bytes"]))')
+    after=$(cpu)
+    echo "{\"what\":\"$name\",\"cpu_s_per_gib\":$(awk "BEGIN {printf \"%.2f\", ($after - $before) / 1e9 / ($bytes / 2^30)}"),\"gbit_per_second\":$(awk "BEGIN {printf \"%.1f\", $bytes * 8 / 1e9 / $seconds}")}"
+}
+for _ in $(seq "$rounds"); do
+    requests c1 1
+    requests c16 16
+    requests c64 64
+    requests churn 16 -H 'Connection: close'
+    bulk bulk1
+    bulk bulk4 -P 4
+    bulk bulk4-reverse -P 4 -R
+done
+echo "{\"what\":\"after\",\"rss_mib\":[$(rss "$pid1"),$(rss "$pid2")]}"
