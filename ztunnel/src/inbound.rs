@@ -14,7 +14,7 @@ use culvert_common::model::{Health, Locality, TunnelProtocol, Workload, Workload
 use culvert_common::net::socket::ConnectError;
 use culvert_common::state::Snapshot;
 use culvert_common::telemetry::ResponseFlag;
-use culvert_common::telemetry::{Connection, DenialNote, Early, Failure, Flow, Reporter, Security};
+use culvert_common::telemetry::{DenialNote, Failure, Flow, Reporter, Security};
 use culvert_common::telemetry::{Handshake, Side};
 use culvert_common::types::{Authority, SpiffeId, WorkloadUid};
 use http::StatusCode;
@@ -22,7 +22,7 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use crate::outbound::orderly;
-use crate::shared::{CERTIFICATE_WAIT, Pod, Shared, denial_id};
+use crate::shared::{CERTIFICATE_WAIT, Pod, Shared, denial_id, failed};
 use crate::worker::Worker;
 
 /// A policy said no.
@@ -75,25 +75,20 @@ struct Client {
 pub(crate) async fn serve(worker: &Rc<Worker>, pod: &Arc<Pod>, tcp: TcpStream, src: SocketAddr) {
     let shared = &worker.shared;
     let count = |result| shared.telemetry.metrics().handshake(Side::Server, result);
-    let Some(workload) = pod.workload(&shared.state.snapshot()) else {
-        let error = format!("failed to fetch information about local workload {}", pod.local.workload);
-        return early(
-            shared,
-            (src, None),
-            None,
-            Failure { flag: ResponseFlag::Connect, error, denial: None },
-        );
+    let early = |dst, failure| shared.early(Reporter::Destination, (src, dst), None, failure);
+    let workload = match pod.workload(&shared.state.snapshot()) {
+        Ok(workload) => workload,
+        Err(error) => return early(None, failed(ResponseFlag::Connect, error)),
     };
     let met = match tcp.local_addr() {
         Ok(addr) => SocketAddr::new(addr.ip().to_canonical(), addr.port()),
-        Err(error) => return tracing::debug!(%error, %src, "a client left before it was looked at"),
+        Err(error) => return early(None, failed(ResponseFlag::Connect, error)),
     };
     let certificate = match shared.certs.wait(&workload.identity, CERTIFICATE_WAIT).await {
         Ok(certificate) => certificate,
         Err(error) => {
             count(Handshake::NoCertificate);
-            let failure = Failure { flag: ResponseFlag::Identity, error: error.to_string(), denial: None };
-            return early(shared, (src, Some(met)), None, failure);
+            return early(Some(met), failed(ResponseFlag::Identity, error));
         }
     };
     let tls = certificate.server_config();
@@ -104,8 +99,7 @@ pub(crate) async fn serve(worker: &Rc<Worker>, pod: &Arc<Pod>, tcp: TcpStream, s
                 AcceptError::Tls { .. } => Handshake::Tls,
                 AcceptError::Http2 { .. } => Handshake::Http2,
             });
-            let failure = Failure { flag: error.flag(), error: error.to_string(), denial: None };
-            return early(shared, (src, Some(met)), None, failure);
+            return early(Some(met), failed(error.flag(), error));
         }
     };
     count(Handshake::Complete);
@@ -158,25 +152,23 @@ impl StreamError {
     }
 }
 
-async fn serve_stream(worker: &Rc<Worker>, pod: &Arc<Pod>, client: &Client, request: ConnectRequest) {
+async fn serve_stream(worker: &Rc<Worker>, pod: &Arc<Pod>, client: &Client, mut request: ConnectRequest) {
     let shared = &worker.shared;
     let start = Instant::now();
     let _open = shared.telemetry.metrics().socket(Reporter::Destination);
-    let Some(routed) = route(shared, pod, client, &request) else { return };
-    let routed = match routed {
+    let routed = match route(shared, pod, client, &request) {
         Ok(routed) => routed,
         Err((refusal, error)) => {
             let id = denial_id();
             let denial = Some(DenialNote { id: id.clone(), class: refusal.class, policy: None });
             request.refuse(refusal, &id);
             let failure = Failure { flag: ResponseFlag::Connect, error, denial };
-            return early(shared, (client.src, Some(client.met)), Some(&client.identity), failure);
+            let addrs = (client.src, Some(client.met));
+            return shared.early(Reporter::Destination, addrs, Some(&client.identity), failure);
         }
     };
     let connection = shared.telemetry.open(routed.flow, start.into_std());
     let counts = connection.counts();
-    let finish = |connection: Connection, result: Result<(), Failure>| connection.finish(result);
-    let mut request = request;
     let dialled: Result<TcpStream, StreamError> = async {
         routed.verdict?;
         if shared.budget.is_over() {
@@ -200,7 +192,7 @@ async fn serve_stream(worker: &Rc<Worker>, pod: &Arc<Pod>, client: &Client, requ
             if let Some(refusal) = error.refusal() {
                 request.refuse(refusal, &id);
             }
-            return finish(connection, Err(error.failure(&id)));
+            return connection.finish(Err(error.failure(&id)));
         }
     };
     let outcome: Result<(), StreamError> = async {
@@ -211,7 +203,7 @@ async fn serve_stream(worker: &Rc<Worker>, pod: &Arc<Pod>, client: &Client, requ
     }
     .await;
     drop(app); // before the log line: who reads it knows that the app has heard
-    finish(connection, outcome.map_err(|error| error.failure("")));
+    connection.finish(outcome.map_err(|error| error.failure("")));
 }
 
 struct Routed {
@@ -221,14 +213,16 @@ struct Routed {
     baggage: Option<String>,
 }
 
-/// Everything that is decided from one snapshot. `None` cannot be answered: the pod is being taken away.
+/// Everything that is decided from one snapshot.
+///
+/// **Errors**: what the client is told, and what the log says.
 fn route(
     shared: &Shared,
     pod: &Pod,
     client: &Client,
     request: &ConnectRequest,
-) -> Option<Result<Routed, (Refusal, String)>> {
-    let refuse = |status, class, error: String| Some(Err((Refusal { status, class }, error)));
+) -> Result<Routed, (Refusal, String)> {
+    let refuse = |status, class, error: String| Err((Refusal { status, class }, error));
     if !request.is_connect() {
         return refuse(StatusCode::BAD_REQUEST, "request", "the request is no plain CONNECT".into());
     }
@@ -240,9 +234,9 @@ fn route(
         return refuse(StatusCode::SERVICE_UNAVAILABLE, "draining", "the agent is draining".into());
     }
     let snapshot = shared.state.snapshot();
-    let Some(workload) = pod.workload(&snapshot) else {
-        let error = format!("failed to fetch information about local workload {}", pod.local.workload);
-        return refuse(StatusCode::SERVICE_UNAVAILABLE, "destination", error);
+    let workload = match pod.workload(&snapshot) {
+        Ok(workload) => workload,
+        Err(error) => return refuse(StatusCode::SERVICE_UNAVAILABLE, "destination", error),
     };
     let target = match inbound_hbone(&snapshot, &workload, client.met.ip(), &authority) {
         Ok(target) => target,
@@ -261,7 +255,7 @@ fn route(
     let baggage = shared.response_baggage.then(|| baggage_of(&workload));
     let to = target.to;
     let flow = flow(&snapshot, client, &workload, target, request);
-    Some(Ok(Routed { flow, verdict, to, baggage }))
+    Ok(Routed { flow, verdict, to, baggage })
 }
 
 fn flow(
@@ -323,20 +317,4 @@ fn described(baggage: &Baggage, identity: &SpiffeId, ip: IpAddr) -> Workload {
         capacity: 1,
         authorization_policies: Vec::new(),
     }
-}
-
-fn early(
-    shared: &Shared,
-    (src, met): (SocketAddr, Option<SocketAddr>),
-    identity: Option<&SpiffeId>,
-    failure: Failure,
-) {
-    shared.telemetry.early_failure(&Early {
-        reporter: Reporter::Destination,
-        src_addr: src,
-        dst_addr: met,
-        source_identity: identity,
-        destination_identity: None,
-        failure: &failure,
-    });
 }

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use culvert_common::decide::{NextHop, Outbound, OutboundRefusal, next_hop};
+use culvert_common::decide::{NextHop, Outbound, next_hop};
 use culvert_common::hbone::client::{Connect, OpenError, Tunnel};
 use culvert_common::hbone::headers::{TraceParent, baggage_of, forwarded};
 use culvert_common::hbone::pool::{Key, Opened};
@@ -14,12 +14,12 @@ use culvert_common::model::{Service, Workload};
 use culvert_common::net::copy::{CopyError, copy_both_ways};
 use culvert_common::net::socket::{ConnectError, original_destination, set_reset_on_drop};
 use culvert_common::telemetry::ResponseFlag;
-use culvert_common::telemetry::{DenialNote, Early, Failure, Flow, Reporter, Security};
+use culvert_common::telemetry::{DenialNote, Failure, Flow, Reporter, Security};
 use culvert_common::telemetry::{Handshake, Side};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-use crate::shared::{CERTIFICATE_WAIT, Pod, Shared, random};
+use crate::shared::{CERTIFICATE_WAIT, Pod, failed, random};
 use crate::worker::Worker;
 
 /// Why an outgoing connection did not end well.
@@ -59,27 +59,23 @@ pub(crate) async fn serve(worker: &Rc<Worker>, pod: &Arc<Pod>, app: TcpStream, s
     let shared = &worker.shared;
     let start = Instant::now();
     let _open = shared.telemetry.metrics().socket(Reporter::Source);
+    let early = |dst, failure| shared.early(Reporter::Source, (src, dst), None, failure);
     let dst = match original_destination(&app) {
         Ok(dst) => dst,
         Err(error) => {
-            return early(
-                shared,
-                src,
-                None,
-                (ResponseFlag::Connect, format!("no original destination: {error}")),
-            );
+            return early(None, failed(ResponseFlag::Connect, format!("no original destination: {error}")));
         }
     };
     let (source, hop) = {
         let snapshot = shared.state.snapshot(); // freed here: a connection open for days must not pin an old revision
-        let Some(source) = pod.workload(&snapshot) else {
-            let error = format!("failed to fetch information about local workload {}", pod.local.workload);
-            return early(shared, src, Some(dst), (ResponseFlag::Connect, error));
+        let source = match pod.workload(&snapshot) {
+            Ok(source) => source,
+            Err(error) => return early(Some(dst), failed(ResponseFlag::Connect, error)),
         };
         let facts = Outbound { source: &source, destination: dst, avoid: &[], pick: random() as u64 };
         match next_hop(&snapshot, &facts) {
             Ok(hop) => (source, hop),
-            Err(refusal) => return early(shared, src, Some(dst), flagged(&refusal)),
+            Err(refusal) => return early(Some(dst), failed(refusal.flag(), refusal)),
         }
     };
     let trace = TraceParent::new(random(), random() as u64);
@@ -111,21 +107,6 @@ pub(crate) async fn serve(worker: &Rc<Worker>, pod: &Arc<Pod>, app: TcpStream, s
 pub(crate) fn orderly(stream: &TcpStream) {
     // Fails only when the connection is gone already, which closes as it likes.
     let _gone = set_reset_on_drop(stream, false);
-}
-
-fn flagged(refusal: &OutboundRefusal) -> (ResponseFlag, String) {
-    (refusal.flag(), refusal.to_string())
-}
-
-fn early(shared: &Shared, src: SocketAddr, dst: Option<SocketAddr>, (flag, error): (ResponseFlag, String)) {
-    shared.telemetry.early_failure(&Early {
-        reporter: Reporter::Source,
-        src_addr: src,
-        dst_addr: dst,
-        source_identity: None,
-        destination_identity: None,
-        failure: &Failure { flag, error, denial: None },
-    });
 }
 
 fn flow(hop: &NextHop, source: &Arc<Workload>, src: SocketAddr, trace: &TraceParent) -> Flow {

@@ -10,13 +10,13 @@ use culvert_common::decide::inbound_plaintext;
 use culvert_common::net::copy::{CopyError, copy_both_ways};
 use culvert_common::net::socket::{ConnectError, original_destination};
 use culvert_common::telemetry::ResponseFlag;
-use culvert_common::telemetry::{Early, Failure, Flow, Reporter, Security};
+use culvert_common::telemetry::{Failure, Flow, Reporter, Security};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use crate::inbound::{Denied, permit};
 use crate::outbound::orderly;
-use crate::shared::{Pod, Shared};
+use crate::shared::{Pod, failed};
 use crate::worker::Worker;
 
 #[derive(Debug, thiserror::Error)]
@@ -33,9 +33,7 @@ impl PassthroughError {
     fn failure(&self) -> Failure {
         match self {
             Self::Denied(denied) => denied.failure(),
-            Self::Connect(_) | Self::Copy(_) => {
-                Failure { flag: ResponseFlag::Connect, error: self.to_string(), denial: None }
-            }
+            Self::Connect(_) | Self::Copy(_) => failed(ResponseFlag::Connect, self),
         }
     }
 }
@@ -45,19 +43,22 @@ pub(crate) async fn serve(worker: &Rc<Worker>, pod: &Arc<Pod>, client: TcpStream
     let shared = &worker.shared;
     let start = Instant::now();
     let _open = shared.telemetry.metrics().socket(Reporter::Destination);
+    let early = |dst, failure| shared.early(Reporter::Destination, (src, dst), None, failure);
     let dst = match original_destination(&client) {
         Ok(dst) => dst,
-        Err(error) => return early(shared, src, None, format!("no original destination: {error}")),
+        Err(error) => {
+            return early(None, failed(ResponseFlag::Connect, format!("no original destination: {error}")));
+        }
     };
     let (flow, verdict, to) = {
         let snapshot = shared.state.snapshot();
-        let Some(workload) = pod.workload(&snapshot) else {
-            let error = format!("failed to fetch information about local workload {}", pod.local.workload);
-            return early(shared, src, Some(dst), error);
+        let workload = match pod.workload(&snapshot) {
+            Ok(workload) => workload,
+            Err(error) => return early(Some(dst), failed(ResponseFlag::Connect, error)),
         };
         let target = match inbound_plaintext(&snapshot, &workload, dst) {
             Ok(target) => target,
-            Err(refusal) => return early(shared, src, Some(dst), refusal.to_string()),
+            Err(refusal) => return early(Some(dst), failed(refusal.flag(), refusal)),
         };
         let facts = Facts {
             peer: None,
@@ -94,15 +95,4 @@ pub(crate) async fn serve(worker: &Rc<Worker>, pod: &Arc<Pod>, client: TcpStream
     .await;
     drop(client); // before the log line: who reads it knows that the client has heard
     connection.finish(outcome.map_err(|error| error.failure()));
-}
-
-fn early(shared: &Shared, src: SocketAddr, dst: Option<SocketAddr>, error: String) {
-    shared.telemetry.early_failure(&Early {
-        reporter: Reporter::Destination,
-        src_addr: src,
-        dst_addr: dst,
-        source_identity: None,
-        destination_identity: None,
-        failure: &Failure { flag: ResponseFlag::Connect, error, denial: None },
-    });
 }

@@ -1,6 +1,6 @@
 //! What all workers share: settings that do not change, state, certificates, telemetry; and what they know of a pod.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +12,8 @@ use culvert_common::net::netns::NetNs;
 use culvert_common::net::socket::{self, ConnectError, DialOptions, Keepalive};
 use culvert_common::state::{Snapshot, State};
 use culvert_common::task::Scope;
-use culvert_common::telemetry::Telemetry;
+use culvert_common::telemetry::{Early, Failure, Reporter, ResponseFlag, Telemetry};
+use culvert_common::types::SpiffeId;
 
 /// Shared by all workers, read-only.
 pub(crate) struct Shared {
@@ -26,6 +27,27 @@ pub(crate) struct Shared {
     pub(crate) keepalive: Option<Keepalive>,
     pub(crate) response_baggage: bool,
     pub(crate) policy_info_logging: bool,
+}
+
+impl Shared {
+    /// Logs and counts a connection that failed before it was routed.
+    pub(crate) fn early(
+        &self,
+        reporter: Reporter,
+        (src_addr, dst_addr): (SocketAddr, Option<SocketAddr>),
+        source_identity: Option<&SpiffeId>,
+        failure: Failure,
+    ) {
+        let destination_identity = None;
+        let early =
+            Early { reporter, src_addr, dst_addr, source_identity, destination_identity, failure: &failure };
+        self.telemetry.early_failure(&early);
+    }
+}
+
+/// A failure without a refusal behind it.
+pub(crate) fn failed(flag: ResponseFlag, error: impl ToString) -> Failure {
+    Failure { flag, error: error.to_string(), denial: None }
 }
 
 /// How long a connection waits for a certificate of its pod.
@@ -42,9 +64,13 @@ pub(crate) struct Pod {
 }
 
 impl Pod {
-    /// The pod's workload in `snapshot`; it is missing only between two states.
-    pub(crate) fn workload(&self, snapshot: &Snapshot) -> Option<Arc<Workload>> {
-        snapshot.workload(&self.local.workload).cloned()
+    /// The pod's workload in `snapshot`.
+    ///
+    /// **Errors**: what to log; it is missing only between two states.
+    pub(crate) fn workload(&self, snapshot: &Snapshot) -> Result<Arc<Workload>, String> {
+        let uid = &self.local.workload;
+        let missing = || format!("failed to fetch information about local workload {uid}");
+        snapshot.workload(uid).cloned().ok_or_else(missing)
     }
 
     /// Runs `work` in the pod's network namespace.
@@ -61,7 +87,7 @@ impl Pod {
     pub(crate) async fn dial(
         &self,
         shared: &Shared,
-        to: std::net::SocketAddr,
+        to: SocketAddr,
         source: Option<IpAddr>,
         is_app: bool,
     ) -> Result<tokio::net::TcpStream, ConnectError> {
