@@ -17,8 +17,6 @@ use super::traffic::Pair;
 use crate::model::{Service, Workload};
 use crate::types::SpiffeId;
 
-/// Bytes moved in one direction after which an open connection tells the metrics unasked.
-const REPORT_BYTES: u64 = 1 << 20;
 /// Pairs that one worker remembers.
 const CACHE_SLOTS: usize = 256;
 /// Scope of the access log.
@@ -174,13 +172,7 @@ impl Telemetry {
                 flow.log_trace(line);
             });
         }
-        let counts = ByteCounts {
-            sent: Cell::new(0),
-            received: Cell::new(0),
-            reported_sent: Cell::new(0),
-            reported_received: Cell::new(0),
-            pair,
-        };
+        let counts = ByteCounts { sent: Cell::new(0), received: Cell::new(0), pair };
         Connection { telemetry: Arc::clone(self), flow, start: now, counts: Rc::new(counts), open: true }
     }
 
@@ -208,39 +200,34 @@ impl Telemetry {
     }
 }
 
-/// Bytes of one connection. The relay adds to it; one thread owns it.
+/// Bytes of one connection, for its log line; the metrics learn them at the same time. One thread owns it.
 pub struct ByteCounts {
-    /// Server to client.
-    pub sent: Cell<u64>,
-    /// Client to server.
-    pub received: Cell<u64>,
-    reported_sent: Cell<u64>,
-    reported_received: Cell<u64>,
+    sent: Cell<u64>,
+    received: Cell<u64>,
     pair: Arc<Pair>,
 }
 
 impl ByteCounts {
-    /// Adds bytes from server to client; tells the metrics after each MiB.
+    /// Adds bytes from server to client.
     pub fn add_sent(&self, bytes: u64) {
         self.sent.set(self.sent.get() + bytes);
-        if self.sent.get() - self.reported_sent.get() >= REPORT_BYTES {
-            self.report();
-        }
+        self.pair.add_sent(bytes);
     }
 
-    /// Adds bytes from client to server; tells the metrics after each MiB.
+    /// Adds bytes from client to server.
     pub fn add_received(&self, bytes: u64) {
         self.received.set(self.received.get() + bytes);
-        if self.received.get() - self.reported_received.get() >= REPORT_BYTES {
-            self.report();
-        }
+        self.pair.add_received(bytes);
     }
 
-    /// Tells the metrics what was not told yet.
-    pub fn report(&self) {
-        let (received, sent) = (self.received.get(), self.sent.get());
-        let new = |now: u64, told: &Cell<u64>| now.saturating_sub(told.replace(now));
-        self.pair.add_bytes(new(received, &self.reported_received), new(sent, &self.reported_sent));
+    /// Bytes from server to client so far.
+    pub fn sent(&self) -> u64 {
+        self.sent.get()
+    }
+
+    /// Bytes from client to server so far.
+    pub fn received(&self) -> u64 {
+        self.received.get()
     }
 }
 
@@ -265,12 +252,7 @@ impl Connection {
         &self.flow
     }
 
-    /// Tells the metrics the bytes moved since the last time. For a tick over connections that are open for long.
-    pub fn report(&self) {
-        self.counts.report();
-    }
-
-    /// Ends it: one log line, the last bytes, one closed connection.
+    /// Ends it: one log line, one closed connection.
     pub fn finish(mut self, result: Result<(), Failure>) {
         if let Err(failure) = &result
             && failure.is_refusal()
@@ -284,7 +266,6 @@ impl Connection {
         if !std::mem::take(&mut self.open) {
             return;
         }
-        self.counts.report();
         self.counts.pair.close(failure.map_or(ResponseFlag::None, |f| f.flag));
         let level = if failure.is_some() { Level::ERROR } else { Level::INFO };
         if self.telemetry.logger.logs_access(level) {
@@ -297,7 +278,7 @@ impl Connection {
         self.flow.log(line, failure.is_some_and(|f| f.denial.is_some()));
         line.text("direction", self.flow.reporter.direction());
         // From the local pod's viewpoint: it is the client of an outbound connection, the server of an inbound one.
-        let (to_server, to_client) = (self.counts.received.get(), self.counts.sent.get());
+        let (to_server, to_client) = (self.counts.received(), self.counts.sent());
         let (sent, received) = match self.flow.reporter {
             Reporter::Source => (to_server, to_client),
             Reporter::Destination => (to_client, to_server),

@@ -84,6 +84,8 @@ pub struct Metrics {
     pub(super) traffic: Traffic,
     registry: Registry,
     sockets: IntGaugeVec,
+    /// Children of `sockets`, looked up once: every connection needs one.
+    sockets_of: [OnceLock<IntGauge>; 2],
     pods_active: IntGauge,
     pods_pending: IntGauge,
     pods_started: IntCounter,
@@ -117,6 +119,7 @@ impl Metrics {
         Arc::new(Self {
             traffic: Traffic::new(),
             sockets: gauges(r, "istio_tcp_sockets_open", "Accepted sockets that are open.", &["reporter"]),
+            sockets_of: Default::default(),
             pods_active: gauge(r, "workload_manager_active_proxy_count", "Pods that are captured."),
             pods_pending: gauge(
                 r,
@@ -183,7 +186,13 @@ impl Metrics {
 
     /// Counts an accepted socket for as long as the answer lives.
     pub fn socket(&self, reporter: Reporter) -> Counted {
-        Counted::new(self.sockets.with_label_values(&[reporter.as_str()]))
+        let child = || self.sockets.with_label_values(&[reporter.as_str()]);
+        let [source, destination] = &self.sockets_of;
+        let known = match reporter {
+            Reporter::Source => source,
+            Reporter::Destination => destination,
+        };
+        Counted::new(known.get_or_init(child).clone())
     }
 
     /// Counts an open tunnel for as long as the answer lives.

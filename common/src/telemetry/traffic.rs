@@ -3,7 +3,7 @@
 use std::borrow::Borrow;
 use std::collections::HashSet;
 use std::hash::{Hash, Hasher};
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -18,6 +18,11 @@ const MAX_PAIRS: usize = 10_000;
 const IDLE_SECONDS: u32 = 600;
 /// A full table is searched for idle pairs at most once in this many seconds.
 const SWEEP_SECONDS: u32 = 10;
+
+/// Longest label value in bytes: a client that is in no configuration describes itself. An identity is never cut.
+const MAX_LABEL: usize = 256;
+/// Threads that count bytes without sharing a cache line.
+const SHARDS: usize = 4;
 
 const FLAGS: usize = ResponseFlag::ALL.len();
 const NAMES: [(&str, &str); 5] = [
@@ -38,12 +43,27 @@ pub(super) struct Pair {
     /// Counts what found no place of its own; not to be remembered, so that a pair gets one once there is room.
     pub(super) shared: bool,
     opened: AtomicU64,
-    received: AtomicU64,
-    sent: AtomicU64,
+    bytes: [Shard; SHARDS],
     closed: [AtomicU64; FLAGS],
     failed: [AtomicU64; FLAGS],
     /// Seconds since the start of the table.
     used: AtomicU32,
+}
+
+/// Bytes that the threads of one shard moved.
+#[derive(Default)]
+#[repr(align(64))]
+struct Shard {
+    received: AtomicU64,
+    sent: AtomicU64,
+}
+
+thread_local! {
+    /// Which shard this thread adds to.
+    static SHARD: usize = {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        NEXT.fetch_add(1, Relaxed) % SHARDS
+    };
 }
 
 impl Pair {
@@ -53,8 +73,7 @@ impl Pair {
             flag_at,
             shared: false,
             opened: AtomicU64::new(0),
-            received: AtomicU64::new(0),
-            sent: AtomicU64::new(0),
+            bytes: Default::default(),
             closed: Default::default(),
             failed: Default::default(),
             used: AtomicU32::new(used),
@@ -70,13 +89,22 @@ impl Pair {
         self.used.store(seconds, Relaxed);
     }
 
-    pub(super) fn add_bytes(&self, received: u64, sent: u64) {
-        if received > 0 {
-            self.received.fetch_add(received, Relaxed);
+    /// Adds bytes from client to server. Some nanoseconds: the cache line belongs to this thread.
+    pub(super) fn add_received(&self, bytes: u64) {
+        if let Some(shard) = self.bytes.get(SHARD.with(|n| *n)) {
+            shard.received.fetch_add(bytes, Relaxed);
         }
-        if sent > 0 {
-            self.sent.fetch_add(sent, Relaxed);
+    }
+
+    /// Adds bytes from server to client.
+    pub(super) fn add_sent(&self, bytes: u64) {
+        if let Some(shard) = self.bytes.get(SHARD.with(|n| *n)) {
+            shard.sent.fetch_add(bytes, Relaxed);
         }
+    }
+
+    fn sum(&self, of: impl Fn(&Shard) -> &AtomicU64) -> u64 {
+        self.bytes.iter().map(|shard| of(shard).load(Relaxed)).fold(0, u64::wrapping_add)
     }
 
     pub(super) fn close(&self, flag: ResponseFlag) {
@@ -91,10 +119,25 @@ impl Pair {
         }
     }
 
-    fn sample(&self, scrape: &mut Scrape, name: &str, flag: ResponseFlag, count: &AtomicU64) {
+    /// Samples of the family at this place in [`NAMES`].
+    fn samples(&self, family: usize) -> Vec<(ResponseFlag, u64)> {
+        let by_flag = |counts: &[AtomicU64; FLAGS]| {
+            let loaded = counts.iter().map(|count| count.load(Relaxed));
+            ResponseFlag::ALL.into_iter().zip(loaded).filter(|(_, count)| *count > 0).collect()
+        };
+        match family {
+            0 => vec![(ResponseFlag::None, self.opened.load(Relaxed))],
+            1 => by_flag(&self.closed),
+            2 => vec![(ResponseFlag::None, self.sum(|shard| &shard.received))],
+            3 => vec![(ResponseFlag::None, self.sum(|shard| &shard.sent))],
+            _ => by_flag(&self.failed),
+        }
+    }
+
+    fn sample(&self, scrape: &mut Scrape, name: &str, flag: ResponseFlag, count: u64) {
         let (head, tail) = self.labels.split_at_checked(self.flag_at).unwrap_or((&self.labels, ""));
         let flag = format!(",response_flags=\"{}\"", flag.as_str());
-        scrape.sample(name, &[head, &flag, tail], count.load(Relaxed));
+        scrape.sample(name, &[head, &flag, tail], count);
     }
 }
 
@@ -173,21 +216,9 @@ impl Traffic {
         for (at, (name, help)) in NAMES.into_iter().enumerate() {
             let mut named = false;
             for pair in &pairs {
-                let one = |count| vec![(ResponseFlag::None, count)];
-                let samples: Vec<(ResponseFlag, &AtomicU64)> = match at {
-                    0 => one(&pair.opened),
-                    2 => one(&pair.received),
-                    3 => one(&pair.sent),
-                    1 => ResponseFlag::ALL.into_iter().zip(&pair.closed).collect(),
-                    _ => ResponseFlag::ALL.into_iter().zip(&pair.failed).collect(),
-                };
-                for (flag, count) in samples {
-                    if matches!(at, 1 | 4) && count.load(Relaxed) == 0 {
-                        continue;
-                    }
-                    if !named {
+                for (flag, count) in pair.samples(at) {
+                    if !std::mem::replace(&mut named, true) {
                         scrape.family(name, Kind::Counter, help);
-                        named = true;
                     }
                     pair.sample(scrape, name, flag, count);
                 }
@@ -301,7 +332,9 @@ fn push_transport(out: &mut String, security: Security) -> usize {
 }
 
 fn push_known(out: &mut String, name: &str, value: Option<&str>) {
-    push_label(out, name, value.filter(|v| !v.is_empty()).unwrap_or("unknown"));
+    let value = value.filter(|v| !v.is_empty()).unwrap_or("unknown");
+    let cut = if name.ends_with("_principal") { value.len() } else { value.floor_char_boundary(MAX_LABEL) };
+    push_label(out, name, value.get(..cut).unwrap_or(value));
 }
 
 #[cfg(test)]

@@ -181,25 +181,29 @@ fn a_connection_ends_once() {
 }
 
 #[test]
-fn byte_counters_are_told_underway_and_exact_at_the_end() {
-    let (telemetry, _sink) = telemetry(LogFormat::Plain, "info");
-    let told = |name: &str| sample(&telemetry, &format!("istio_tcp_{name}_bytes_total{{")).unwrap();
-    let connection = telemetry.open(outbound(), now());
+fn byte_counters_are_exact_underway_and_at_the_end() {
+    let (telemetry, sink) = telemetry(LogFormat::Plain, "info");
+    let told = || {
+        let of = |name: &str| sample(&telemetry, &format!("istio_tcp_{name}_bytes_total{{")).unwrap();
+        (of("received"), of("sent"))
+    };
+    let (connection, other) = (telemetry.open(outbound(), now()), telemetry.open(outbound(), now()));
     let counts = connection.counts();
-    assert_eq!((told("received"), told("sent")), (0, 0));
+    assert_eq!(told(), (0, 0));
     counts.add_received(1000);
     counts.add_sent(7);
-    assert_eq!((told("received"), told("sent")), (0, 0));
-    connection.report();
-    connection.report();
-    assert_eq!((told("received"), told("sent")), (1000, 7));
-    counts.add_sent(REPORT_BYTES);
-    assert_eq!((told("received"), told("sent")), (1000, 7 + REPORT_BYTES));
-    counts.add_received(REPORT_BYTES - 1);
-    assert_eq!((told("received"), told("sent")), (1000, 7 + REPORT_BYTES));
-    counts.sent.set(counts.sent.get() + 3);
+    assert_eq!(told(), (1000, 7));
+    other.counts().add_sent(5 << 30);
+    counts.add_received(0);
+    assert_eq!(told(), (1000, 7 + (5 << 30)));
+    assert_eq!((counts.received(), counts.sent()), (1000, 7));
+    counts.add_sent(3);
     connection.finish(Ok(()));
-    assert_eq!((told("received"), told("sent")), (1000 + REPORT_BYTES - 1, 10 + REPORT_BYTES));
+    drop(other);
+    assert_eq!(told(), (1000, 10 + (5 << 30)));
+    let lines = sink.lines(telemetry.logger());
+    assert!(lines[0].contains(" bytes_sent=1000 bytes_recv=10 "), "{}", lines[0]);
+    assert!(lines[1].contains(" bytes_sent=0 bytes_recv=5368709120 "), "{}", lines[1]);
 }
 
 #[test]

@@ -13,7 +13,8 @@ fn labels_have_the_names_order_and_sources_of_the_reference() {
     let traffic = Traffic::new();
     let pair = traffic.pair(&outbound(), 0);
     pair.open(0);
-    pair.add_bytes(84, 175);
+    pair.add_received(84);
+    pair.add_sent(175);
     pair.close(ResponseFlag::Deny);
     let labels = |flag: &str| {
         format!(
@@ -108,4 +109,31 @@ fn the_table_is_bounded_and_forgets_idle_pairs_only() {
     assert!(!fresh.shared, "idle pairs made room");
     assert_eq!(traffic.lock().pairs.len(), 2);
     assert!(Arc::ptr_eq(&open, &traffic.pair(&numbered(0), later)), "an open one is kept");
+}
+
+#[test]
+fn what_a_client_says_of_itself_is_bounded() {
+    let mut said = (*workload("front", "web", "eu-1")).clone();
+    said.cluster = "é".repeat(10_000).into();
+    said.identity = identity(&"n".repeat(253), &"s".repeat(253));
+    let flow = Flow { destination: Some(said.into()), ..outbound() };
+    let (labels, _) = render(&flow);
+    assert!(labels.contains(&format!("destination_cluster=\"{}\"", "é".repeat(128))), "{labels}");
+    assert!(labels.contains(&"s".repeat(253)), "{labels}");
+    assert!(labels.len() < 4096);
+}
+
+#[test]
+fn bytes_of_many_threads_add_up() {
+    let traffic = Traffic::new();
+    let pair = traffic.pair(&outbound(), 0);
+    std::thread::scope(|scope| {
+        for _ in 0..2 * SHARDS {
+            scope.spawn(|| (0..1000).for_each(|_| (pair.add_received(2), pair.add_sent(3)).0));
+        }
+    });
+    let text = text(&traffic);
+    let value = |name: &str| text.lines().find(|l| l.starts_with(name)).unwrap().rsplit(' ').next().unwrap();
+    assert_eq!(value("istio_tcp_received_bytes_total{"), "16000");
+    assert_eq!(value("istio_tcp_sent_bytes_total{"), "24000");
 }
