@@ -224,16 +224,18 @@ impl Scan {
 
     fn read(&self) -> Result<Texts, LoadError> {
         let mut texts = Vec::with_capacity(self.files.len());
+        let too_much = || self.too_much(format!("more than {} MiB of text", BYTES_MAX >> 20));
         let mut left = BYTES_MAX;
+        if self.files.values().map(|stamp| stamp.size).fold(0, u64::saturating_add) > left {
+            return Err(too_much());
+        }
         for path in self.files.keys() {
             // O_NONBLOCK: a pipe that took the file's place must not hold the agent.
             let open = fs::OpenOptions::new().read(true).custom_flags(nix::libc::O_NONBLOCK).open(path);
             let mut bytes = Vec::new();
             let read = open.and_then(|file| file.take(left + 1).read_to_end(&mut bytes));
             let read = read.map_err(|source| io_error(path, source))? as u64;
-            left = left
-                .checked_sub(read)
-                .ok_or_else(|| self.too_much(format!("more than {} MiB of text", BYTES_MAX >> 20)))?;
+            left = left.checked_sub(read).ok_or_else(too_much)?;
             texts.push((path.display().to_string(), bytes));
         }
         Ok(Texts(texts))
@@ -293,3 +295,6 @@ fn hash(of: &impl Hash) -> u64 {
     of.hash(&mut hasher);
     hasher.finish()
 }
+
+#[cfg(test)]
+mod tests;
