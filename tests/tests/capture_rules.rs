@@ -484,6 +484,61 @@ fn a_changed_specification_replaces_the_rules_without_a_gap() {
 }
 
 #[test]
+fn connections_open_before_the_rules_go_on() {
+    let world = World::new();
+    let mut open = Vec::new();
+    for (pod, node) in POD.into_iter().zip(NODE) {
+        for (client, server, addr) in
+            [(&world.node, &world.pod, at(pod, 8080)), (&world.pod, &world.node, at(node, 9090))]
+        {
+            let listener = app(server, addr);
+            let stream = connect(client, addr);
+            open.push((stream, listener.accept().unwrap().0));
+        }
+    }
+    let installed = world.pod.run(|| rules::install(&CaptureSpec::default())).unwrap();
+    assert_eq!(installed.open_before, open.len());
+    let (outbound, inbound) = (agent(&world.pod, 15001), agent(&world.pod, 15006));
+    for (one, other) in &open {
+        talk(one, other);
+        talk(other, one);
+    }
+    // What comes after them is captured.
+    for (pod, node) in POD.into_iter().zip(NODE) {
+        let _client = connect(&world.pod, at(node, 9090));
+        assert_eq!(accept(&outbound).1, at(node, 9090));
+        let _client = connect(&world.node, at(pod, 8080));
+        assert_eq!(accept(&inbound).1, at(pod, 8080));
+    }
+}
+
+#[test]
+fn nothing_stays_open() {
+    let pod = Namespace::new();
+    let net = pod.net.clone();
+    std::thread::spawn(move || {
+        // A descriptor table of its own: other tests run beside this one.
+        unshare(CloneFlags::CLONE_FILES).unwrap();
+        let count = || std::fs::read_dir("/proc/thread-self/fd").unwrap().count();
+        // The first visit opens the thread's own namespace, once.
+        net.run(|| ()).unwrap();
+        let before = count();
+        for _ in 0..5 {
+            net.run(|| {
+                rules::install(&CaptureSpec::default()).unwrap();
+                rules::verify(&CaptureSpec::default()).unwrap();
+                drop(listen(at("::", 15001), &ListenOptions::default()).unwrap());
+                rules::remove().unwrap();
+            })
+            .unwrap();
+        }
+        assert_eq!(count(), before);
+    })
+    .join()
+    .unwrap();
+}
+
+#[test]
 fn nobody_can_bind_beside_the_agent() {
     let world = World::captured();
     for port in [15001, 15006, 15008] {

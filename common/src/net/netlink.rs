@@ -324,6 +324,11 @@ impl Netlink {
         Self::open(SockProtocol::NetlinkNetFilter)
     }
 
+    /// The namespace's sockets.
+    pub fn sockets() -> Result<Self, NetlinkError> {
+        Self::open(SockProtocol::NetlinkSockDiag)
+    }
+
     fn open(protocol: SockProtocol) -> Result<Self, NetlinkError> {
         let fd = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)
             .map_err(NetlinkError::Socket)?;

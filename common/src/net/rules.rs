@@ -14,7 +14,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use super::netlink::{Netlink, NetlinkError};
-use super::{nft, routing};
+use super::{conntrack, nft, routing};
 
 /// Mark of connections whose answers must come back to the agent.
 pub const RETURN_MARK: u32 = 0x111;
@@ -108,12 +108,16 @@ pub struct Installed {
     pub ipv6: bool,
     /// What of another mesh was seen and left alone.
     pub adopted: Vec<String>,
+    /// Connections that were open already and go on past the agent until they end.
+    pub open_before: usize,
 }
 
 /// Puts the rules in force in the current namespace and checks them: routes, policy rules, then all redirects and marks
 /// of both families in one transaction. Call it inside `NetNs::run`.
 ///
-/// Repeating it changes nothing; older rules of ours are replaced in one step, without a moment between.
+/// Repeating it changes nothing; older rules of ours are replaced in one step, without a moment between. Connections open
+/// before the rules are not captured: they go on as they were.
+/// It blocks the thread for some 10 ms, most of it the kernel's.
 /// Errors: [`RulesError`]; after [`RulesError::Differs`] the rules are written, but something interferes.
 pub fn install(spec: &CaptureSpec) -> Result<Installed, RulesError> {
     let set = ruleset(spec)?;
@@ -125,12 +129,17 @@ pub fn install(spec: &CaptureSpec) -> Result<Installed, RulesError> {
     }
     let ipv6 = spec.ipv6 && step("reading the loopback interface", routing::ipv6_enabled(&mut route))?;
     let changed = !differences(&set, ipv6, &mut netfilter, &mut route)?.is_empty();
+    let mut open_before = 0;
     if changed {
         routing::install(&mut route, ipv6)?;
+        open_before = conntrack::keep_open(&mut netfilter).unwrap_or_else(|error| {
+            tracing::warn!(%error, "connections that are open already may hang: no connection tracking over netlink");
+            0
+        });
         step("writing the capture rules", nft::replace(&mut netfilter, &set))?;
         check(differences(&set, ipv6, &mut netfilter, &mut route)?)?;
     }
-    Ok(Installed { changed, ipv6, adopted })
+    Ok(Installed { changed, ipv6, adopted, open_before })
 }
 
 /// Whether exactly the rules of [`install`] are in force in the current namespace.
@@ -152,7 +161,8 @@ pub fn remove_redirects() -> Result<(), RulesError> {
 }
 
 /// Takes everything out of the current namespace again: redirects, marks, policy rules, routes, in this order, so that no
-/// connection is redirected whose answers could not come back. What is not there is no error.
+/// connection is redirected whose answers could not come back. What is not there is no error. Drain first: captured
+/// connections still open break, as the translation goes with the rules.
 pub fn remove() -> Result<(), RulesError> {
     remove_redirects()?;
     let mut netfilter = step("opening netfilter", Netlink::netfilter())?;
