@@ -3,6 +3,9 @@ CARGO ?= $(shell command -v cargo || echo $(HOME)/.cargo/bin/cargo)
 TARGET = $(or $(CARGO_TARGET_DIR),target)
 SUDO = $(if $(filter 0,$(shell id -u)),,sudo)
 ARGS ?=
+HOST = $(shell rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')
+# As another user, cargo builds and only the test programs run as root.
+RUNNER = $(if $(SUDO),CARGO_TARGET_$(HOST)_RUNNER='sudo -E')
 
 .PHONY: help demo test setup
 .DEFAULT_GOAL := help
@@ -17,8 +20,7 @@ demo: setup ## Build, then show the mesh at work (needs root; ARGS=--keep leaves
 # The end-to-end tests run the agent's binary; tests of namespaces need root, the build does not.
 test: setup ## Build and run all tests (needs root)
 	$(CARGO) build --locked -p ztunnel -p culvert
-	$(if $(SUDO),CARGO_TARGET_$(shell rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')_RUNNER='sudo -E') \
-		$(CARGO) test --locked --workspace
+	$(RUNNER) $(CARGO) test --locked --workspace
 
 setup: ## Install what is missing (Debian)
 	@hack/setup.sh

@@ -2,10 +2,20 @@
 
 use std::io::Write as _;
 use std::process;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context as _;
 use culvert::lab;
 use tokio::signal::unix::{SignalKind, signal};
+
+static SIGNALLED: AtomicBool = AtomicBool::new(false);
+
+/// Never returns once a signal has come: what fails from then on fails because of the removal, and is not worth telling.
+pub(super) fn hold_if_signalled() {
+    while SIGNALLED.load(Ordering::Relaxed) {
+        std::thread::park();
+    }
+}
 
 /// Starts the thread that waits for SIGINT, SIGTERM and SIGHUP. It removes all labs and ends the process with 128 + the
 /// signal's number, as a shell would report it.
@@ -24,6 +34,7 @@ pub(super) fn watch() -> anyhow::Result<()> {
                 _ = hup.recv() => 1,
             }
         });
+        SIGNALLED.store(true, Ordering::Relaxed);
         lab::remove_all();
         let _nobody_to_tell = writeln!(std::io::stderr(), "\nculvert: stopped, all removed");
         process::exit(128 + number);

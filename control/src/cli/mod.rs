@@ -33,6 +33,7 @@ pub(crate) fn run() -> ExitCode {
     let ended = match Cli::parse().command {
         Command::Demo(args) => demo::run(&args),
     };
+    interrupt::hold_if_signalled();
     ended.unwrap_or_else(|e| {
         let _nobody_to_tell = writeln!(std::io::stderr(), "culvert: {e:#}");
         ExitCode::FAILURE

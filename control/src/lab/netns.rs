@@ -40,6 +40,8 @@ pub(super) struct Ground {
     dir: PathBuf,
     /// `None` once removal has begun: nothing may be added any more.
     names: Mutex<Option<BTreeSet<String>>>,
+    /// Held while removing: whoever comes second waits until it is done.
+    removal: Mutex<()>,
 }
 
 impl Ground {
@@ -53,7 +55,8 @@ impl Ground {
         let prefix = format!("{prefix}-{}-{unique:06x}", std::process::id());
         let dir = std::env::temp_dir().join(&prefix);
         fs::create_dir(&dir).at(|| format!("create {}", dir.display()))?;
-        let ground = Arc::new(Self { prefix, dir, names: Mutex::new(Some(BTreeSet::new())) });
+        let ground =
+            Arc::new(Self { prefix, dir, names: Mutex::new(Some(BTreeSet::new())), removal: Mutex::new(()) });
         let mut live = lock(&LIVE);
         live.retain(|g| g.strong_count() > 0);
         live.push(Arc::downgrade(&ground));
@@ -91,6 +94,15 @@ impl Ground {
         Ok(place)
     }
 
+    /// Runs `start` unless removal has begun: what it starts is either killed by the removal or never started.
+    pub(super) fn starting<T>(&self, start: impl FnOnce() -> T) -> Result<T, LabError> {
+        let names = lock(&self.names);
+        if names.is_none() {
+            return Err(LabError::Closed);
+        }
+        Ok(start())
+    }
+
     pub(super) fn remove_place(&self, netns: &str) -> Result<(), LabError> {
         let mut names = lock(&self.names);
         let names = names.as_mut().ok_or(LabError::Closed)?;
@@ -104,6 +116,7 @@ impl Ground {
 
     /// Kills, deletes, forgets. Safe to call twice.
     pub(super) fn remove(&self) {
+        let _until_done = lock(&self.removal);
         let names = lock(&self.names).take();
         if let Some(names) = names {
             kill_inside(&names);

@@ -118,6 +118,11 @@ impl Place {
         netns::wait_empty(&self.netns, limit)
     }
 
+    /// As [`Place::run`], for what must not be started once the lab is being removed.
+    pub(super) fn starting<T: Send>(&self, start: impl FnOnce() -> T + Send) -> Result<T, LabError> {
+        self.ground.starting(|| self.run(start))?
+    }
+
     pub(super) fn log_path(&self, log: &str) -> PathBuf {
         self.ground.dir().join("logs").join(log)
     }

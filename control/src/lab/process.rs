@@ -46,7 +46,7 @@ impl Process {
         let open = |path: &Path| File::create(path).at(|| format!("create {}", path.display()));
         command.stdin(Stdio::null()).stdout(open(&stdout)?).stderr(open(&stderr)?).process_group(0);
         // The child inherits the namespace of the thread that starts it.
-        let child = place.run(|| command.spawn())?.map_err(|e| start_error(&command, e))?;
+        let child = place.starting(|| command.spawn())?.map_err(|e| start_error(&command, e))?;
         Ok(Self { name: name.to_owned(), child, stdout, stderr })
     }
 

@@ -64,7 +64,7 @@ pub(crate) fn run(args: &DemoArgs) -> anyhow::Result<ExitCode> {
     let paint = if coloured { Paint::Colour } else { Paint::Plain };
     let mut story = Story::new(args.output == Output::Text, paint);
     let ztunnel = args.ztunnel.clone().map_or_else(culvert::lab::find_ztunnel, Ok);
-    let missing = preflight::missing(ztunnel.as_ref().err().map(ToString::to_string));
+    let missing = preflight::missing(&ztunnel);
     if !missing.is_empty() {
         story.missing(&missing)?;
         return Ok(ExitCode::from(2));

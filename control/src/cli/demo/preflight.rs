@@ -1,8 +1,10 @@
 //! What the demo needs, asked before anything is built, so that it can say everything that is missing at once.
 
 use std::io;
+use std::os::fd::AsRawFd as _;
+use std::path::{Path, PathBuf};
 
-use culvert::lab::{find_program, package_of};
+use culvert::lab::{LabError, find_program, package_of};
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{
@@ -11,13 +13,17 @@ use nix::sys::socket::{
 };
 use nix::sys::time::{TimeVal, TimeValLike as _};
 use nix::unistd::geteuid;
-use std::os::fd::AsRawFd as _;
 
 /// Without these there is no demo; `wrk` and `iperf3` only leave the figures out.
 const PROGRAMS: [&str; 5] = ["ip", "nginx", "curl", "redis-server", "redis-cli"];
 
 /// Everything that is missing, one sentence each with what to do.
-pub(super) fn missing(agent: Option<String>) -> Vec<String> {
+pub(super) fn missing(agent: &Result<PathBuf, LabError>) -> Vec<String> {
+    let agent = match agent {
+        Ok(path) if path.is_file() => None,
+        Ok(path) => Some(LabError::NoAgent { tried: path.display().to_string() }.to_string()),
+        Err(e) => Some(e.to_string()),
+    };
     let mut missing: Vec<String> = agent.into_iter().collect();
     let absent: Vec<&str> = PROGRAMS.into_iter().filter(|p| find_program(p).is_none()).collect();
     if !absent.is_empty() {
@@ -39,6 +45,9 @@ pub(super) fn missing(agent: Option<String>) -> Vec<String> {
 
 /// Tries a network namespace and nf_tables in it, on a thread that ends there.
 fn kernel() -> Result<(), String> {
+    if !Path::new("/proc/sys/net/ipv6").exists() {
+        return Err("no IPv6 in this kernel: start it without ipv6.disable=1".to_owned());
+    }
     let tried = std::thread::spawn(|| {
         unshare(CloneFlags::CLONE_NEWNET).map_err(|e| {
             format!("no new network namespace ({e}): run it outside a container, or with CAP_SYS_ADMIN and CAP_NET_ADMIN")

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use super::super::interrupt;
 use super::super::paint::Paint;
 use super::stage::{PODS, Stage};
 
@@ -146,6 +147,7 @@ impl Story {
     }
 
     fn tell(&self, text: &str) -> io::Result<()> {
+        interrupt::hold_if_signalled();
         if self.told { print(text) } else { Ok(()) }
     }
 }
