@@ -143,12 +143,13 @@ fn keys<'a>(policies: impl Iterator<Item = &'a Arc<Authorization>>) -> Vec<Polic
     policies.map(|p| p.key.clone()).collect()
 }
 
+/// Istio's words, without the `dry-run: ` that its log line starts with.
 impl fmt::Display for DryRun {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::WouldDeny(key) => write!(f, "dry-run: deny policy match: {key}"),
-            Self::WouldAllow(key) => write!(f, "dry-run: allow policy match: {key}"),
-            Self::NoneWouldAllow(keys) => write!(f, "dry-run: no allow policies match: {}", Names(keys)),
+            Self::WouldDeny(key) => write!(f, "deny policy match: {key}"),
+            Self::WouldAllow(key) => write!(f, "allow policy match: {key}"),
+            Self::NoneWouldAllow(keys) => write!(f, "no allow policies match: {}", Names(keys)),
         }
     }
 }

@@ -227,11 +227,8 @@ fn dry_run_is_reported_and_changes_nothing() {
     let (deny, allow) = (dry("d", Action::Deny, all()), dry("a", Action::Allow, all()));
     let (quiet, none) = (dry("q", Action::Deny, vec![]), dry("n", Action::Allow, vec![]));
     assert_eq!(run(std::slice::from_ref(&quiet)), Vec::<String>::new());
-    assert_eq!(run(std::slice::from_ref(&none)), ["dry-run: no allow policies match: shop/n"]);
-    assert_eq!(
-        run(&[deny, quiet, none, allow]),
-        ["dry-run: deny policy match: shop/d", "dry-run: allow policy match: shop/a"]
-    );
+    assert_eq!(run(std::slice::from_ref(&none)), ["no allow policies match: shop/n"]);
+    assert_eq!(run(&[deny, quiet, none, allow]), ["deny policy match: shop/d", "allow policy match: shop/a"]);
 }
 
 #[test]
