@@ -261,7 +261,40 @@ mod tests {
         }
     }
 
+    /// What a parser makes of a field of a plain line: the text between quotes, with its escapes undone.
+    fn unescape(quoted: &str) -> String {
+        let mut out = String::new();
+        let mut chars = quoted.chars();
+        while let Some(c) = chars.next() {
+            match (c, if c == '\\' { chars.next() } else { None }) {
+                (_, Some('n')) => out.push('\n'),
+                (_, Some('r')) => out.push('\r'),
+                (_, Some('t')) => out.push('\t'),
+                (_, Some('u')) => {
+                    let digits: String = chars.by_ref().skip(1).take_while(|c| *c != '}').collect();
+                    out.push(u32::from_str_radix(&digits, 16).ok().and_then(char::from_u32).unwrap());
+                }
+                (_, Some(other)) => out.push(other),
+                (c, None) => out.push(c),
+            }
+        }
+        out
+    }
+
     proptest! {
+        /// Nothing is lost or invented: a parser gets back what was logged.
+        #[test]
+        fn any_text_is_read_back(message in any::<String>(), value in "(?s).{0,300}") {
+            let json: serde_json::Value = serde_json::from_str(&line(LogFormat::Json, &message, &value)).unwrap();
+            prop_assert_eq!(&json["a.b"], &value);
+            prop_assert_eq!(&json["message"], &message);
+            prop_assert_eq!(&json["n"], 7);
+            let plain = line(LogFormat::Plain, &message, &value);
+            let fields = plain.split('\t').nth(4).unwrap();
+            let quoted = fields.strip_prefix("a.b=\"").unwrap().strip_suffix("\" addr=10.0.0.1:80 n=7\n").unwrap();
+            prop_assert_eq!(unescape(quoted), value);
+        }
+
         /// Whatever a peer sends, a line stays one line with the same columns, and quotes stay balanced.
         #[test]
         fn any_text_keeps_the_line_whole(message in any::<String>(), value in any::<String>()) {
