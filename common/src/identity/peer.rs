@@ -39,7 +39,9 @@ impl fmt::Display for Role {
 }
 
 /// A peer's certificate does not prove an identity that is accepted here.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+///
+/// `Debug` is the message too: that is what rustls prints of an error that it carries for others.
+#[derive(Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PeerIdentityError {
     /// No certificate at all.
     #[error("peer presented no certificate; is it a mesh workload?")]
@@ -90,6 +92,12 @@ pub enum PeerIdentityError {
         /// Identities of which one was wanted.
         want: Arc<[SpiffeId]>,
     },
+}
+
+impl fmt::Debug for PeerIdentityError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
 }
 
 impl PeerIdentityError {

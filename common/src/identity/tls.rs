@@ -60,7 +60,7 @@ pub fn provider() -> Arc<CryptoProvider> {
 
 /// Text of a failed TLS connection for a log.
 ///
-/// rustls prints the identity errors of the verifiers in here as `Debug` text; this takes them out.
+/// Identity errors of the verifiers in here without the type names that rustls prints around them.
 pub fn explain(error: &std::io::Error) -> String {
     PeerIdentityError::from_io(error).map_or_else(|| error.to_string(), ToString::to_string)
 }
