@@ -88,7 +88,7 @@ pub fn load(dir: &Path, settings: &Settings) -> Result<Translated, LoadError> {
 /// Publishes what `dir` says into `state`, now and whenever it changes, until dropped. Logs each problem once, and
 /// tells `on_result` of each new content, good or bad. Cancel-safe.
 pub async fn watch(dir: PathBuf, settings: Settings, state: Arc<State>, on_result: impl Fn(ReloadOutcome)) {
-    let mut source = FileSource { dir, settings, scan: None, reported: None, in_force: None };
+    let mut source = FileSource::new(dir, settings);
     let watches = Watches::new();
     loop {
         watches.cover(&source.dir);
@@ -116,9 +116,15 @@ struct FileSource {
     reported: Option<u64>,
     /// Hash of the content in force, its revision and its number of warnings.
     in_force: Option<(u64, u64, usize)>,
+    /// Warnings that were logged for it, not to be logged again with the next change.
+    warned: Vec<Problem>,
 }
 
 impl FileSource {
+    fn new(dir: PathBuf, settings: Settings) -> Self {
+        Self { dir, settings, scan: None, reported: None, in_force: None, warned: Vec::new() }
+    }
+
     /// Whether names, sizes or times differ from the last reading.
     fn has_changed(&self) -> bool {
         Scan::of(&self.dir).ok() != self.scan
@@ -148,13 +154,15 @@ impl FileSource {
 
     fn publish(&mut self, translated: Translated, hash: u64, state: &State) -> ReloadOutcome {
         let Translated { model, warnings } = translated;
-        for warning in &warnings {
+        for warning in warnings.iter().filter(|warning| self.warned.binary_search(warning).is_err()) {
             tracing::warn!(target: "state", "{warning}");
         }
         let revision = state.publish(model);
         tracing::info!(target: "state", revision, dir = %self.dir.display(), "configuration in force");
-        self.in_force = Some((hash, revision, warnings.len()));
-        ReloadOutcome::Published { revision, warnings: warnings.len() }
+        let count = warnings.len();
+        self.in_force = Some((hash, revision, count));
+        self.warned = warnings; // in order, as all reports of the translation
+        ReloadOutcome::Published { revision, warnings: count }
     }
 }
 

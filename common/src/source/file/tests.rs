@@ -112,8 +112,7 @@ async fn changes_are_published_and_bad_ones_leave_the_last_good_state() {
 #[test]
 fn what_says_the_same_as_before_is_neither_published_nor_reported_again() {
     let temp = Temp::new();
-    let (dir, settings) = (temp.0.clone(), Settings::default());
-    let mut source = FileSource { dir, settings, scan: None, reported: None, in_force: None };
+    let mut source = FileSource::new(temp.0.clone(), Settings::default());
     let state = State::default();
     let mut reload = || source.reload(&state);
     temp.write("a.yaml", &pod("one"));

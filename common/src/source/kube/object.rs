@@ -1,6 +1,6 @@
 //! Kubernetes objects of all files, by kind: documents and lists are taken apart, metadata is read.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::endpoint_slice::EndpointSlice;
@@ -49,6 +49,8 @@ pub(super) struct Objects {
     pub(super) peer_authentications: Vec<PeerAuthentication>,
     /// To find objects that are defined twice.
     seen: HashMap<String, At>,
+    /// Files and kinds that were skipped, to say so once.
+    skipped: HashSet<(Arc<str>, String)>,
 }
 
 /// The kinds that are read, with their API versions and whether they have a namespace.
@@ -122,12 +124,43 @@ impl Objects {
             false => format!("{kind} {name}").into(),
         };
         let root = Field::root(node, &at, report);
-        if is_read(&root, &kind, &version)
+        if self.is_read(&root, &kind, &version)
             && let Some(meta) = meta(&root, &namespace, &name)
             && self.is_first(&kind, &meta, report)
         {
             self.keep(&kind, meta, &root);
         }
+    }
+
+    /// Whether the object's kind and version are read; reports what is not, unknown kinds once per file.
+    fn is_read(&mut self, root: &Field<'_>, kind: &str, version: &str) -> bool {
+        let group = |version: &str| version.rsplit_once('/').map_or("", |(group, _)| group).to_owned();
+        let known = KINDS.iter().find(|(k, versions, _)| {
+            *k == kind && versions.iter().any(|known| group(known) == group(version))
+        });
+        let Some((_, versions, _)) = known else {
+            let what = format!("{kind} of {version}");
+            if self.skipped.insert((Arc::clone(&root.at().file), what.clone())) {
+                let names: Vec<&str> = KINDS.iter().map(|(kind, ..)| *kind).collect();
+                let seen = format!("{what} is not read, so it has no effect");
+                let field = root.get("kind").unwrap_or_else(|| root.clone());
+                field.warning(seen, format!("read are {}", names.join(", ")));
+            }
+            return false;
+        };
+        let is_read = versions.contains(&version);
+        if !is_read {
+            match root.get("apiVersion") {
+                Some(field) => field.refuse(&versions.join(", ")),
+                None => {
+                    root.problem(
+                        format!("apiVersion {version}"),
+                        format!("allowed: {}", versions.join(", ")),
+                    );
+                }
+            }
+        }
+        is_read
     }
 
     fn is_first(&mut self, kind: &str, meta: &Meta, report: &Report) -> bool {
@@ -158,32 +191,6 @@ impl Objects {
             _ => {} // `is_read` lets no other kind through
         }
     }
-}
-
-/// Whether the object's kind and version are read; reports what is not.
-fn is_read(root: &Field<'_>, kind: &str, version: &str) -> bool {
-    let group = |version: &str| version.rsplit_once('/').map_or("", |(group, _)| group).to_owned();
-    let known = KINDS
-        .iter()
-        .find(|(k, versions, _)| *k == kind && versions.iter().any(|known| group(known) == group(version)));
-    let Some((_, versions, _)) = known else {
-        if let Some(field) = root.get("kind") {
-            let names: Vec<&str> = KINDS.iter().map(|(kind, ..)| *kind).collect();
-            let seen = format!("{kind} of {version} is not read, so it has no effect");
-            field.warning(seen, format!("read are {}", names.join(", ")));
-        }
-        return false;
-    };
-    let read = versions.contains(&version);
-    if !read {
-        match root.get("apiVersion") {
-            Some(field) => field.refuse(&versions.join(", ")),
-            None => {
-                root.problem(format!("apiVersion {version}"), format!("allowed: {}", versions.join(", ")))
-            }
-        }
-    }
-    read
 }
 
 /// The object's metadata; none, with a report, if its names cannot be used.

@@ -336,3 +336,162 @@ fn pods_of_this_node() {
     let Translated { model, warnings } = dedicated("other");
     assert_eq!((model.pods.len(), warnings.len()), (0, 1));
 }
+
+/// What `kubectl get pods,services,endpointslices,authorizationpolicies -o yaml` prints has many more fields.
+#[test]
+fn objects_with_all_that_a_cluster_adds() {
+    let text = r#"
+apiVersion: v1
+items:
+- apiVersion: v1
+  kind: Pod
+  metadata:
+    annotations:
+      kubectl.kubernetes.io/last-applied-configuration: |
+        {"apiVersion":"v1","kind":"Pod","metadata":{"annotations":{},"name":"cart"}}
+    creationTimestamp: "2024-05-01T12:00:00Z"
+    generateName: cart-7d4f9c6b5-
+    labels:
+      app: cart
+      pod-template-hash: 7d4f9c6b5
+    name: cart-7d4f9c6b5-x2x9z
+    namespace: shop
+    ownerReferences:
+    - apiVersion: apps/v1
+      blockOwnerDeletion: true
+      controller: true
+      kind: ReplicaSet
+      name: cart-7d4f9c6b5
+      uid: 3f0f0f0e-0000-4000-8000-000000000001
+    resourceVersion: "12345"
+    uid: 3f0f0f0e-0000-4000-8000-000000000002
+  spec:
+    containers:
+    - image: registry.example/cart:1.0
+      name: cart
+      ports:
+      - containerPort: 8080
+        name: http
+        protocol: TCP
+      resources:
+        limits: {cpu: 500m, memory: 128Mi}
+    dnsPolicy: ClusterFirst
+    enableServiceLinks: true
+    nodeName: node-1
+    priority: 0
+    serviceAccount: cart
+    serviceAccountName: cart
+    terminationGracePeriodSeconds: 30
+    tolerations:
+    - effect: NoExecute
+      key: node.kubernetes.io/not-ready
+      operator: Exists
+      tolerationSeconds: 300
+  status:
+    conditions:
+    - lastProbeTime: null
+      lastTransitionTime: "2024-05-01T12:00:03Z"
+      status: "True"
+      type: Ready
+    containerStatuses:
+    - lastState: {}
+      ready: true
+      restartCount: 0
+    hostIP: 192.0.2.11
+    phase: Running
+    podIP: 10.20.1.5
+    podIPs:
+    - ip: 10.20.1.5
+    qosClass: Burstable
+    startTime: "2024-05-01T12:00:00Z"
+- apiVersion: v1
+  kind: Service
+  metadata: {name: cart, namespace: shop, resourceVersion: "9"}
+  spec:
+    clusterIP: 10.96.1.1
+    clusterIPs:
+    - 10.96.1.1
+    internalTrafficPolicy: Cluster
+    ipFamilies:
+    - IPv4
+    ipFamilyPolicy: SingleStack
+    ports:
+    - name: http
+      nodePort: 30080
+      port: 80
+      protocol: TCP
+      targetPort: http
+    selector:
+      app: cart
+    sessionAffinity: None
+    type: NodePort
+  status:
+    loadBalancer: {}
+- addressType: IPv4
+  apiVersion: discovery.k8s.io/v1
+  endpoints:
+  - addresses:
+    - 10.20.1.5
+    conditions:
+      ready: true
+      serving: true
+      terminating: false
+    nodeName: node-1
+    targetRef:
+      kind: Pod
+      name: cart-7d4f9c6b5-x2x9z
+      namespace: shop
+      uid: 3f0f0f0e-0000-4000-8000-000000000002
+  kind: EndpointSlice
+  metadata:
+    labels:
+      endpointslice.kubernetes.io/managed-by: endpointslice-controller.k8s.io
+      kubernetes.io/service-name: cart
+    name: cart-abcde
+    namespace: shop
+  ports:
+  - name: http
+    port: 8080
+    protocol: TCP
+- apiVersion: security.istio.io/v1
+  kind: AuthorizationPolicy
+  metadata:
+    creationTimestamp: "2024-05-01T12:00:00Z"
+    generation: 1
+    name: none
+    namespace: shop
+  spec: {}
+  status:
+    conditions:
+    - message: attached to ztunnel
+      reason: Accepted
+      status: "True"
+      type: ZtunnelAccepted
+kind: List
+metadata:
+  resourceVersion: ""
+"#;
+    let Translated { model, warnings } = translated(text, &Settings::default());
+    assert_eq!(warnings, []);
+    let cart = &model.workloads[0];
+    assert_eq!((cart.workload_type, &*cart.workload_name), (WorkloadType::Deployment, "cart"));
+    assert_eq!((cart.health, cart.protocol), (Health::Healthy, TunnelProtocol::Tcp));
+    let endpoints = shown(&model.services[0].endpoints);
+    assert_eq!(endpoints, ["Kubernetes//Pod/shop/cart-7d4f9c6b5-x2x9z {80: 8080} Healthy"]);
+    assert_eq!(model.policies.len(), 1);
+}
+
+#[test]
+fn json_is_read_as_kubectl_and_the_api_print_it() {
+    let object = r#"{"apiVersion":"v1","kind":"Pod","metadata":{"name":"a","labels":{"x":"1","y":"a: b # c","z":"\u00e9\/\""}},
+        "spec":{"hostNetwork":false,"containers":[]},"status":{"podIP":"10.0.0.1","conditions":[{"type":"Ready","status":"True"}]}}"#;
+    for text in [
+        object.to_owned(),
+        object.replace('\n', ""),
+        object.replace(',', ",\n\t"),
+        object.replace(':', " :\r\n "),
+    ] {
+        let model = model(&text);
+        assert_eq!((model.workloads.len(), model.workloads[0].health), (1, Health::Healthy), "{text}");
+    }
+}

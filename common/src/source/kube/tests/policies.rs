@@ -157,6 +157,7 @@ fn workloads_list_the_policies_that_select_them() {
 const STATIC: &str = "istio-system/istio_converted_static_strict";
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "one flat table")]
 fn peer_authentication_of_mesh_namespace_and_workload() {
     let of = |namespace: &str, name: &str, created: &str, spec: &str| {
         let created =

@@ -3,6 +3,7 @@
 use super::*;
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "one flat table")]
 fn each_problem_names_file_line_object_field_and_what_is_allowed() {
     let pod_at = |status: &str| {
         format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: a, namespace: shop}}\n{status}\n")
@@ -272,6 +273,9 @@ fn what_is_only_doubtful_is_a_warning() {
           Node, Pod, Service, EndpointSlice, AuthorizationPolicy, PeerAuthentication"
         ]
     );
+    let two = "{apiVersion: apps/v1, kind: Deployment, metadata: {name: a}}\n---\n\
+               {apiVersion: apps/v1, kind: Deployment, metadata: {name: b}}";
+    assert_eq!(warnings(two).len(), 1, "once per file");
     assert_eq!(warnings("{apiVersion: serving.knative.dev/v1, kind: Service, metadata: {name: a}}").len(), 1);
     assert_eq!(
         warnings(&(pod("a", "10.0.0.1", "", "", "") + &pod("b", "10.0.0.1", "", "", ""))),

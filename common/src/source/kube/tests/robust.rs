@@ -35,6 +35,24 @@ fn aliases_within_bounds_are_read() {
     assert_eq!(&*model.workloads[0].uid.0, "Kubernetes//Pod/a/a");
 }
 
+/// A large mesh stays a matter of seconds even without optimisation: nothing is quadratic in pods.
+#[test]
+fn thousands_of_pods_behind_one_service() {
+    let mut text = object("Service", "s", "spec: {selector: {app: a}, ports: [{port: 80}]}");
+    let mut slice = object("EndpointSlice", "e", "addressType: IPv4\nendpoints:")
+        .replace("name: e,", "name: e, labels: {kubernetes.io/service-name: s},");
+    for i in 0..3000 {
+        let ip = format!("10.1.{}.{}", i / 200, i % 200 + 1);
+        text += &pod(&format!("p{i}"), &ip, "labels: {app: a}", "", "");
+        slice += &format!("- {{addresses: [{ip}], conditions: {{ready: {}}}}}\n", i % 2 == 0);
+    }
+    let start = std::time::Instant::now();
+    let model = model(&(text + &slice));
+    let healthy = model.services[0].endpoints.iter().filter(|e| e.health == Health::Healthy).count();
+    assert_eq!((model.services[0].endpoints.len(), healthy), (3000, 1500));
+    assert!(start.elapsed().as_secs() < 20, "{:?}", start.elapsed());
+}
+
 /// Pieces of which the objects that are read are made, so that random text gets past the first check.
 const PIECES: [&str; 48] = [
     "apiVersion: v1\n",
