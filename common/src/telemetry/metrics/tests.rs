@@ -186,6 +186,11 @@ fn the_documentation_names_every_flag_and_traffic_label() {
     let documented: Vec<String> = rows("Flag").into_iter().map(|r| r[0].clone()).collect();
     assert_eq!(documented, ResponseFlag::ALL.map(|f| f.as_str().to_owned()));
 
+    let classes: Vec<String> = rows("Class").into_iter().map(|r| r[0].clone()).collect();
+    for flag in ResponseFlag::ALL.into_iter().filter(|f| *f != ResponseFlag::None) {
+        assert!(classes.iter().any(|c| c == flag.class()), "{} is not described", flag.class());
+    }
+
     let text = all().metrics().encode(false);
     let sample = text.lines().find(|l| l.starts_with("istio_tcp_connections_opened_total{")).unwrap();
     let exported: Vec<&str> =
