@@ -5,7 +5,7 @@ const WORLD: &str = "
 pod shop/cart-0 10.0.0.2,fd00::2 hbone
 pod shop/other-0 10.0.0.3 hbone
 svc shop/cart 10.96.0.1 ports=80:8080,443:0,22:0,9:15008,10:15001
-  ep shop/other-0
+  ep shop/other-0 443:1111,22:2222
   ep shop/cart-0 443:9443
 svc shop/second 10.96.0.2 ports=81:8080,82:7070
   ep shop/cart-0
@@ -129,7 +129,8 @@ fn a_forwarded_host_counts_only_if_it_is_the_pods() {
         (None, 9443, Some("cart")),
         (None, 7070, Some("second")),
         (None, 9999, None),
-        (None, 0, None), // an unmapped named port is no port
+        (None, 1111, None), // another endpoint's
+        (None, 0, None),    // an unmapped named port is no port
         (Some("second.shop.svc.cluster.local"), 8080, Some("second")),
         (Some("second.shop.svc.cluster.local"), 9999, Some("second")),
         (Some("foreign.shop.svc.cluster.local"), 8080, Some("cart")),
