@@ -148,3 +148,22 @@ async fn silence_is_a_timeout() {
     }
     panic!("{} connections to a full queue", held.len());
 }
+
+#[tokio::test]
+async fn a_late_answer_is_waited_for() {
+    let options = ListenOptions { backlog: 0, ..ListenOptions::default() };
+    let (listener, addr) = listener(Ipv4Addr::LOCALHOST.into(), &options);
+    let _first = std::net::TcpStream::connect(addr).unwrap();
+    // The queue is full now. The kernel tries again after a second, when there is room.
+    let socket = dial_socket(addr, &DialOptions::default()).unwrap();
+    let waiting = connect(socket, addr, Duration::from_secs(10));
+    let accepting = async {
+        tokio::task::yield_now().await;
+        listener.accept().unwrap()
+    };
+    let (stream, first) = tokio::join!(waiting, accepting);
+    let stream = stream.unwrap();
+    let (_second, peer) = listener.accept().unwrap();
+    assert_eq!(stream.local_addr().unwrap(), peer);
+    assert_ne!(first.1, peer);
+}
