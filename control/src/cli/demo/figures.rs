@@ -55,7 +55,10 @@ pub(super) fn measure(stage: &mut Stage, story: &mut Story) -> anyhow::Result<()
 
 fn row(story: &Story, what: &str, (mesh, direct): (f64, f64), unit: &str) -> anyhow::Result<()> {
     let digits = if direct < 20.0 { 2 } else { 0 };
-    Ok(story.say(&format!("  {what:<32} mesh {mesh:>9.digits$}   direct {direct:>9.digits$}   {unit}"))?)
+    let ratio = if direct > 0.0 { mesh / direct } else { 0.0 };
+    Ok(story.say(&format!(
+        "  {what:<32} mesh {mesh:>9.digits$}   direct {direct:>9.digits$}   {unit} ({ratio:.2} x)"
+    ))?)
 }
 
 fn answered(story: &mut Story, load: &Load, what: &str) -> anyhow::Result<()> {
