@@ -24,7 +24,7 @@ use crate::config::Problem;
 use crate::state::State;
 
 /// Most text that a directory may hold, in bytes. A pod in `kubectl get -o yaml` takes about 8 KiB.
-const BYTES_MAX: u64 = 64 << 20;
+const BYTES_MAX: u64 = 32 << 20;
 /// Most files and directories.
 const FILES_MAX: usize = 10_000;
 /// Deepest directory below the one that is named.

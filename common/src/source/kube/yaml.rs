@@ -11,6 +11,9 @@ use saphyr_parser::{Event, Parser, ScalarStyle, Tag};
 
 /// Deepest nesting. Kubernetes objects of the kinds read here need fewer than 20 levels.
 const DEPTH_MAX: usize = 64;
+/// Most nodes per file; a pod as kubectl prints it has about 200. With it a file costs at most about 200 MiB while it
+/// is read.
+const NODES_MAX: usize = 2_000_000;
 /// Most nodes that aliases may stand for, per file.
 const ALIASED_NODES_MAX: usize = 100_000;
 
@@ -48,17 +51,23 @@ pub(super) struct Refused {
 /// **Errors**: no YAML, nested too deep, too many aliased nodes, a key twice, a key that is no text, a merge key.
 pub(super) fn parse(text: &str) -> Result<Vec<Node<'_>>, Refused> {
     // The parser is someone else's and has `unreachable!` in it: a file must not take the agent down.
-    catch_unwind(AssertUnwindSafe(|| build(text)))
+    catch_unwind(AssertUnwindSafe(|| build(text, NODES_MAX)))
         .unwrap_or_else(|_| Err(Refused { line: 0, reason: "the YAML parser gave up on this text".into() }))
 }
 
-fn build(text: &str) -> Result<Vec<Node<'_>>, Refused> {
+fn build(text: &str, nodes_max: usize) -> Result<Vec<Node<'_>>, Refused> {
     let mut parser = Parser::new_from_str(text);
     let mut builder = Builder::default();
-    while let Some(event) = parser.next_event() {
+    // Every node is one event and every collection one more.
+    for count in 0.. {
+        let Some(event) = parser.next_event() else { break };
         let (event, span) = event
             .map_err(|e| Refused { line: e.marker().line(), reason: format!("no YAML: {}", e.info()) })?;
-        builder.event(event, span.start.line())?;
+        let line = span.start.line();
+        if count > nodes_max {
+            return Err(Refused { line, reason: format!("more than {nodes_max} nodes; split the file") });
+        }
+        builder.event(event, line)?;
     }
     Ok(builder.documents)
 }
@@ -189,4 +198,35 @@ fn key(node: Node<'_>) -> Result<Cow<'_, str>, Refused> {
 pub(super) fn is_null(node: &Node<'_>) -> bool {
     matches!(&node.kind, Kind::Scalar { text, plain: true }
         if matches!(&**text, "" | "~" | "null" | "Null" | "NULL"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nodes_are_counted() {
+        let text = "- a\n".repeat(100);
+        assert_eq!(build(&text, 110).map(|documents| documents.len()), Ok(1));
+        let refused = build(&text, 50).unwrap_err();
+        assert_eq!(refused.reason, "more than 50 nodes; split the file");
+        assert!((45..=50).contains(&refused.line), "{}", refused.line);
+    }
+
+    #[test]
+    fn nodes_know_their_lines_and_whether_they_were_quoted() {
+        let documents =
+            parse("# comment\na: 1\nb:\n- 'x'\n- !!str 2\n---\nnull\n---\n- |\n  long\n").unwrap();
+        let [first, second] = &documents[..] else { panic!("{documents:?}") };
+        assert_eq!((first.line, second.line), (2, 9));
+        let Kind::Mapping(entries) = &first.kind else { panic!("{first:?}") };
+        let Kind::Sequence(items) = &entries[1].1.kind else { panic!("{first:?}") };
+        let shown = |node: &Node<'_>| match &node.kind {
+            Kind::Scalar { text, plain } => (node.line, text.to_string(), *plain),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(shown(&entries[0].1), (2, "1".into(), true));
+        assert_eq!(shown(&items[0]), (4, "x".into(), false));
+        assert_eq!(shown(&items[1]), (5, "2".into(), false));
+    }
 }

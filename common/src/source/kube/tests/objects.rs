@@ -337,10 +337,8 @@ fn pods_of_this_node() {
     assert_eq!((model.pods.len(), warnings.len()), (0, 1));
 }
 
-/// What `kubectl get pods,services,endpointslices,authorizationpolicies -o yaml` prints has many more fields.
-#[test]
-fn objects_with_all_that_a_cluster_adds() {
-    let text = r#"
+/// As `kubectl get pods,services,endpointslices,authorizationpolicies -o yaml` prints: many more fields than are read.
+const PRINTED: &str = r#"
 apiVersion: v1
 items:
 - apiVersion: v1
@@ -471,7 +469,10 @@ kind: List
 metadata:
   resourceVersion: ""
 "#;
-    let Translated { model, warnings } = translated(text, &Settings::default());
+
+#[test]
+fn objects_with_all_that_a_cluster_adds() {
+    let Translated { model, warnings } = translated(PRINTED, &Settings::default());
     assert_eq!(warnings, []);
     let cart = &model.workloads[0];
     assert_eq!((cart.workload_type, &*cart.workload_name), (WorkloadType::Deployment, "cart"));
