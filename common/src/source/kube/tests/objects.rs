@@ -5,10 +5,9 @@ use crate::model::{HealthPolicy, IpFamilies, LocalityScope, Mode, WorkloadType};
 
 #[test]
 fn the_examples_are_translated_without_a_warning() {
-    let read = |name: &str| {
-        let path = format!("{}/../manifests/examples/source/{name}", env!("CARGO_MANIFEST_DIR"));
-        std::fs::read_to_string(path).unwrap()
-    };
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let folder = root.join("manifests/examples/shop");
+    let read = |name: &str| std::fs::read_to_string(folder.join(name)).unwrap();
     let (shop, policies) = (read("shop.yaml"), read("policies.yaml"));
     let documents =
         [Document { file: "shop.yaml", text: &shop }, Document { file: "policies.yaml", text: &policies }];
