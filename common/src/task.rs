@@ -1,17 +1,68 @@
 //! The only place where tasks are spawned: a [`Scope`] owns them, drains them, then cuts them.
 
 use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio_util::sync::CancellationToken;
+use pin_project_lite::pin_project;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 /// Owner of a set of tasks. Clones share the set.
 #[derive(Clone, Default)]
 pub struct Scope {
     tasks: TaskTracker,
+    /// Trackers of the scopes above, which wait for this one's tasks too.
+    above: Vec<TaskTracker>,
     drain: CancellationToken,
     cut: CancellationToken,
+    is_cut: Flag,
+}
+
+/// Whether a scope, or one above it, has been cut. Cheaper to ask than a token, which takes a lock.
+#[derive(Clone, Default)]
+struct Flag {
+    own: Arc<AtomicBool>,
+    above: Option<Arc<Flag>>,
+}
+
+impl Flag {
+    fn is_set(&self) -> bool {
+        self.own.load(Ordering::Acquire) || self.above.as_ref().is_some_and(|flag| flag.is_set())
+    }
+}
+
+pin_project! {
+    /// Work that is dropped when its scope is cut.
+    ///
+    /// A connection's task is polled several times a request: the token is polled once, to be woken by it, and after
+    /// that only the flag is read.
+    struct UntilCut<F> {
+        #[pin]
+        work: F,
+        #[pin]
+        cut: WaitForCancellationFutureOwned,
+        is_cut: Flag,
+        registered: bool,
+        counted: Vec<TaskTrackerToken>,
+    }
+}
+
+impl<F: Future<Output = ()>> Future for UntilCut<F> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = self.project();
+        // The waker of a spawned task never changes, so that registering it once is enough.
+        if !std::mem::replace(this.registered, true) && this.cut.poll(cx).is_ready() || this.is_cut.is_set() {
+            return Poll::Ready(());
+        }
+        this.work.poll(cx)
+    }
 }
 
 impl Scope {
@@ -20,25 +71,33 @@ impl Scope {
         Self::default()
     }
 
-    /// A scope of its own that drains and is cut when this one is, or earlier when asked to.
+    /// A scope of its own that drains and is cut when this one is, or earlier when asked to. Its tasks count here too.
     pub fn child(&self) -> Self {
-        Self { tasks: TaskTracker::new(), drain: self.drain.child_token(), cut: self.cut.child_token() }
+        let mut above = self.above.clone();
+        above.push(self.tasks.clone());
+        let is_cut = Flag { own: Arc::default(), above: Some(Arc::new(self.is_cut.clone())) };
+        let (drain, cut) = (self.drain.child_token(), self.cut.child_token());
+        Self { tasks: TaskTracker::new(), above, drain, cut, is_cut }
+    }
+
+    fn until_cut<F: Future<Output = ()>>(&self, work: F) -> UntilCut<F> {
+        UntilCut {
+            work,
+            cut: self.cut.clone().cancelled_owned(),
+            is_cut: self.is_cut.clone(),
+            registered: false,
+            counted: self.above.iter().map(TaskTracker::token).collect(),
+        }
     }
 
     /// Runs `work` on the current runtime. After the drain deadline it is dropped at whichever await it stands.
     pub fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
-        let cut = self.cut.clone();
-        self.tasks.spawn(async move {
-            cut.run_until_cancelled(work).await;
-        });
+        self.tasks.spawn(self.until_cut(work));
     }
 
     /// As [`Scope::spawn`], for work that stays on this thread. Needs a `LocalSet`.
     pub fn spawn_local(&self, work: impl Future<Output = ()> + 'static) {
-        let cut = self.cut.clone();
-        self.tasks.spawn_local(async move {
-            cut.run_until_cancelled(work).await;
-        });
+        self.tasks.spawn_local(self.until_cut(work));
     }
 
     /// Resolves when no new work may start. Cancel-safe.
@@ -64,6 +123,7 @@ impl Scope {
     /// Drops all work at once.
     pub fn cut(&self) {
         self.drain.cancel();
+        self.is_cut.own.store(true, Ordering::Release); // before the token wakes those who look at it
         self.cut.cancel();
     }
 
@@ -83,7 +143,7 @@ impl Scope {
         self.tasks.close();
         let clean = tokio::time::timeout(grace, self.tasks.wait()).await.is_ok();
         let left = if clean { 0 } else { self.tasks.len() };
-        self.cut.cancel();
+        self.cut();
         self.tasks.wait().await;
         left
     }
@@ -108,6 +168,20 @@ mod tests {
         scope.spawn(std::future::pending());
         assert_eq!(scope.shut_down(Duration::from_secs(5)).await, 2);
         assert!(scope.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_scope_waits_for_its_childrens_work_and_not_the_other_way_round() {
+        let parent = Scope::new();
+        let child = parent.child();
+        child.child().spawn(tokio::time::sleep(Duration::from_secs(1)));
+        assert_eq!(child.shut_down(Duration::from_secs(5)).await, 0);
+        let other = parent.child();
+        parent.spawn(std::future::pending());
+        other.spawn(std::future::pending());
+        assert_eq!((other.len(), parent.len()), (1, 2));
+        assert_eq!(other.shut_down(Duration::from_secs(1)).await, 1);
+        assert_eq!(parent.shut_down(Duration::from_secs(1)).await, 1);
     }
 
     #[tokio::test(start_paused = true)]

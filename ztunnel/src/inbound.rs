@@ -203,6 +203,9 @@ async fn serve_stream(worker: &Rc<Worker>, pod: &Arc<Pod>, client: &Client, mut 
     }
     .await;
     drop(app); // before the log line: who reads it knows that the app has heard
+    if matches!(&outcome, Err(StreamError::Relay(RelayError::Budget))) {
+        shared.telemetry.metrics().budget_reset();
+    }
     connection.finish(outcome.map_err(|error| error.failure("")));
 }
 

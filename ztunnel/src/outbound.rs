@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use culvert_common::decide::{NextHop, Outbound, next_hop};
-use culvert_common::hbone::client::{Connect, OpenError, Tunnel};
+use culvert_common::hbone::client::{Connect, Context, OpenError, Tunnel};
 use culvert_common::hbone::headers::{TraceParent, baggage_of, forwarded};
 use culvert_common::hbone::pool::{Key, Opened};
 use culvert_common::hbone::relay::{RelayError, relay};
@@ -100,6 +100,9 @@ pub(crate) async fn serve(worker: &Rc<Worker>, pod: &Arc<Pod>, app: TcpStream, s
     }
     .await;
     drop(app); // before the log line: who reads it knows that the app has heard
+    if matches!(&outcome, Err(OutboundError::Relay(RelayError::Budget))) {
+        shared.telemetry.metrics().budget_reset();
+    }
     connection.finish(outcome.map_err(|error| error.failure()));
 }
 
@@ -186,8 +189,13 @@ async fn establish(worker: &Rc<Worker>, pod: &Arc<Pod>, key: &Key) -> Result<Rc<
         ConnectError::Io { source, .. } => OpenError::Tcp { peer, cause: source.to_string() },
     })?;
     let tls = certificate.client_config(&key.expected);
-    let context = (&shared.http2, &shared.limits, &pod.scope);
-    let tunnel = Tunnel::establish(tcp, peer, tls, certificate.not_after, context).await;
+    let context = Context {
+        http2: &shared.http2,
+        limits: &shared.limits,
+        scope: &pod.scope,
+        metrics: shared.telemetry.metrics(),
+    };
+    let tunnel = Tunnel::establish(tcp, peer, tls, certificate.not_after, &context).await;
     count(match &tunnel {
         Ok(_) => Handshake::Complete,
         Err(OpenError::Http2 { .. }) => Handshake::Http2,

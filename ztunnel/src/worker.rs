@@ -136,8 +136,8 @@ impl Worker {
         let local = tokio::task::LocalSet::new();
         local.block_on(&runtime, async {
             let tick = Rc::clone(&self);
-            scope.spawn_local(async move { tick.keep_house().await });
-            let ended = scope.clone();
+            let (house, ended) = (scope.clone(), scope.clone());
+            scope.spawn_local(async move { tick.keep_house(&house).await });
             loop {
                 tokio::select! {
                     command = commands.recv() => match command {
@@ -228,10 +228,13 @@ impl Worker {
     }
 
     /// Once a second: tunnels that nobody needs, streams that stall, and after each revision those whose pod is gone.
-    async fn keep_house(&self) {
+    async fn keep_house(&self, scope: &Scope) {
         let mut tick = interval(Duration::from_secs(1));
         loop {
-            tick.tick().await;
+            tokio::select! {
+                _ = tick.tick() => {}
+                () = scope.draining() => return,
+            }
             let snapshot = self.shared.state.snapshot();
             self.pool.sweep(self.shared.limits.idle, |key| {
                 let serves = |w: &culvert_common::model::Workload| {

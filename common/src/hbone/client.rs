@@ -2,7 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -12,13 +12,14 @@ use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 use super::headers::{DENIAL, DENIAL_CLASS, known_class};
 use super::relay::Stream;
 use super::stream::{RecvHalf, SendHalf};
 use super::{Http2, Limits, watch_pings};
 use crate::task::Scope;
-use crate::telemetry::ResponseFlag;
+use crate::telemetry::{Metrics, ResponseFlag, Side};
 
 /// Why no stream could be opened.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -153,6 +154,19 @@ impl Connect {
     }
 }
 
+/// What establishing a tunnel needs from its surroundings.
+#[derive(Clone, Copy)]
+pub struct Context<'a> {
+    /// What is announced.
+    pub http2: &'a Http2,
+    /// How long each stage may take.
+    pub limits: &'a Limits,
+    /// Owner of the tunnel's driver.
+    pub scope: &'a Scope,
+    /// Counts open tunnels.
+    pub metrics: &'a Metrics,
+}
+
 /// An established tunnel. Not `Send`: it lives on its worker.
 pub struct Tunnel {
     peer: SocketAddr,
@@ -186,8 +200,9 @@ impl Tunnel {
         peer: SocketAddr,
         tls: Arc<rustls::ClientConfig>,
         expires: SystemTime,
-        (http2, limits, scope): (&Http2, &Limits, &Scope),
+        context: &Context<'_>,
     ) -> Result<Rc<Self>, OpenError> {
+        let Context { http2, limits, scope, metrics } = *context;
         // No name is sent or looked at: the verifier compares SPIFFE identities.
         let nobody = ServerName::IpAddress(IpAddr::V4(Ipv4Addr::UNSPECIFIED).into());
         let tls = timeout(limits.tls, TlsConnector::from(tls).connect(nobody, tcp))
@@ -206,7 +221,7 @@ impl Tunnel {
             .initial_max_send_streams(http2.client_streams)
             .enable_push(false)
             .handshake(tls);
-        let (request, mut connection) = timeout(limits.preface, handshake)
+        let (request, connection) = timeout(limits.preface, handshake)
             .await
             .map_err(|_| OpenError::Http2 {
                 peer,
@@ -223,35 +238,13 @@ impl Tunnel {
             expires,
             lost: RefCell::new(None),
         });
-        let (weak, limits) = (Rc::downgrade(&tunnel), limits.clone());
-        let draining = scope.clone();
+        let counted = metrics.tunnel(Side::Client);
+        let (weak, limits, draining) = (Rc::downgrade(&tunnel), limits.clone(), scope.clone());
         scope.spawn_local(async move {
-            let pings = connection.ping_pong();
-            let watch = async {
-                match pings {
-                    Some(pings) => watch_pings(pings, &limits).await,
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::pin!(connection, watch);
-            let mut retired = false;
-            let lost = loop {
-                tokio::select! {
-                    ended = &mut connection => break ended.err().map(|e| lost(peer, &e)),
-                    () = &mut watch => {
-                        let cause = format!("no PING answer within {:?}", limits.ping_timeout);
-                        break Some(OpenError::Lost { peer, cause });
-                    }
-                    () = draining.draining(), if !retired => {
-                        retired = true;
-                        if let Some(tunnel) = weak.upgrade() {
-                            tunnel.retire();
-                        }
-                    }
-                }
-            };
+            let lost = drive(connection, &weak, &limits, &draining).await;
+            drop(counted);
             if let Some(tunnel) = weak.upgrade() {
-                tunnel.lost.replace(lost);
+                tunnel.lost.replace(lost.map(|error| error.of(peer, &limits)));
                 tunnel.retire();
             }
         });
@@ -326,6 +319,53 @@ impl Tunnel {
         }
         let recv = RecvHalf::new(response.into_body());
         Ok(Stream { send: SendHalf::new(send), recv, window: tunnel.window })
+    }
+}
+
+/// What ended a tunnel.
+enum Ended {
+    Error(h2::Error),
+    Silent,
+}
+
+impl Ended {
+    fn of(self, peer: SocketAddr, limits: &Limits) -> OpenError {
+        match self {
+            Self::Error(error) => lost(peer, &error),
+            Self::Silent => {
+                OpenError::Lost { peer, cause: format!("no PING answer within {:?}", limits.ping_timeout) }
+            }
+        }
+    }
+}
+
+/// Moves the tunnel's frames until it ends; `None` is an orderly end. When `scope` drains it takes no new streams.
+async fn drive(
+    mut connection: h2::client::Connection<TlsStream<TcpStream>, Bytes>,
+    tunnel: &Weak<Tunnel>,
+    limits: &Limits,
+    scope: &Scope,
+) -> Option<Ended> {
+    let pings = connection.ping_pong();
+    let watch = async {
+        match pings {
+            Some(pings) => watch_pings(pings, limits).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::pin!(connection, watch);
+    let mut retired = false;
+    loop {
+        tokio::select! {
+            ended = &mut connection => return ended.err().map(Ended::Error),
+            () = &mut watch => return Some(Ended::Silent),
+            () = scope.draining(), if !retired => {
+                retired = true;
+                if let Some(tunnel) = tunnel.upgrade() {
+                    tunnel.retire();
+                }
+            }
+        }
     }
 }
 

@@ -10,6 +10,7 @@ use std::io;
 use std::task::{Context, Poll, ready};
 
 use bytes::{BufMut, Bytes, BytesMut};
+use tokio::io::Interest;
 use tokio::net::TcpStream;
 
 /// A connection starts with reads of this size.
@@ -59,11 +60,15 @@ pub fn try_read(from: &TcpStream, size: &mut ReadSize, limit: usize) -> io::Resu
         // A buffer of which parts are still on their way cannot be taken back: `reserve` then makes a new one.
         buffer.reserve(want);
         let read = from.try_read_buf(&mut (&mut *buffer).limit(want));
-        let got = *read.as_ref().unwrap_or(&0);
-        if read.is_ok() && want == size.get() {
+        let got = read?;
+        if want == size.get() {
             size.learn(got);
         }
-        read?;
+        if 0 < got && got < want {
+            // A short read has emptied the socket: saying so spares the read that would return EAGAIN. What arrives from
+            // now on makes an event; a FIN that is there already stays visible.
+            let _empty = from.try_io(Interest::READABLE, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
+        }
         if got < COPY_BELOW {
             return Ok(Bytes::copy_from_slice(buffer.get(..got).unwrap_or(&[])));
         }
@@ -184,7 +189,11 @@ impl<'a> OneWay<'a> {
 
 /// Sends a FIN.
 ///
-/// **Errors**: the connection is already gone.
+/// **Errors**: the other end has reset the connection.
 pub fn shutdown_write(stream: &TcpStream) -> io::Result<()> {
-    socket2::SockRef::from(stream).shutdown(std::net::Shutdown::Write)
+    match socket2::SockRef::from(stream).shutdown(std::net::Shutdown::Write) {
+        // The kernel's word for a connection that was reset in the meantime.
+        Err(e) if e.kind() == io::ErrorKind::NotConnected => Err(io::ErrorKind::ConnectionReset.into()),
+        done => done,
+    }
 }
