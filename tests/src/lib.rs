@@ -1,1 +1,12 @@
-//! Shared test support.
+//! Support of the end-to-end tests: a lab with the agents of this source tree, servers and clients inside it, and the
+//! check that nothing is left behind.
+//!
+//! Everything here panics with what was seen, as a test does. Start with [`mesh::Mesh`]; `net.rs` has the servers and
+//! clients, `documents.rs` the YAML.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+pub mod binary;
+pub mod documents;
+pub mod mesh;
+pub mod net;

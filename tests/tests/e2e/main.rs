@@ -1,0 +1,7 @@
+//! Traffic through real agents in network namespaces. Needs root and the programs of `hack/setup.sh`.
+//!
+//! One program for all topics, as linking is slow; each test has a lab of its own and leaves nothing behind.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod matrix;
