@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, StatusCode};
@@ -13,10 +14,13 @@ use super::headers::{DENIAL, DENIAL_CLASS};
 use super::relay::Stream;
 use super::stream::{RecvHalf, SendHalf};
 use super::{Http2, Limits, watch_pings};
-use crate::identity::peer_identity;
+use crate::identity::peer_certificate;
 use crate::task::Scope;
 use crate::telemetry::ResponseFlag;
 use crate::types::SpiffeId;
+
+/// A timer that is set further ahead overflows; no certificate of ours lives as long.
+const LONGEST_SLEEP: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// Why a tunnel was not accepted, or ended early.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +57,8 @@ impl AcceptError {
 pub struct Accepted {
     /// From its certificate.
     pub peer: SpiffeId,
+    /// End of that certificate: no stream is taken after it.
+    expires: SystemTime,
     /// Announced to the client.
     window: u32,
     connection: h2::server::Connection<tokio_rustls::server::TlsStream<TcpStream>, Bytes>,
@@ -74,7 +80,7 @@ pub async fn accept(
         .map_err(|_| AcceptError::Tls { peer, cause: format!("no handshake within {:?}", limits.tls) })?
         .map_err(|e| AcceptError::Tls { peer, cause: e.to_string() })?;
     let session = tls.get_ref().1;
-    let identity = peer_identity(session.peer_certificates())
+    let certificate = peer_certificate(session.peer_certificates())
         .map_err(|e| AcceptError::Tls { peer, cause: e.to_string() })?;
     if session.alpn_protocol() != Some(b"h2") {
         return Err(AcceptError::Http2 { peer, cause: "the client did not offer ALPN h2".into() });
@@ -91,7 +97,8 @@ pub async fn accept(
         .await
         .map_err(|_| AcceptError::Http2 { peer, cause: format!("no preface within {:?}", limits.preface) })?
         .map_err(|e| AcceptError::Http2 { peer, cause: e.to_string() })?;
-    Ok(Accepted { peer: identity, window: http2.stream_window, connection })
+    let expires = certificate.not_after;
+    Ok(Accepted { peer: certificate.identity, expires, window: http2.stream_window, connection })
 }
 
 impl Accepted {
@@ -113,6 +120,10 @@ impl Accepted {
             }
         };
         tokio::pin!(watch);
+        // Whoever cannot prove its identity any more opens no new streams; those that are open go on.
+        let expires = self.expires.duration_since(SystemTime::now()).unwrap_or_default();
+        let expired = tokio::time::sleep(expires.min(LONGEST_SLEEP));
+        tokio::pin!(expired);
         let mut draining = false;
         loop {
             tokio::select! {
@@ -124,6 +135,10 @@ impl Accepted {
                     }
                 },
                 () = scope.draining(), if !draining => {
+                    draining = true;
+                    self.connection.graceful_shutdown();
+                }
+                () = &mut expired, if !draining => {
                     draining = true;
                     self.connection.graceful_shutdown();
                 }

@@ -210,6 +210,7 @@ impl Redirect {
             pod = %format!("{}/{}", local.namespace, local.name),
             ipv6 = installed.ipv6,
             client_addresses = pod.spoof_source,
+            connections_left_alone = installed.open_before,
             "pod captured"
         );
         self.shared.telemetry.metrics().pod_started();
