@@ -79,7 +79,7 @@ impl Drop for Load {
 }
 
 impl Workers {
-    /// Starts `count` threads named `ztunnel-<i>`. They end when `scope` has been shut down and this is dropped.
+    /// Starts `count` threads named `ztunnel-<i>`. They end when `scope` has been shut down.
     pub(crate) fn start(
         count: usize,
         shared: &Arc<Shared>,
@@ -140,10 +140,8 @@ impl Worker {
             scope.spawn_local(async move { tick.keep_house(&house).await });
             loop {
                 tokio::select! {
-                    command = commands.recv() => match command {
-                        Some(command) => self.obey(command),
-                        None => break,
-                    },
+                    // Nobody left to command is no end: a drain lets go of the workers before their last connection.
+                    Some(command) = commands.recv() => self.obey(command),
                     () = ended.ended() => break,
                 }
             }
