@@ -171,7 +171,7 @@ impl Redirect {
             backlog: BACKLOG,
             keepalive: self.shared.keepalive,
             nodelay: true,
-            reset_on_drop: true,
+            ..ListenOptions::default()
         };
         let ipv6 = self.settings.ipv6;
         let (listeners, transparent) = enter_pod(netns.as_ref(), || {
@@ -183,6 +183,8 @@ impl Redirect {
                 (Port::Passthrough, spec.inbound_port),
                 (Port::Outbound, spec.outbound_port),
             ] {
+                // A tunnel's last frames wait in its socket when it closes behind its last stream: never dropped.
+                let options = ListenOptions { reset_on_drop: port != Port::Hbone, ..options.clone() };
                 let (listener, can) = listen_on(number, ipv6, &options)
                     .map_err(|source| CaptureError::Listen { port: number, source })?;
                 transparent &= can;
