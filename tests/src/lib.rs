@@ -10,3 +10,4 @@ pub mod binary;
 pub mod documents;
 pub mod mesh;
 pub mod net;
+pub mod peer;
