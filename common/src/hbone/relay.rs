@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 use super::budget::{Board, Seat};
 use super::queue::Queue;
 use super::stream::{RecvHalf, ResetReason, SendHalf, StreamEnd};
-use crate::net::copy::{ReadSize, shutdown_write, try_read};
+use crate::net::copy::{ReadSize, broken, shutdown_write, try_read};
 
 /// Why a relay ended before both directions had closed.
 #[derive(Debug, thiserror::Error)]
@@ -53,7 +53,8 @@ pub async fn relay(
     from_app: impl Fn(u64),
     to_app: impl Fn(u64),
 ) -> Result<(), RelayError> {
-    let mut upload = Upload { app, send: stream.send, size: ReadSize::default(), done: false };
+    let mut upload =
+        Upload { app, send: stream.send, size: ReadSize::default(), starved: false, done: false };
     let mut download = Download {
         app,
         recv: stream.recv,
@@ -62,6 +63,8 @@ pub async fn relay(
         ended: false,
         done: false,
     };
+    let broken = broken(app);
+    tokio::pin!(broken);
     let result = poll_fn(|cx| {
         let down = download.poll(cx, &to_app)?;
         let up = match upload.poll(cx, &from_app) {
@@ -72,7 +75,16 @@ pub async fn relay(
             }
             other => other?,
         };
-        if down.is_ready() && up.is_ready() { Poll::Ready(Ok(())) } else { Poll::Pending }
+        if down.is_ready() && up.is_ready() {
+            return Poll::Ready(Ok(()));
+        }
+        // While the app is not read, for want of credit or because it has sent its FIN, only this tells of its reset.
+        if upload.is_deaf()
+            && let Poll::Ready(error) = broken.as_mut().poll(cx)
+        {
+            return Poll::Ready(Err(RelayError::App(error)));
+        }
+        Poll::Pending
     })
     .await;
     match &result {
@@ -87,10 +99,16 @@ struct Upload<'a> {
     app: &'a TcpStream,
     send: SendHalf,
     size: ReadSize,
+    /// There is something to read, but no credit to send it.
+    starved: bool,
     done: bool,
 }
 
 impl Upload<'_> {
+    fn is_deaf(&self) -> bool {
+        self.starved || self.done
+    }
+
     fn poll(&mut self, cx: &mut Context<'_>, count: &impl Fn(u64)) -> Poll<Result<(), RelayError>> {
         if self.done {
             return Poll::Ready(Ok(()));
@@ -102,7 +120,9 @@ impl Upload<'_> {
         loop {
             // Credit is asked for only when the app has something: an idle stream holds none of the tunnel's.
             ready!(self.app.poll_read_ready(cx)).map_err(RelayError::App)?;
-            let credit = ready!(self.send.poll_credit(cx, self.size.get())).map_err(RelayError::Peer)?;
+            let credit = self.send.poll_credit(cx, self.size.get()).map_err(RelayError::Peer)?;
+            self.starved = credit.is_pending();
+            let credit = ready!(credit);
             match try_read(self.app, &mut self.size, credit) {
                 Ok(data) if data.is_empty() => {
                     self.send.finish().map_err(RelayError::Peer)?;

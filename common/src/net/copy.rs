@@ -118,12 +118,17 @@ pub async fn copy_both_ways(
 ) -> Result<(), CopyError> {
     let mut forth = OneWay::new(downstream, upstream, Side::Downstream);
     let mut back = OneWay::new(upstream, downstream, Side::Upstream);
-    poll_fn(|cx| {
+    let moved = poll_fn(|cx| {
         let first = forth.poll(cx, &up)?;
         let second = back.poll(cx, &down)?;
         if first.is_ready() && second.is_ready() { Poll::Ready(Ok(())) } else { Poll::Pending }
-    })
-    .await
+    });
+    tokio::select! {
+        biased;
+        result = moved => result,
+        source = broken(downstream) => Err(CopyError { side: Side::Downstream, source }),
+        source = broken(upstream) => Err(CopyError { side: Side::Upstream, source }),
+    }
 }
 
 struct OneWay<'a> {
@@ -184,6 +189,20 @@ impl<'a> OneWay<'a> {
             }
         }
         Poll::Ready(Ok(()))
+    }
+}
+
+/// Resolves with what broke `stream` when its other end resets it, also while nothing is read or written. Cancel-safe.
+///
+/// Whoever waits for room or credit elsewhere does not touch the socket, and would not hear of it.
+pub async fn broken(stream: &TcpStream) -> io::Error {
+    let error = match stream.ready(Interest::ERROR).await {
+        Ok(_) => stream.take_error().unwrap_or_else(Some),
+        Err(error) => Some(error),
+    };
+    match error {
+        Some(error) => error,
+        None => std::future::pending().await, // somebody else has taken the error, and reports it
     }
 }
 
