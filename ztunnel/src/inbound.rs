@@ -50,12 +50,21 @@ pub(crate) fn permit(
 ) -> Result<(), Denied> {
     let policies = snapshot.policies_for(workload);
     let decision = authorize(&policies.all, &policies.missing, facts);
-    for note in &decision.dry_run {
+    let log = |text: std::fmt::Arguments<'_>| {
+        let peer = facts.peer.map(tracing::field::display);
         if shared.policy_info_logging {
-            tracing::info!(target: "rbac", workload = %workload.uid, "dry-run: {note}");
+            tracing::info!(target: "rbac", workload = %workload.uid, peer, "{text}");
         } else {
-            tracing::debug!(target: "rbac", workload = %workload.uid, "dry-run: {note}");
+            tracing::debug!(target: "rbac", workload = %workload.uid, peer, "{text}");
         }
+    };
+    for note in &decision.dry_run {
+        log(format_args!("dry-run: {note}"));
+    }
+    match &decision.verdict {
+        Verdict::Allowed { by: Some(policy) } => log(format_args!("allowed by: {policy}")),
+        Verdict::Allowed { by: None } => {}
+        Verdict::Denied(denial) => log(format_args!("{denial}")),
     }
     match decision.verdict {
         Verdict::Allowed { .. } => Ok(()),

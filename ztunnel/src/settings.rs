@@ -183,6 +183,9 @@ pub(crate) struct Tunnel {
     /// Unanswered keepalive probes until a connection is given up
     #[arg(long, env = "KEEPALIVE_RETRIES", value_name = "N", default_value_t = 9)]
     pub(crate) keepalive_retries: u32,
+    /// Give a connection up too when its data is not acknowledged for as long as keepalive would take
+    #[arg(long, env = "USER_TIMEOUT_ENABLED", value_name = "BOOL", default_value_t = false, action = clap::ArgAction::Set)]
+    pub(crate) user_timeout: bool,
 }
 
 /// How the process runs.

@@ -17,6 +17,14 @@ pub struct Keepalive {
     pub time: Duration,
     pub interval: Duration,
     pub retries: u32,
+    /// Give the peer up after the same time when it does not acknowledge data (TCP_USER_TIMEOUT).
+    pub user_timeout: bool,
+}
+
+impl Keepalive {
+    fn total(&self) -> Duration {
+        self.time.saturating_add(self.interval.saturating_mul(self.retries))
+    }
 }
 
 /// How a listening socket is made. Accepted sockets inherit mark, transparency, `nodelay`, `keepalive` and
@@ -207,6 +215,9 @@ fn apply(
     if let Some(keepalive) = keepalive {
         let wanted = TcpKeepalive::new().with_time(keepalive.time).with_interval(keepalive.interval);
         socket.set_tcp_keepalive(&wanted.with_retries(keepalive.retries))?;
+        if keepalive.user_timeout {
+            socket.set_tcp_user_timeout(Some(keepalive.total()))?;
+        }
     }
     if nodelay {
         socket.set_tcp_nodelay(true)?;

@@ -12,6 +12,7 @@ fn all_options() -> ListenOptions {
             time: Duration::from_secs(91),
             interval: Duration::from_secs(17),
             retries: 4,
+            user_timeout: true,
         }),
         nodelay: true,
         reset_on_drop: true,
@@ -41,6 +42,7 @@ fn accepted_sockets_inherit_what_the_listener_has() {
         assert_eq!(accepted.tcp_keepalive_time().unwrap(), Duration::from_secs(91));
         assert_eq!(accepted.tcp_keepalive_interval().unwrap(), Duration::from_secs(17));
         assert_eq!(accepted.tcp_keepalive_retries().unwrap(), 4);
+        assert_eq!(accepted.tcp_user_timeout().unwrap(), Some(Duration::from_secs(91 + 4 * 17)));
         assert!(accepted.ip_transparent_v6().unwrap());
     }
 }
