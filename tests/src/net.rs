@@ -3,9 +3,10 @@
 use std::collections::hash_map::DefaultHasher;
 use std::hash::Hasher as _;
 use std::io::{self, Read as _, Write as _};
-use std::net::{IpAddr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd as _;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -109,6 +110,34 @@ impl Server {
     }
 }
 
+/// A server whose connections the test itself drives.
+#[derive(Debug)]
+pub struct Acceptor {
+    /// The server.
+    pub server: Server,
+    accepted: Receiver<TcpStream>,
+    to: (IpAddr, u16),
+}
+
+impl Acceptor {
+    /// Listens on one port of a place; `to` is how clients reach it.
+    pub fn new(place: &Place, to: (IpAddr, u16)) -> Self {
+        let (hand, accepted) = channel();
+        let hand = Mutex::new(hand);
+        let server = Server::start(place, to.1, move |stream, _| {
+            let _test_over = lock(&hand).send(stream);
+        });
+        Self { server, accepted, to }
+    }
+
+    /// A connection's two ends: the client's, the server's.
+    pub fn pair(&self, from: &Place) -> (TcpStream, TcpStream) {
+        let client = connect(from, self.to).unwrap_or_else(|e| panic!("connect to {:?}: {e}", self.to));
+        let server = self.accepted.recv_timeout(PATIENCE);
+        (client, server.unwrap_or_else(|e| panic!("no connection arrived at {:?}: {e}", self.to)))
+    }
+}
+
 impl Drop for Server {
     fn drop(&mut self) {
         // A listener that is shut down lets `accept` fail.
@@ -192,15 +221,31 @@ pub fn read_to_end(stream: &mut TcpStream) -> (Vec<u8>, End) {
     }
 }
 
-/// Connects, sends one byte and reads: how an app sees a refusal. With the client's own address.
-pub fn try_out(from: &Place, to: (IpAddr, u16)) -> (Option<SocketAddr>, Vec<u8>, End) {
-    let mut stream = match connect(from, to) {
-        Ok(stream) => stream,
-        Err(error) => return (None, Vec::new(), End::of(&error)),
-    };
-    let own = stream.local_addr().ok().map(canonical);
-    // May fail already, when the refusal is quick.
-    let _refused = stream.write_all(b"?");
+/// Connects, sends one byte and reads: how an app sees a refusal. With the client's own address, which it has even if
+/// the reset comes before `connect` has returned.
+pub fn try_out(from: &Place, to: (IpAddr, u16)) -> (SocketAddr, Vec<u8>, End) {
+    let to = SocketAddr::from(to);
+    let made = from.run(|| {
+        // The kernel's choice of an address, without sending anything.
+        let any =
+            if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { IpAddr::from(Ipv6Addr::UNSPECIFIED) };
+        let probe = UdpSocket::bind((any, 0))?;
+        probe.connect(to)?;
+        let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
+        socket.bind(&SocketAddr::new(probe.local_addr()?.ip(), 0).into())?;
+        let own = socket.local_addr()?.as_socket().expect("an IP address");
+        Ok::<_, io::Error>((socket, own))
+    });
+    let (socket, own) = made.expect("enter the pod").expect("a socket");
+    if let Err(error) = socket.connect_timeout(&to.into(), PATIENCE) {
+        return (own, Vec::new(), End::of(&error));
+    }
+    let mut stream = TcpStream::from(socket);
+    patient(&stream);
+    // A quick refusal is seen here, and only once.
+    if let Err(error) = stream.write_all(b"?") {
+        return (own, Vec::new(), End::of(&error));
+    }
     let (bytes, end) = read_to_end(&mut stream);
     (own, bytes, end)
 }
