@@ -1,14 +1,13 @@
 //! The client's end of one tunnel: TLS, HTTP/2, CONNECT.
 
 use std::cell::{Cell, RefCell};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::{Method, Request, StatusCode};
-use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
@@ -18,6 +17,8 @@ use super::headers::{DENIAL, DENIAL_CLASS, known_class};
 use super::relay::Stream;
 use super::stream::{RecvHalf, SendHalf};
 use super::{Http2, Limits, watch_pings};
+use crate::identity::peer_certificate;
+use crate::identity::tls::server_name;
 use crate::task::Scope;
 use crate::telemetry::{Metrics, ResponseFlag, Side};
 
@@ -191,7 +192,8 @@ impl Drop for Slot {
 }
 
 impl Tunnel {
-    /// TLS and HTTP/2 over `tcp`; its driver runs in `scope` until the tunnel ends.
+    /// TLS and HTTP/2 over `tcp`; its driver runs in the scope until the tunnel ends. It takes no new streams once our
+    /// certificate, which ends at `expires`, or the server's has expired.
     ///
     /// **Errors**: handshake or time limit. With TLS 1.3 a server that refuses *our* certificate says so only after
     /// this has succeeded: the first [`Tunnel::open`] reports it.
@@ -203,12 +205,13 @@ impl Tunnel {
         context: &Context<'_>,
     ) -> Result<Rc<Self>, OpenError> {
         let Context { http2, limits, scope, metrics } = *context;
-        // No name is sent or looked at: the verifier compares SPIFFE identities.
-        let nobody = ServerName::IpAddress(IpAddr::V4(Ipv4Addr::UNSPECIFIED).into());
-        let tls = timeout(limits.tls, TlsConnector::from(tls).connect(nobody, tcp))
+        let tls = timeout(limits.tls, TlsConnector::from(tls).connect(server_name(), tcp))
             .await
             .map_err(|_| OpenError::Tls { peer, cause: format!("no handshake within {:?}", limits.tls) })?
             .map_err(|e| OpenError::Tls { peer, cause: e.to_string() })?;
+        let theirs = peer_certificate(tls.get_ref().1.peer_certificates())
+            .map_err(|e| OpenError::Tls { peer, cause: e.to_string() })?;
+        let expires = expires.min(theirs.not_after);
         if tls.get_ref().1.alpn_protocol() != Some(b"h2") {
             return Err(OpenError::Http2 { peer, cause: "the peer did not choose ALPN h2".into() });
         }
