@@ -6,6 +6,7 @@ set -euo pipefail
 # command:package, a command the package brings along
 programs=(
   ip:iproute2 nginx:nginx-light curl:curl wrk:wrk iperf3:iperf3 redis-server:redis-server redis-cli:redis-tools
+  socat:socat psql:postgresql-client setpriv:util-linux
   cc:build-essential
 )
 PATH=$PATH:/usr/sbin:/sbin
@@ -18,6 +19,8 @@ missing=()
 for pair in "${programs[@]}"; do
   command -v "${pair%%:*}" >/dev/null || missing+=("${pair#*:}")
 done
+# Its programs are in no PATH.
+compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || missing+=(postgresql)
 if [ "${#missing[@]}" -gt 0 ]; then
   command -v apt-get >/dev/null || { echo "setup: not installed: ${missing[*]}; apt-get is not here, install them another way" >&2; exit 1; }
   echo "setup: installing ${missing[*]}"

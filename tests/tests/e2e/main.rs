@@ -6,4 +6,6 @@
 
 mod ends;
 mod matrix;
+mod policy;
+mod protocols;
 mod routing;
