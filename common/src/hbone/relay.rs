@@ -53,8 +53,14 @@ pub async fn relay(
     from_app: impl Fn(u64),
     to_app: impl Fn(u64),
 ) -> Result<(), RelayError> {
-    let mut upload =
-        Upload { app, send: stream.send, size: ReadSize::default(), starved: false, done: false };
+    let mut upload = Upload {
+        app,
+        send: stream.send,
+        size: ReadSize::default(),
+        starved: false,
+        holds_credit: false,
+        done: false,
+    };
     let mut download = Download {
         app,
         recv: stream.recv,
@@ -101,6 +107,8 @@ struct Upload<'a> {
     size: ReadSize,
     /// There is something to read, but no credit to send it.
     starved: bool,
+    /// Credit was asked for and not given back.
+    holds_credit: bool,
     done: bool,
 }
 
@@ -119,7 +127,17 @@ impl Upload<'_> {
         }
         loop {
             // Credit is asked for only when the app has something: an idle stream holds none of the tunnel's.
-            ready!(self.app.poll_read_ready(cx)).map_err(RelayError::App)?;
+            match self.app.poll_read_ready(cx) {
+                Poll::Ready(ready) => ready.map_err(RelayError::App)?,
+                Poll::Pending => {
+                    // A short read ends here: what was granted beyond it would be missing to the other streams.
+                    if std::mem::take(&mut self.holds_credit) {
+                        self.send.release_credit();
+                    }
+                    return Poll::Pending;
+                }
+            }
+            self.holds_credit = true;
             let credit = self.send.poll_credit(cx, self.size.get()).map_err(RelayError::Peer)?;
             self.starved = credit.is_pending();
             let credit = ready!(credit);
@@ -133,7 +151,7 @@ impl Upload<'_> {
                     count(data.len() as u64);
                     self.send.send(data).map_err(RelayError::Peer)?;
                 }
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.send.release_credit(),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
                 Err(e) => return Poll::Ready(Err(RelayError::App(e))),
             }
         }
