@@ -17,7 +17,7 @@ use tokio_rustls::client::TlsStream;
 
 use super::net::{self, End};
 use super::within;
-use super::{tls, world::World};
+use super::{stream, tls, world::World};
 
 /// A TLS connection from `place`; who refuses it may do so later, in the first read.
 pub async fn dial(
@@ -116,50 +116,23 @@ impl Answer {
     }
 
     /// As [`Answer::write`]; an error when the stream is gone.
-    pub async fn try_write(&mut self, mut data: &[u8]) -> Result<(), h2::Error> {
-        while !data.is_empty() {
-            self.send.reserve_capacity(data.len());
-            let granted = within("credit", std::future::poll_fn(|cx| self.send.poll_capacity(cx))).await;
-            let room = match granted {
-                Some(room) => room?.min(data.len()),
-                None => return Err(h2::Reason::STREAM_CLOSED.into()),
-            };
-            let (now, later) = data.split_at(room);
-            self.send.send_data(Bytes::copy_from_slice(now), false)?;
-            data = later;
-        }
-        Ok(())
+    pub async fn try_write(&mut self, data: &[u8]) -> Result<(), h2::Error> {
+        stream::write(&mut self.send, data).await
     }
 
     /// Sends END_STREAM.
     pub fn finish(&mut self) {
-        self.send.send_data(Bytes::new(), true).expect("an open stream");
+        stream::finish(&mut self.send);
     }
 
-    /// Reads exactly `expected`, giving credit.
+    /// Reads exactly `expected`.
     pub async fn expect(&mut self, expected: &[u8]) {
-        let mut got = Vec::new();
-        while got.len() < expected.len() {
-            let data = within("DATA", self.recv.data()).await.expect("more DATA").expect("an open stream");
-            self.recv.flow_control().release_capacity(data.len()).expect("credit");
-            got.extend_from_slice(&data);
-        }
-        assert!(got == expected, "other bytes than were sent");
+        stream::expect(&mut self.recv, expected).await;
     }
 
     /// Reads to the end; a reset stream is its reason.
     pub async fn read_end(&mut self) -> Result<Vec<u8>, h2::Reason> {
-        let mut got = Vec::new();
-        loop {
-            match within("the end of a stream", self.recv.data()).await {
-                None => return Ok(got),
-                Some(Ok(data)) => {
-                    self.recv.flow_control().release_capacity(data.len()).expect("credit");
-                    got.extend_from_slice(&data);
-                }
-                Some(Err(e)) => return Err(e.reason().unwrap_or(h2::Reason::INTERNAL_ERROR)),
-            }
-        }
+        stream::read_end(&mut self.recv).await
     }
 
     /// Whether the agent refused as it should: END_STREAM, no body, no trailers, and these headers only.

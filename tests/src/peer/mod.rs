@@ -12,6 +12,7 @@ pub mod net;
 pub mod pki;
 pub mod raw;
 pub mod server;
+pub mod stream;
 pub mod tls;
 pub mod world;
 

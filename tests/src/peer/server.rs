@@ -3,15 +3,21 @@
 use std::io;
 use std::sync::Arc;
 
+use bytes::Bytes;
+use h2::server::SendResponse;
+use h2::{Reason, RecvStream, SendStream};
+use http::{Request, Response, StatusCode};
 use rustls::ServerConfig;
 use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::net::App;
 use super::raw::{Frame, Raw, kind};
 use super::world::{HBONE, World};
-use super::{tls, within};
+use super::{stream, tls, within};
 
 /// A listener with TLS.
 pub struct Server {
@@ -37,12 +43,108 @@ impl Server {
         within("a TLS handshake", TlsAcceptor::from(Arc::clone(&self.config)).accept(tcp)).await
     }
 
+    /// The next tunnel, served by `h2`.
+    pub async fn session(&self) -> Session {
+        self.session_with(100).await
+    }
+
+    /// As [`Server::session`], with room for so many streams.
+    pub async fn session_with(&self, streams: u32) -> Session {
+        let stream = self.accept().await.expect("a TLS handshake");
+        let mut builder = h2::server::Builder::new();
+        builder.max_concurrent_streams(streams).initial_window_size(64 * 1024);
+        let mut connection =
+            within("a preface", builder.handshake::<_, Bytes>(stream)).await.expect("HTTP/2");
+        let (tell, requests) = mpsc::channel(1024);
+        let mut driver = JoinSet::new();
+        driver.spawn(async move {
+            while let Some(Ok(request)) = connection.accept().await {
+                if tell.send(request).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Session { requests, _driver: driver }
+    }
+
     /// The next tunnel with its first request, as frames: the stream's number is that of the CONNECT.
     pub async fn raw(&self, settings: &[(u16, u32)]) -> (Raw<TlsStream<TcpStream>>, u32) {
         let stream = self.accept().await.expect("a TLS handshake");
         let mut raw = Raw::welcome(stream, settings).await;
         let request = raw.find(|f| f.kind == kind::HEADERS).await.expect("a request");
         (raw, request.stream)
+    }
+}
+
+/// A tunnel that `h2` serves. It is cut when this is dropped.
+pub struct Session {
+    requests: mpsc::Receiver<(Request<RecvStream>, SendResponse<Bytes>)>,
+    _driver: JoinSet<()>,
+}
+
+impl Session {
+    /// The next request of this tunnel, and its stream.
+    pub async fn accept(&mut self) -> (Request<()>, Incoming) {
+        let (request, respond) =
+            within("a request", self.requests.recv()).await.expect("the tunnel ended before a request");
+        let (head, recv) = request.into_parts();
+        (Request::from_parts(head, ()), Incoming { respond, recv, send: None })
+    }
+
+    /// Panics unless the tunnel ends without another request.
+    pub async fn ended(&mut self) {
+        assert!(within("the end of a tunnel", self.requests.recv()).await.is_none(), "another request");
+    }
+}
+
+/// The stream of a CONNECT.
+pub struct Incoming {
+    respond: SendResponse<Bytes>,
+    /// From the agent.
+    pub recv: RecvStream,
+    /// To the agent, once accepted.
+    pub send: Option<SendStream<Bytes>>,
+}
+
+impl Incoming {
+    /// Answers 200.
+    pub fn accept(&mut self) {
+        self.send = Some(self.respond.send_response(Response::new(()), false).expect("an open stream"));
+    }
+
+    /// Answers with another status and these headers, and END_STREAM.
+    pub fn refuse(&mut self, status: u16, headers: &[(&'static str, &str)]) {
+        let mut answer = Response::new(());
+        *answer.status_mut() = StatusCode::from_u16(status).expect("a status");
+        for (name, value) in headers {
+            answer.headers_mut().append(*name, value.parse().expect("a value"));
+        }
+        self.respond.send_response(answer, true).expect("an open stream");
+    }
+
+    /// Sends all of `data` as the agent gives credit.
+    pub async fn write(&mut self, data: &[u8]) {
+        stream::write(self.send.as_mut().expect("accepted"), data).await.expect("an open stream");
+    }
+
+    /// Sends END_STREAM.
+    pub fn finish(&mut self) {
+        stream::finish(self.send.as_mut().expect("accepted"));
+    }
+
+    /// Resets the stream.
+    pub fn reset(&mut self, reason: Reason) {
+        self.respond.send_reset(reason);
+    }
+
+    /// Reads exactly `expected`.
+    pub async fn expect(&mut self, expected: &[u8]) {
+        stream::expect(&mut self.recv, expected).await;
+    }
+
+    /// Reads to the end; a reset stream is its reason.
+    pub async fn read_end(&mut self) -> Result<Vec<u8>, Reason> {
+        stream::read_end(&mut self.recv).await
     }
 }
 

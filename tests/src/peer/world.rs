@@ -151,3 +151,15 @@ fn service(name: &str, [v4, v6]: [&str; 2], pod: &Pod) -> String {
         slice("IPv6", pod.v6.into())
     )
 }
+
+impl Drop for World {
+    /// A test that fails tells what the agent had to say.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = self.agent.log();
+            let last = log.iter().skip(log.len().saturating_sub(12)).map(|l| format!("{}\n", l.as_str()));
+            let (ended, complaints) = (self.agent.process().ended(), self.agent.process().stderr());
+            eprintln!("agent: {ended:?}\n{}{complaints}", last.collect::<String>());
+        }
+    }
+}

@@ -6,5 +6,9 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests, outside of test functions")]
 
 mod certificates;
+mod floods;
 mod refusals;
 mod right_client;
+mod right_server;
+mod streams;
+mod wrong_server;
