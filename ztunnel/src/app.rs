@@ -197,7 +197,9 @@ pub(crate) fn release(settings: &Settings) -> Result<(), AppError> {
     if !problems.is_empty() {
         return Err(AppError::Release(problems));
     }
-    writeln!(std::io::stdout(), "removed the capture rules of {} pods", loaded.model.pods.len())?;
+    for pod in &loaded.model.pods {
+        writeln!(std::io::stdout(), "{}/{}: capture rules removed", pod.namespace, pod.name)?;
+    }
     Ok(())
 }
 

@@ -111,7 +111,7 @@ pub(crate) struct Capture {
     /// Whether the app sees its client's address: auto, true (refuse if impossible), false
     #[arg(long, env = "ENABLE_ORIG_SRC", value_name = "WHEN", default_value = "auto")]
     pub(crate) original_source: OriginalSource,
-    /// Listen and capture on IPv6 too
+    /// Listen and capture on IPv6 too; with false a pod's IPv6 traffic stays outside the mesh
     #[arg(long, env = "IPV6_ENABLED", value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
     pub(crate) ipv6: bool,
     /// Go on in a namespace that holds another mesh's rules
