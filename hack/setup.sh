@@ -7,7 +7,7 @@ set -euo pipefail
 programs=(
   ip:iproute2 nginx:nginx-light curl:curl wrk:wrk iperf3:iperf3 redis-server:redis-server redis-cli:redis-tools
   socat:socat psql:postgresql-client setpriv:util-linux
-  cc:build-essential
+  cc:build-essential pip3:python3-pip
 )
 PATH=$PATH:/usr/sbin:/sbin
 

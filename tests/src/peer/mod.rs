@@ -8,6 +8,7 @@
 //! [`tls`] the handshakes, [`client`] a right client.
 
 pub mod client;
+pub mod envoy;
 pub mod net;
 pub mod pki;
 pub mod raw;

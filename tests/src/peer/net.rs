@@ -1,6 +1,6 @@
 //! Plain TCP in the lab's namespaces: apps, and what they saw of an end.
 
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::net::{Ipv6Addr, SocketAddr};
 
 use culvert::lab::Place;
@@ -22,11 +22,15 @@ pub enum End {
 
 /// Connects from within a namespace. The agent or the kernel's backlog answers, so this does not wait for the test.
 pub fn connect(place: &Place, to: SocketAddr) -> TcpStream {
-    let stream = place.run(|| std::net::TcpStream::connect_timeout(&to, PATIENCE)).expect("the namespace");
-    let stream = stream.unwrap_or_else(|e| panic!("connect from {} to {to}: {e}", place.name()));
-    stream.set_nonblocking(true).expect("a socket");
-    stream.set_nodelay(true).expect("a socket");
-    TcpStream::from_std(stream).expect("a runtime")
+    try_connect(place, to).unwrap_or_else(|e| panic!("connect from {} to {to}: {e}", place.name()))
+}
+
+/// As [`connect`]; an error when nobody takes the connection.
+pub fn try_connect(place: &Place, to: SocketAddr) -> io::Result<TcpStream> {
+    let stream = place.run(|| std::net::TcpStream::connect_timeout(&to, PATIENCE)).expect("the namespace")?;
+    stream.set_nonblocking(true)?;
+    stream.set_nodelay(true)?;
+    TcpStream::from_std(stream)
 }
 
 /// Reads to the end.

@@ -6,7 +6,9 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests, outside of test functions")]
 
 mod certificates;
+mod envoy;
 mod floods;
+mod random;
 mod refusals;
 mod right_client;
 mod right_server;

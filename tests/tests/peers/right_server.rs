@@ -211,7 +211,7 @@ async fn how_a_stream_ends_is_how_the_apps_connection_ends() {
 async fn a_small_window_and_large_answers_keep_every_byte() {
     let world = World::new(&[]);
     let server = Server::new(&world);
-    let data: Vec<u8> = (0..2_000_000_u32).map(|i| (i * 7 >> 5) as u8).collect();
+    let data: Vec<u8> = (0..2_000_000_u32).map(|i| ((i * 7) >> 5) as u8).collect();
     let mut app = connect(&world.pod, world.remote());
     let mut session = server.session().await;
     let (_, mut stream) = session.accept().await;
