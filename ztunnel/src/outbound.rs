@@ -11,7 +11,7 @@ use culvert_common::hbone::headers::{TraceParent, baggage_of, forwarded};
 use culvert_common::hbone::pool::{Key, Opened};
 use culvert_common::hbone::relay::{RelayError, relay};
 use culvert_common::model::{Service, Workload};
-use culvert_common::net::copy::{CopyError, copy_both_ways};
+use culvert_common::net::copy::{CopyError, broken, copy_both_ways};
 use culvert_common::net::socket::{ConnectError, original_destination, set_reset_on_drop};
 use culvert_common::telemetry::ResponseFlag;
 use culvert_common::telemetry::{DenialNote, Failure, Flow, Reporter, Security};
@@ -90,7 +90,11 @@ pub(crate) async fn serve(worker: &Rc<Worker>, pod: &Arc<Pod>, app: TcpStream, s
                 orderly(&upstream);
             }
             NextHop::Hbone { .. } => {
-                let opened = open(worker, pod, &source, &hop, (src, &trace)).await?;
+                let opened = tokio::select! {
+                    opened = open(worker, pod, &source, &hop, (src, &trace)) => opened?,
+                    // Nobody waits for a tunnel any more: its limits add up to minutes.
+                    error = broken(&app) => return Err(RelayError::App(error).into()),
+                };
                 relay(&app, opened.stream, &worker.board, to_server, to_client).await?;
                 drop(opened.slot);
             }
