@@ -385,9 +385,9 @@ impl Tunnel {
 
 /// What an HTTP/2 error says about the tunnel: a TLS alert that came after our handshake is a TLS failure.
 fn lost(peer: SocketAddr, error: &h2::Error) -> OpenError {
-    let tls = error.get_io().and_then(|io| io.get_ref()).and_then(|e| e.downcast_ref::<rustls::Error>());
-    match tls {
-        Some(cause) => OpenError::Tls { peer, cause: cause.to_string() },
+    // The codec keeps of an I/O error its kind and its text; those of TLS, and no others, are of invalid data.
+    match error.get_io().filter(|io| io.kind() == std::io::ErrorKind::InvalidData) {
+        Some(tls) => OpenError::Tls { peer, cause: tls.to_string() },
         None => OpenError::Lost { peer, cause: error.to_string() },
     }
 }

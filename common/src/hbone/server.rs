@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, StatusCode};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
@@ -21,6 +22,11 @@ use crate::types::SpiffeId;
 
 /// A timer that is set further ahead overflows; no certificate of ours lives as long.
 const LONGEST_SLEEP: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// How long a refused client may take to read its alert and close.
+const ALERT_WAIT: Duration = Duration::from_secs(1);
+/// Bytes of a refused client that are read and thrown away meanwhile.
+const ALERT_READ_MAX: u64 = 64 * 1024;
 
 /// Why a tunnel was not accepted, or ended early.
 #[derive(Debug, thiserror::Error)]
@@ -75,10 +81,16 @@ pub async fn accept(
     http2: &Http2,
     limits: &Limits,
 ) -> Result<Accepted, AcceptError> {
-    let tls = timeout(limits.tls, TlsAcceptor::from(tls).accept(tcp))
+    let tls = timeout(limits.tls, TlsAcceptor::from(tls).accept(tcp).into_fallible())
         .await
-        .map_err(|_| AcceptError::Tls { peer, cause: format!("no handshake within {:?}", limits.tls) })?
-        .map_err(|e| AcceptError::Tls { peer, cause: e.to_string() })?;
+        .map_err(|_| AcceptError::Tls { peer, cause: format!("no handshake within {:?}", limits.tls) })?;
+    let tls = match tls {
+        Ok(tls) => tls,
+        Err((error, tcp)) => {
+            close_behind_alert(tcp).await;
+            return Err(AcceptError::Tls { peer, cause: error.to_string() });
+        }
+    };
     let session = tls.get_ref().1;
     let certificate = peer_certificate(session.peer_certificates())
         .map_err(|e| AcceptError::Tls { peer, cause: e.to_string() })?;
@@ -99,6 +111,16 @@ pub async fn accept(
         .map_err(|e| AcceptError::Http2 { peer, cause: e.to_string() })?;
     let expires = certificate.not_after;
     Ok(Accepted { peer: certificate.identity, expires, window: http2.stream_window, connection })
+}
+
+/// A refused client has mostly sent its first request by now. A close with that unread is a reset, which can overtake
+/// the alert: the client would take it for a lost tunnel, and try again.
+async fn close_behind_alert(mut tcp: TcpStream) {
+    let read_up = async {
+        tcp.shutdown().await?;
+        tokio::io::copy(&mut (&mut tcp).take(ALERT_READ_MAX), &mut tokio::io::sink()).await
+    };
+    let _gone = timeout(ALERT_WAIT, read_up).await;
 }
 
 impl Accepted {
