@@ -8,6 +8,7 @@ use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
 use http::{Request, Response, StatusCode};
 use rustls::ServerConfig;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -40,7 +41,16 @@ impl Server {
     /// The next tunnel, after its handshake.
     pub async fn accept(&self) -> io::Result<TlsStream<TcpStream>> {
         let (tcp, _) = self.tcp.accept().await;
-        within("a TLS handshake", TlsAcceptor::from(Arc::clone(&self.config)).accept(tcp)).await
+        let accepting = TlsAcceptor::from(Arc::clone(&self.config)).accept(tcp).into_fallible();
+        match within("a TLS handshake", accepting).await {
+            Ok(stream) => Ok(stream),
+            Err((error, mut tcp)) => {
+                // A close with bytes unread would be a reset, and could overtake our alert.
+                let _gone = tcp.shutdown().await;
+                let _gone = within("the client's end", tcp.read_to_end(&mut Vec::new())).await;
+                Err(error)
+            }
+        }
     }
 
     /// The next tunnel, served by `h2`.

@@ -197,10 +197,11 @@ async fn how_a_stream_ends_is_how_the_apps_connection_ends() {
         }
     }
     // The other way round.
-    let app = connect(&world.pod, world.remote());
+    let mut app = connect(&world.pod, world.remote());
     let (_, mut stream) = session.as_mut().unwrap().accept().await;
     stream.accept();
     stream.write(b"half").await;
+    expect_bytes(&mut app, b"half").await;
     culvert_tests::peer::net::reset(app);
     assert_eq!(stream.read_end().await, Err(Reason::CONNECT_ERROR));
     server.tcp.assert_untouched();

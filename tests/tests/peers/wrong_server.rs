@@ -1,7 +1,7 @@
 //! Our agent as the client of wrong servers: its app is told by a reset, and served where another try may help.
 
 use culvert::lab::LogLine;
-use culvert_tests::peer::net::{End, connect, expect_bytes, read_end};
+use culvert_tests::peer::net::{End, connect, expect_bytes, read_end, try_connect};
 use culvert_tests::peer::pki::{Claims, Pki, identity};
 use culvert_tests::peer::raw::{self, ACK, END_HEADERS, END_STREAM, Frame, Raw, kind, setting};
 use culvert_tests::peer::server::{Server, accepted};
@@ -18,6 +18,18 @@ async fn refused(world: &World, app: &mut TcpStream, name: &str) -> LogLine {
     let line = world.line_from(src).await;
     assert!(line.has(&[("direction", "outbound"), ("bytes_recv", "0")]), "{name}: {line:?}");
     line
+}
+
+/// As [`refused`], for a connection that the agent may reset before the app has looked at it.
+async fn refused_at_once(world: &World, name: &str) -> LogLine {
+    let from = world.agent.log_len();
+    match try_connect(&world.pod, world.remote()) {
+        Ok(mut app) => refused(world, &mut app, name).await,
+        Err(e) => {
+            assert_eq!(e.kind(), std::io::ErrorKind::ConnectionReset, "{name}");
+            world.agent.wait_log(from, name, |l| l.has(&[("direction", "outbound")])).unwrap()
+        }
+    }
 }
 
 fn failed(world: &World, flag: &str) -> f64 {
@@ -107,13 +119,15 @@ async fn a_wrong_server_gets_not_one_byte() {
         assert!(line.field("error").unwrap().starts_with("TLS with "), "{name}: {line:?}");
         assert_eq!(failed(&world, "TLS_FAILURE"), before + 1.0, "{name}");
     }
-    // Nor does one that refuses us.
+    // Nor does one that refuses us, which is not asked again.
     let server = Server::with(&world, tls::server(&world.leaf(), &stranger, &["h2"]));
     let mut app = connect(&world.pod, world.remote());
     app.write_all(b"a secret").await.unwrap();
     server.accept().await.expect_err("a certificate of another root");
     let line = refused(&world, &mut app, "refused by the server").await;
-    assert!(line.field("error").unwrap().contains("TLS with "), "{line:?}");
+    assert!(line.field("error").unwrap().contains("received fatal alert"), "{line:?}");
+    assert_eq!(failed(&world, "TLS_FAILURE"), 12.0);
+    server.tcp.assert_untouched();
     drop(server);
     for alpn in [&[][..], &["http/1.1"]] {
         let server = Server::with(&world, tls::server(&world.leaf(), &world.pki, alpn));
@@ -131,14 +145,12 @@ async fn a_wrong_server_gets_not_one_byte() {
 #[tokio::test]
 async fn a_server_that_cannot_be_reached() {
     let world = World::new(&["--connect-timeout", "1s"]);
-    let mut app = connect(&world.pod, world.remote());
-    let line = refused(&world, &mut app, "refused").await;
+    let line = refused_at_once(&world, "refused").await;
     assert!(line.field("error").unwrap().contains("refused"), "{line:?}");
     assert_eq!(failed(&world, "CONNECT"), 1.0);
     // A black hole: the node drops what goes to the pod.
     world.peer.ip(&format!("route add blackhole {}\n", world.pod.v4)).unwrap();
-    let mut app = connect(&world.pod, world.remote());
-    let line = refused(&world, &mut app, "black hole").await;
+    let line = refused_at_once(&world, "black hole").await;
     assert!(line.field("error").unwrap().contains("maybe a NetworkPolicy"), "{line:?}");
     assert_eq!(failed(&world, "NETWORK_POLICY"), 1.0);
 }
@@ -165,14 +177,33 @@ async fn no_room_for_any_stream_is_a_reset_in_time() {
     let mut app = connect(&world.pod, world.remote());
     let stream = server.accept().await.unwrap();
     let mut raw = Raw::welcome(stream, &[(setting::MAX_CONCURRENT_STREAMS, 0)]).await;
-    let ended = tokio::join!(refused(&world, &mut app, "no room"), async {
-        // The CONNECT may have left before the settings came; it is not answered.
-        while !matches!(
-            tokio::time::timeout(culvert_tests::peer::PATIENCE / 4, raw.next()).await,
-            Ok(None) | Err(_)
-        ) {}
-    });
-    assert!(ended.0.field("error").is_some());
+    // The CONNECT may have left before the settings came; it is not answered.
+    let line = tokio::select! {
+        line = refused(&world, &mut app, "no room") => line,
+        () = async { while raw.next().await.is_some() {} } => panic!("the tunnel ended"),
+    };
+    assert!(line.field("error").unwrap().contains("within 1s"), "{line:?}");
+}
+
+#[tokio::test]
+async fn nothing_is_dialled_for_an_app_that_has_left() {
+    let world = World::new(&["--tls-timeout", "60s", "--answer-timeout", "60s"]);
+    let server = Server::new(&world);
+    let app = connect(&world.pod, world.remote());
+    let src = app.local_addr().unwrap();
+    let (silent, _) = server.tcp.accept().await;
+    culvert_tests::peer::net::reset(app);
+    world.settle().await;
+    let line = world.line_from(src).await;
+    assert!(line.field("error").unwrap().contains("app's connection broke off"), "{line:?}");
+    drop(silent);
+    let app = connect(&world.pod, world.remote());
+    let mut session = server.session().await;
+    let (_, mut stream) = session.accept().await;
+    culvert_tests::peer::net::reset(app);
+    assert_eq!(stream.read_end().await, Err(Reason::CANCEL), "the request is taken back");
+    world.settle().await;
+    server.tcp.assert_untouched();
 }
 
 #[tokio::test]
@@ -414,7 +445,8 @@ async fn floods_from_a_server_cost_little() {
         neighbour.expect(b"meanwhile").await;
         neighbour.write(b"served").await;
         expect_bytes(&mut other, b"served").await;
-        drop((app, raw));
+        culvert_tests::peer::net::reset(app);
+        drop(raw);
         // Of this flood's tunnel nothing is left.
         let mine = || world.metric("istio_tcp_sockets_open", &["reporter=\"source\""]);
         eventually(name, || mine() <= 1.0).await;
