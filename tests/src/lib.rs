@@ -11,3 +11,4 @@ pub mod documents;
 pub mod mesh;
 pub mod net;
 pub mod peer;
+pub mod traffic;

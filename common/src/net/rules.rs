@@ -132,6 +132,10 @@ pub fn install(spec: &CaptureSpec) -> Result<Installed, RulesError> {
     let mut open_before = 0;
     if changed {
         routing::install(&mut route, ipv6)?;
+        // Before the open connections are listed: those that come in between are tracked from their first packet.
+        if !step("listing tables", nft::tables(&mut netfilter))?.iter().any(|table| table == NAT_TABLE) {
+            step("turning on connection tracking", nft::replace(&mut netfilter, &without_redirects(&set)))?;
+        }
         open_before = conntrack::keep_open(&mut netfilter).unwrap_or_else(|error| {
             tracing::warn!(%error, "connections that are open already may hang: no connection tracking over netlink");
             0
@@ -154,20 +158,35 @@ pub fn verify(spec: &CaptureSpec) -> Result<(), RulesError> {
 }
 
 /// Takes the redirects out of the current namespace: new connections go past us, those that are open still find their way
-/// back. What is not there is no error.
+/// there and back. What is not there is no error.
+///
+/// The chains stay, empty: with its last chain the kernel would give up translating open connections too.
 pub fn remove_redirects() -> Result<(), RulesError> {
     let mut netfilter = step("opening netfilter", Netlink::netfilter())?;
-    step("removing the redirects", nft::remove(&mut netfilter, NAT_TABLE))
+    if !step("listing tables", nft::tables(&mut netfilter))?.iter().any(|table| table == NAT_TABLE) {
+        return Ok(());
+    }
+    let mut set = without_redirects(&ruleset(&CaptureSpec::default())?);
+    set.retain(|table| table.name == NAT_TABLE);
+    step("removing the redirects", nft::replace(&mut netfilter, &set))
 }
 
 /// Takes everything out of the current namespace again: redirects, marks, policy rules, routes, in this order, so that no
 /// connection is redirected whose answers could not come back. What is not there is no error. Drain first: captured
 /// connections still open break, as the translation goes with the rules.
 pub fn remove() -> Result<(), RulesError> {
-    remove_redirects()?;
     let mut netfilter = step("opening netfilter", Netlink::netfilter())?;
+    step("removing the redirects", nft::remove(&mut netfilter, NAT_TABLE))?;
     step("removing the marks", nft::remove(&mut netfilter, MANGLE_TABLE))?;
     routing::remove(&mut step("opening rtnetlink", Netlink::route())?)
+}
+
+/// The same chains, but nothing is redirected: the kernel tracks connections and translates those that it did before.
+fn without_redirects(set: &[Table]) -> Vec<Table> {
+    let mut set = set.to_vec();
+    let nat = set.iter_mut().filter(|table| table.name == NAT_TABLE);
+    nat.flat_map(|table| &mut table.chains).for_each(|chain| chain.rules.clear());
+    set
 }
 
 pub(super) fn step<T>(step: &'static str, result: Result<T, NetlinkError>) -> Result<T, RulesError> {

@@ -14,10 +14,12 @@ use std::time::{Duration, SystemTime};
 use culvert_common::admin::{Pending, Readiness};
 use culvert_common::identity::CertState;
 use culvert_common::model::LocalPod;
+use culvert_common::net::netns::NetNs;
 use culvert_common::net::rules::{self, CaptureSpec};
 use culvert_common::net::socket::{ListenOptions, listen};
 use culvert_common::state::Snapshot;
 use culvert_common::task::Scope;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::{MissedTickBehavior, interval};
 
 pub(crate) use namespace::{CaptureError, enter_pod};
@@ -67,6 +69,8 @@ pub(crate) struct Redirect {
     failing: HashMap<Arc<str>, String>,
     pending: Option<Pending>,
     uncertified: Option<Pending>,
+    /// Released pods whose connections have ended.
+    drained: (UnboundedSender<Arc<Pod>>, UnboundedReceiver<Arc<Pod>>),
 }
 
 impl Redirect {
@@ -89,6 +93,7 @@ impl Redirect {
             failing: HashMap::new(),
             pending,
             uncertified,
+            drained: unbounded_channel(),
         }
     }
 
@@ -104,6 +109,10 @@ impl Redirect {
                 () = scope.draining() => return,
                 _ = tick.tick() => {}
                 changed = revisions.changed() => if changed.is_err() { return },
+                Some(pod) = self.drained.1.recv() => {
+                    self.clear(&pod);
+                    continue;
+                }
             }
             let snapshot = self.shared.state.snapshot();
             if snapshot.revision == 0 {
@@ -229,15 +238,26 @@ impl Redirect {
             tracing::warn!(pod = name, "cannot remove the redirects: {error}");
         }
         self.shared.telemetry.metrics().pod_stopped();
-        let grace = self.settings.grace;
+        let (grace, drained) = (self.settings.grace, self.drained.0.clone());
         self.scope.spawn(async move {
             let cut = pod.scope.shut_down(grace).await;
-            let removed = enter_pod(pod.netns.as_ref(), rules::remove);
-            if let Err(error) = removed.and_then(|removed| Ok(removed?)) {
-                tracing::warn!(pod = name, "cannot remove the capture rules: {error}");
-            }
             tracing::info!(pod = name, connections_cut = cut, "pod released");
+            // Nobody hears it when the agent ends: its rules stay anyhow.
+            let _agent_ends = drained.send(pod);
         });
+    }
+
+    /// Removes the rest of the rules, unless the pod has come back meanwhile: they are its new capture's then.
+    fn clear(&self, pod: &Pod) {
+        let netns = |pod: &Pod| pod.netns.as_ref().map(NetNs::id);
+        if self.captured.values().any(|other| netns(other) == netns(pod)) {
+            return;
+        }
+        let removed = enter_pod(pod.netns.as_ref(), rules::remove);
+        if let Err(error) = removed.and_then(|removed| Ok(removed?)) {
+            let name = format!("{}/{}", pod.local.namespace, pod.local.name);
+            tracing::warn!(pod = name, "cannot remove the capture rules: {error}");
+        }
     }
 
     /// Readiness waits until each local workload has its first certificate or a stated reason why not.
