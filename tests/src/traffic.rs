@@ -92,7 +92,7 @@ impl Shared {
             Err(error) => error.to_string(),
         };
         let mut bad = self.bad.lock().unwrap();
-        bad.push(format!("{text} after {:?}: {error}", start.elapsed()));
+        bad.push(format!("{} to {to:?}, {text} after {:?}: {error}", from.name(), start.elapsed()));
         // Something is plainly wrong: no need to fill the memory with it.
         self.stop.fetch_or(bad.len() > 200, Ordering::Relaxed);
     }

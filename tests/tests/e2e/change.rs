@@ -97,46 +97,50 @@ fn documents_change_under_traffic() {
     mesh.finish();
 }
 
+/// A pod joins, leaves, and joins again before its old connections have ended: those that are open go on, and the rules
+/// of the second capture outlive the end of the first.
 #[test]
-fn a_pod_enters_and_leaves_the_mesh_under_traffic() {
+fn a_pod_enters_and_leaves_the_mesh() {
     let mut mesh = Mesh::new();
-    let (inside, outside) = (mesh.captured("a", "inside"), mesh.outside("a", "outside"));
-    let (far, near) = (mesh.outside("b", "far"), mesh.outside("a", "near"));
-    let _echoes = [Server::echo(&far, PORT), Server::echo(&near, PORT)];
-    mesh.start(&[]);
-    let traffic: Vec<Traffic> =
-        [(&inside, &far), (&outside, &far), (&inside, &near), (&outside, &near), (&far, &near)]
-            .map(|(from, to)| Traffic::start(from, (to.v4.into(), PORT), 1))
-            .into();
+    let (client, server) = (mesh.outside("a", "client"), mesh.outside("b", "server"));
+    mesh.start(&["--termination-deadline", "3s"]);
+    let acceptor = Acceptor::new(&server, (server.v4.into(), 9000));
     let publish = |captured: bool| {
-        let of = |pod: &Pod| {
-            let mut pod = pod.clone();
-            if ["far", "near"].contains(&pod.spec.name.as_str()) {
-                pod.spec.captured = Some(captured);
-            }
-            pod.document(true)
+        let mut server = server.clone();
+        server.spec.captured = Some(captured);
+        mesh.settle(|| mesh.put("pods.yaml", &[client.document(true), server.document(true)].concat()));
+        let agent = mesh.agent("b");
+        let active = || {
+            agent.metric("workload_manager_active_proxy_count", &[]).unwrap() == f64::from(u8::from(captured))
         };
-        let text: String = mesh.lab.pods().iter().map(of).collect();
-        mesh.settle(|| mesh.put("pods.yaml", &text));
-        let active = if captured { [2.0, 1.0] } else { [1.0, 0.0] };
-        let count = |node: &str| mesh.agent(node).metric("workload_manager_active_proxy_count", &[]).unwrap();
-        wait_until(
-            "the pods' capture",
-            SOON,
-            || (["a", "b"].map(count) == active).then_some(()),
-            || format!("{:?}\n{}", ["a", "b"].map(count), log_of(mesh.agent("b"))),
-        )
-        .unwrap();
+        wait_until("the pod's capture", SOON, || active().then_some(()), || log_of(agent)).unwrap();
     };
-    for _ in 0..4 {
-        for captured in [true, false] {
-            publish(captured);
-            traffic.iter().for_each(|traffic| traffic.more(10));
-        }
-    }
-    for traffic in traffic {
-        traffic.end_well("enrolment");
-    }
+    let captured = || {
+        mesh.agent("b").metric("istio_tcp_connections_opened_total", &["reporter=\"destination\""]).unwrap()
+    };
+    let mut direct = acceptor.pair(&client);
+    publish(true);
+    let mut taken = acceptor.pair(&client);
+    ping(&mut direct).expect("open before the pod was captured");
+    ping(&mut taken).unwrap();
+    assert_eq!(captured(), 1.0);
+    publish(false);
+    ping(&mut taken).expect("open when the pod was released");
+    let mut beside = acceptor.pair(&client);
+    ping(&mut beside).unwrap();
+    assert_eq!(captured(), 1.0, "new connections pass the agent by");
+    publish(true);
+    ping(&mut acceptor.pair(&client)).unwrap();
+    assert_eq!(captured(), 2.0);
+    assert_eq!(read_to_end(&mut taken.0).1, End::Reset, "cut when its grace was over");
+    mesh.agent("b")
+        .wait_log(0, "the end of the first capture", |line| line.as_str().contains("pod released"))
+        .unwrap();
+    ping(&mut beside).expect("opened while the pod was outside");
+    ping(&mut acceptor.pair(&client)).unwrap();
+    assert_eq!(captured(), 3.0, "still captured after the first capture has ended");
+    drop((direct, taken, beside, acceptor));
+    publish(false); // its listeners and its namespace's handle have to go too
     mesh.finish();
 }
 
