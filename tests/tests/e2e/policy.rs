@@ -46,6 +46,7 @@ fn strict(name: &'static str) -> [[Verdict; 2]; 3] {
     [ALLOWED, ALLOWED, [Denied(name); 2]]
 }
 
+#[expect(clippy::too_many_lines, reason = "one table")]
 fn cases() -> Vec<Case> {
     let alice = "rules: [{from: [{source: {principals: [cluster.local/ns/default/sa/alice]}}]}]";
     let mallory = "rules: [{from: [{source: {principals: [cluster.local/ns/default/sa/mallory]}}]}]";

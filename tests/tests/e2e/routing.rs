@@ -75,6 +75,7 @@ fn check(mesh: &Mesh, row: &Row<'_>) -> Result<(), String> {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "one table and the world it speaks of")]
 fn each_kind_of_destination() {
     let mut mesh = Mesh::new();
     let web = |name: &str| PodSpec::new(name).captured(true).label("app", "web");
