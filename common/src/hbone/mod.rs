@@ -14,6 +14,9 @@ pub mod relay;
 pub mod server;
 pub mod stream;
 
+#[cfg(test)]
+mod fixtures;
+
 use std::time::Duration;
 
 /// What both ends of a tunnel announce and allow. Defaults are the reference's, but for the connection window.

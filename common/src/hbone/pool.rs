@@ -176,3 +176,6 @@ impl Pair {
         tunnels.iter().find_map(|tunnel| tunnel.claim(now))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -221,3 +221,6 @@ impl Download<'_> {
         Ok(taken)
     }
 }
+
+#[cfg(test)]
+mod tests;

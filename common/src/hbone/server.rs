@@ -237,3 +237,6 @@ impl ConnectRequest {
         let _reason = std::future::poll_fn(|cx| self.respond.poll_reset(cx)).await;
     }
 }
+
+#[cfg(test)]
+mod tests;

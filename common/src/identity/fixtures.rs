@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use super::ca::PrivateKey;
 use super::workload::WorkloadCert;
 use super::{EmbeddedCa, EmbeddedOptions, Issued};
-use crate::types::{Clock, SpiffeId};
+use crate::types::{Clock, SpiffeId, SystemClock};
 
 /// A path that does not exist yet; what is there at the end is removed.
 pub(super) struct TempPath(PathBuf);
@@ -80,7 +80,7 @@ pub(super) fn id(text: &str) -> SpiffeId {
 }
 
 /// `spiffe://cluster.local/ns/shop/sa/<account>`.
-pub(super) fn shop(account: &str) -> SpiffeId {
+pub(crate) fn shop(account: &str) -> SpiffeId {
     SpiffeId::new("cluster.local", "shop", account).unwrap()
 }
 
@@ -89,6 +89,16 @@ pub(super) fn embedded(dir: &TempPath, clock: Arc<dyn Clock>) -> EmbeddedCa {
     let options =
         EmbeddedOptions { ttl: Duration::from_secs(1_000), trust_domain: "cluster.local".into(), clock };
     EmbeddedCa::open_or_create(dir.path(), options).unwrap()
+}
+
+/// Certificates of one embedded CA for accounts in [`shop`]'s namespace, valid from now by the machine's clock.
+pub(crate) fn live<const N: usize>(accounts: [&str; N]) -> [WorkloadCert; N] {
+    let dir = TempPath::new();
+    let ca = EmbeddedCa::open_or_create(dir.path(), EmbeddedOptions::new("cluster.local")).unwrap();
+    accounts.map(|account| {
+        let id = shop(account);
+        WorkloadCert::new(&id, &ca.issue(&id).unwrap(), Arc::new(SystemClock)).unwrap()
+    })
 }
 
 /// A CA that signs what no CA should.

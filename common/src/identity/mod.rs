@@ -21,7 +21,7 @@ mod schedule;
 mod workload;
 
 #[cfg(test)]
-mod fixtures;
+pub(crate) mod fixtures;
 
 pub use ca::{Ca, CaError, Issued};
 pub use certs::{CertState, CertStatus, Certs, IdentityError, WorkloadCert};

@@ -216,3 +216,6 @@ pub fn shutdown_write(stream: &TcpStream) -> io::Result<()> {
         done => done,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,122 @@
+//! What the tests of this folder share: a server with certificates of its own, and tunnels to it over loopback.
+
+use std::cell::Cell;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tokio::task::LocalSet;
+
+use super::client::{Connect, Context, OpenError, Tunnel};
+use super::server::{ConnectRequest, accept};
+use super::{Http2, Limits};
+use crate::identity::WorkloadCert;
+use crate::identity::fixtures::live;
+use crate::task::Scope;
+use crate::telemetry::Metrics;
+use crate::types::SpiffeId;
+
+/// No test waits longer for anything.
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Runs a test on a thread's own tasks, with an end.
+pub(super) async fn local<T>(test: impl Future<Output = T>) -> T {
+    let all = LocalSet::new();
+    all.run_until(tokio::time::timeout(PATIENCE, test)).await.expect("the test hangs")
+}
+
+/// A server and all that a client needs to open tunnels to it.
+pub(super) struct Mesh {
+    pub(super) addr: SocketAddr,
+    pub(super) cart: WorkloadCert,
+    pub(super) web: Rc<WorkloadCert>,
+    pub(super) http2: Http2,
+    pub(super) limits: Limits,
+    pub(super) client: Scope,
+    pub(super) server: Scope,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) requests: mpsc::UnboundedReceiver<ConnectRequest>,
+    /// Tunnels that [`Mesh::establish`] was asked for.
+    pub(super) dials: Cell<usize>,
+}
+
+impl Mesh {
+    /// `streams` is what a client opens on one tunnel.
+    pub(super) async fn new(streams: usize) -> Self {
+        let [cart, web] = live(["cart", "web"]);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (addr, web) = (listener.local_addr().unwrap(), Rc::new(web));
+        let http2 = Http2::new(1 << 20, None, 1 << 16, streams);
+        let (limits, server) = (Limits::default(), Scope::new());
+        let (sender, requests) = mpsc::unbounded_channel();
+        let (config, tasks, settings, times) =
+            (web.server_config(), server.clone(), http2.clone(), limits.clone());
+        server.spawn_local(async move {
+            while let Ok((tcp, from)) = listener.accept().await {
+                let (config, settings, times) = (config.clone(), settings.clone(), times.clone());
+                let (sender, scope) = (sender.clone(), tasks.clone());
+                tasks.spawn_local(async move {
+                    if let Ok(accepted) = accept(tcp, from, config, &settings, &times).await {
+                        let _ended = accepted.run(&times, &scope, |r| sender.send(r).unwrap()).await;
+                    }
+                });
+            }
+        });
+        Self {
+            addr,
+            cart,
+            web,
+            http2,
+            limits,
+            client: Scope::new(),
+            server,
+            metrics: Metrics::new("test"),
+            requests,
+            dials: Cell::new(0),
+        }
+    }
+
+    /// A tunnel whose certificates end no later than `expires`, to a server that must prove `expected`.
+    pub(super) async fn tunnel(
+        &self,
+        expected: &SpiffeId,
+        expires: SystemTime,
+    ) -> Result<Rc<Tunnel>, OpenError> {
+        self.dials.set(self.dials.get() + 1);
+        let tcp = TcpStream::connect(self.addr).await.unwrap();
+        let tls = self.cart.client_config(std::slice::from_ref(expected));
+        let context =
+            Context { http2: &self.http2, limits: &self.limits, scope: &self.client, metrics: &self.metrics };
+        Tunnel::establish(tcp, self.addr, tls, expires, &context).await
+    }
+
+    /// A tunnel as it should be.
+    pub(super) async fn establish(&self) -> Result<Rc<Tunnel>, OpenError> {
+        self.tunnel(&self.web.identity, self.cart.not_after).await
+    }
+
+    /// Answers every CONNECT with 200 and keeps the streams open until the task is cut.
+    pub(super) fn accept_all(&mut self) {
+        let (_, nothing) = mpsc::unbounded_channel();
+        let mut requests = std::mem::replace(&mut self.requests, nothing);
+        self.server.spawn_local(async move {
+            let mut open = Vec::new();
+            while let Some(request) = requests.recv().await {
+                open.extend(request.accept(None));
+            }
+        });
+    }
+}
+
+pub(super) fn connect() -> Connect {
+    Connect {
+        authority: "10.0.0.1:80".parse().unwrap(),
+        baggage: "k8s.namespace.name=shop".to_owned(),
+        forwarded: "for=\"10.0.0.2:4242\"".to_owned(),
+        traceparent: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".to_owned(),
+    }
+}

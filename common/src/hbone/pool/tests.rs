@@ -1,0 +1,157 @@
+use super::*;
+use crate::hbone::fixtures::{Mesh, PATIENCE, connect, local};
+
+fn key(mesh: &Mesh, uid: &str) -> Key {
+    Key {
+        source: "cart-1".into(),
+        identity: mesh.cart.identity.clone(),
+        destination: WorkloadUid(uid.into()),
+        peer: mesh.addr,
+        expected: vec![mesh.web.identity.clone()],
+    }
+}
+
+async fn open(pool: &Pool, mesh: &Mesh, uid: &str) -> Result<Opened, OpenError> {
+    pool.open(&key(mesh, uid), &connect(), PATIENCE, || mesh.establish()).await
+}
+
+#[tokio::test]
+async fn streams_share_a_tunnel_until_it_is_full_and_again_when_they_end() {
+    local(async {
+        let (mut mesh, pool) = (Mesh::new(2).await, Pool::default());
+        mesh.accept_all();
+        let first = open(&pool, &mesh, "web-1").await.unwrap();
+        let second = open(&pool, &mesh, "web-1").await.unwrap();
+        assert_eq!((mesh.dials.get(), pool.len()), (1, 1));
+        let third = open(&pool, &mesh, "web-1").await.unwrap();
+        assert_eq!((mesh.dials.get(), pool.len()), (2, 2), "two streams are all that one tunnel takes");
+        drop((first, second));
+        let again = [open(&pool, &mesh, "web-1").await.unwrap(), open(&pool, &mesh, "web-1").await.unwrap()];
+        assert_eq!((mesh.dials.get(), pool.len()), (2, 2));
+        drop((third, again));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn another_destination_has_another_tunnel() {
+    local(async {
+        let (mut mesh, pool) = (Mesh::new(100).await, Pool::default());
+        mesh.accept_all();
+        let (one, two) = tokio::join!(open(&pool, &mesh, "web-1"), open(&pool, &mesh, "web-2"));
+        assert!(one.is_ok() && two.is_ok());
+        assert_eq!((mesh.dials.get(), pool.len()), (2, 2), "a reused address never meets an old tunnel");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn all_who_wait_share_one_establishment_and_its_failure() {
+    local(async {
+        let (mut mesh, pool) = (Mesh::new(100).await, Pool::default());
+        mesh.accept_all();
+        let (one, two) = tokio::join!(open(&pool, &mesh, "web-1"), open(&pool, &mesh, "web-1"));
+        assert!(one.is_ok() && two.is_ok());
+        assert_eq!(mesh.dials.get(), 1);
+
+        let (tries, refused) = (Cell::new(0), key(&mesh, "web-9"));
+        let fail = || async {
+            tries.set(tries.get() + 1);
+            tokio::task::yield_now().await;
+            Err(OpenError::Identity("none".to_owned()))
+        };
+        let connect = connect();
+        let (one, two) = tokio::join!(
+            pool.open(&refused, &connect, PATIENCE, fail),
+            pool.open(&refused, &connect, PATIENCE, fail),
+        );
+        assert!(matches!(
+            (one.err(), two.err()),
+            (Some(OpenError::Identity(_)), Some(OpenError::Identity(_)))
+        ));
+        assert_eq!(tries.get(), 1);
+        assert!(
+            pool.open(&refused, &connect, PATIENCE, || mesh.establish()).await.is_ok(),
+            "a failure is not kept"
+        );
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn who_waits_for_a_cancelled_establishment_tries_itself() {
+    local(async {
+        let (mut mesh, pool) = (Mesh::new(100).await, Pool::default());
+        mesh.accept_all();
+        let (key, connect) = (key(&mesh, "web-1"), connect());
+        let mut stuck = Box::pin(pool.open(&key, &connect, PATIENCE, std::future::pending));
+        let mut waits = Box::pin(open(&pool, &mesh, "web-1"));
+        let both = std::future::poll_fn(|cx| {
+            let first = stuck.as_mut().poll(cx).is_pending();
+            std::task::Poll::Ready(first && waits.as_mut().poll(cx).is_pending())
+        });
+        assert!(both.await);
+        assert_eq!(mesh.dials.get(), 0);
+        drop(stuck);
+        assert!(waits.await.is_ok());
+        assert_eq!(mesh.dials.get(), 1);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_sweep_takes_idle_and_unwanted_tunnels_and_leaves_their_streams() {
+    local(async {
+        let (mut mesh, pool) = (Mesh::new(100).await, Pool::default());
+        mesh.accept_all();
+        let mut opened = open(&pool, &mesh, "web-1").await.unwrap();
+        pool.sweep(Duration::ZERO, |_| true);
+        assert_eq!(pool.len(), 1, "a tunnel with a stream is not idle");
+        pool.sweep(PATIENCE, |_| false);
+        assert!(pool.is_empty());
+        opened.stream.send.send("x".into()).unwrap();
+        drop(opened);
+
+        drop(open(&pool, &mesh, "web-1").await.unwrap());
+        assert_eq!(mesh.dials.get(), 2);
+        pool.sweep(PATIENCE, |_| true);
+        assert_eq!(pool.len(), 1, "it was used just now");
+        pool.sweep(Duration::ZERO, |_| true);
+        assert!(pool.is_empty());
+        mesh.client.shut_down(PATIENCE).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_expired_tunnel_takes_no_streams() {
+    local(async {
+        let mesh = Mesh::new(100).await;
+        let now = SystemTime::now();
+        let tunnel = mesh.tunnel(&mesh.web.identity, now + Duration::from_secs(60)).await.unwrap();
+        assert!(tunnel.claim(now).is_some() && !tunnel.is_expired(now));
+        let later = now + Duration::from_secs(60);
+        assert!(tunnel.claim(later).is_none() && tunnel.is_expired(later));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_unanswered_stream_is_tried_again_but_not_for_ever() {
+    local(async {
+        let (mut mesh, pool) = (Mesh::new(100).await, Pool::default());
+        let (_, nothing) = tokio::sync::mpsc::unbounded_channel();
+        let mut requests = std::mem::replace(&mut mesh.requests, nothing);
+        let seen = Rc::new(Cell::new(0));
+        let counted = Rc::clone(&seen);
+        mesh.server.spawn_local(async move {
+            while requests.recv().await.is_some() {
+                counted.set(counted.get() + 1); // dropped: the stream is reset
+            }
+        });
+        let error = open(&pool, &mesh, "web-1").await.err().unwrap();
+        assert!(matches!(error, OpenError::Lost { .. }), "{error}");
+        assert_eq!(seen.get(), TRIES);
+    })
+    .await;
+}
