@@ -24,9 +24,9 @@ use crate::types::SpiffeId;
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Runs a test on a thread's own tasks, with an end.
-pub(super) async fn local<T>(test: impl Future<Output = T>) -> T {
-    let all = LocalSet::new();
-    all.run_until(tokio::time::timeout(PATIENCE, test)).await.expect("the test hangs")
+pub(super) fn local<'a, T>(test: impl Future<Output = T> + 'a) -> impl Future<Output = T> + 'a {
+    let test = Box::pin(tokio::time::timeout(PATIENCE, test));
+    async { LocalSet::new().run_until(test).await.expect("the test hangs") }
 }
 
 /// A server and all that a client needs to open tunnels to it.

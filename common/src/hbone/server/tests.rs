@@ -52,7 +52,7 @@ async fn a_client_without_alpn_is_refused() {
         let mesh = Mesh::new(100).await;
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
-        let mut config = (*mesh.cart.client_config(&[mesh.web.identity.clone()])).clone();
+        let mut config = (*mesh.cart.client_config(std::slice::from_ref(&mesh.web.identity))).clone();
         config.alpn_protocols.clear();
         let client = async {
             let tcp = TcpStream::connect(addr).await.unwrap();
