@@ -16,9 +16,10 @@ use tokio_rustls::client::TlsStream;
 use super::headers::{DENIAL, DENIAL_CLASS, known_class};
 use super::relay::Stream;
 use super::stream::{RecvHalf, SendHalf};
+use super::tail::Tail;
 use super::{Http2, Limits, watch_pings};
 use crate::identity::peer_certificate;
-use crate::identity::tls::server_name;
+use crate::identity::tls::{explain, server_name};
 use crate::task::Scope;
 use crate::telemetry::{Metrics, ResponseFlag, Side};
 
@@ -175,6 +176,8 @@ pub struct Tunnel {
     request: RefCell<Option<h2::client::SendRequest<Bytes>>>,
     streams: Cell<usize>,
     streams_max: usize,
+    /// Streams that the peer was seen to allow; all tunnels to it share this, as a new one does not know yet.
+    learned: RefCell<Rc<Cell<usize>>>,
     window: u32,
     idle_since: Cell<Instant>,
     expires: SystemTime,
@@ -208,10 +211,11 @@ impl Tunnel {
         let tls = timeout(limits.tls, TlsConnector::from(tls).connect(server_name(), tcp))
             .await
             .map_err(|_| OpenError::Tls { peer, cause: format!("no handshake within {:?}", limits.tls) })?
-            .map_err(|e| OpenError::Tls { peer, cause: e.to_string() })?;
+            .map_err(|e| OpenError::Tls { peer, cause: explain(&e) })?;
         let theirs = peer_certificate(tls.get_ref().1.peer_certificates())
             .map_err(|e| OpenError::Tls { peer, cause: e.to_string() })?;
         let expires = expires.min(theirs.not_after);
+        let tail = Tail::of(tls.get_ref().0);
         if tls.get_ref().1.alpn_protocol() != Some(b"h2") {
             return Err(OpenError::Http2 { peer, cause: "the peer did not choose ALPN h2".into() });
         }
@@ -236,6 +240,7 @@ impl Tunnel {
             request: RefCell::new(Some(request)),
             streams: Cell::new(0),
             streams_max: http2.client_streams,
+            learned: RefCell::new(Rc::new(Cell::new(usize::MAX))),
             window: http2.stream_window,
             idle_since: Cell::new(Instant::now()),
             expires,
@@ -246,9 +251,13 @@ impl Tunnel {
         scope.spawn_local(async move {
             let lost = drive(connection, &weak, &limits, &draining).await;
             drop(counted);
+            let orderly = lost.is_none();
             if let Some(tunnel) = weak.upgrade() {
                 tunnel.lost.replace(lost.map(|error| error.of(peer, &limits)));
                 tunnel.retire();
+            }
+            if orderly {
+                tail.read_up().await;
             }
         });
         Ok(tunnel)
@@ -257,13 +266,18 @@ impl Tunnel {
     /// Room for one stream more, unless the tunnel is full, closing or too old.
     pub fn claim(self: &Rc<Self>, now: SystemTime) -> Option<Slot> {
         let offered = self.request.borrow().as_ref()?.current_max_send_streams();
-        let allowed = self.streams_max.min(offered);
+        let allowed = self.streams_max.min(offered).min(self.learned.borrow().get());
         // A peer that allows none yet gets one to wait with: it may raise its limit, and the wait has one of its own.
         if self.is_closed() || now >= self.expires || self.streams.get() >= allowed.max(1) {
             return None;
         }
         self.streams.set(self.streams.get() + 1);
         Some(Slot(Rc::clone(self)))
+    }
+
+    /// Joins the tunnels to one peer, which share what they learn of it.
+    pub fn share(&self, learned: &Rc<Cell<usize>>) {
+        self.learned.replace(Rc::clone(learned));
     }
 
     /// No new stream will be accepted: the connection ended, the peer sent GOAWAY, or it was retired.
@@ -377,6 +391,14 @@ impl Tunnel {
     fn why_lost(&self, error: &h2::Error) -> OpenError {
         if error.is_go_away() || error.is_io() {
             self.retire();
+        } else if error.reason() == Some(h2::Reason::REFUSED_STREAM) {
+            // Too many, on their way before its SETTINGS said so; or it takes none at all.
+            let offered =
+                self.request.borrow().as_ref().map_or(1, h2::client::SendRequest::current_max_send_streams);
+            self.learned.borrow().set(offered.clamp(1, self.streams_max));
+            if self.streams.get() <= 1 {
+                self.retire();
+            }
         }
         let below = self.lost.borrow().clone();
         below.unwrap_or_else(|| lost(self.peer, error))

@@ -13,6 +13,7 @@ mod queue;
 pub mod relay;
 pub mod server;
 pub mod stream;
+mod tail;
 
 #[cfg(test)]
 mod fixtures;

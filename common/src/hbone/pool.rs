@@ -49,10 +49,17 @@ pub struct Pool {
 }
 
 /// The tunnels of one key.
-#[derive(Default)]
 struct Pair {
     tunnels: RefCell<Vec<Rc<Tunnel>>>,
+    streams_learned: Rc<Cell<usize>>,
     dial: RefCell<Option<Rc<Dial>>>,
+}
+
+impl Default for Pair {
+    fn default() -> Self {
+        let streams_learned = Rc::new(Cell::new(usize::MAX));
+        Self { tunnels: RefCell::default(), streams_learned, dial: RefCell::default() }
+    }
 }
 
 /// One establishment under way; everybody who waits for it gets its result.
@@ -135,7 +142,10 @@ impl Pool {
             pair.dial.borrow_mut().replace(Rc::clone(&dial));
             let guard = DialGuard { pair: &pair, dial };
             match establish().await {
-                Ok(tunnel) => pair.tunnels.borrow_mut().push(tunnel),
+                Ok(tunnel) => {
+                    tunnel.share(&pair.streams_learned);
+                    pair.tunnels.borrow_mut().push(tunnel);
+                }
                 Err(error) => {
                     guard.dial.failed.replace(Some(error.clone()));
                     return Err(error);

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, StatusCode};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
@@ -14,19 +14,16 @@ use tokio_rustls::TlsAcceptor;
 use super::headers::{DENIAL, DENIAL_CLASS};
 use super::relay::Stream;
 use super::stream::{RecvHalf, SendHalf};
+use super::tail::{Tail, read_up};
 use super::{Http2, Limits, watch_pings};
 use crate::identity::peer_certificate;
+use crate::identity::tls::explain;
 use crate::task::Scope;
 use crate::telemetry::ResponseFlag;
 use crate::types::SpiffeId;
 
 /// A timer that is set further ahead overflows; no certificate of ours lives as long.
 const LONGEST_SLEEP: Duration = Duration::from_secs(365 * 24 * 3600);
-
-/// How long a refused client may take to read its alert and close.
-const ALERT_WAIT: Duration = Duration::from_secs(1);
-/// Bytes of a refused client that are read and thrown away meanwhile.
-const ALERT_READ_MAX: u64 = 64 * 1024;
 
 /// Why a tunnel was not accepted, or ended early.
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +65,7 @@ pub struct Accepted {
     /// Announced to the client.
     window: u32,
     connection: h2::server::Connection<tokio_rustls::server::TlsStream<TcpStream>, Bytes>,
+    tail: Tail,
 }
 
 /// TLS and the HTTP/2 preface.
@@ -86,12 +84,15 @@ pub async fn accept(
         .map_err(|_| AcceptError::Tls { peer, cause: format!("no handshake within {:?}", limits.tls) })?;
     let tls = match tls {
         Ok(tls) => tls,
-        Err((error, tcp)) => {
-            close_behind_alert(tcp).await;
-            return Err(AcceptError::Tls { peer, cause: error.to_string() });
+        Err((error, mut tcp)) => {
+            if tcp.shutdown().await.is_ok() {
+                read_up(tcp).await;
+            }
+            return Err(AcceptError::Tls { peer, cause: explain(&error) });
         }
     };
-    let session = tls.get_ref().1;
+    let (tcp, session) = tls.get_ref();
+    let tail = Tail::of(tcp);
     let certificate = peer_certificate(session.peer_certificates())
         .map_err(|e| AcceptError::Tls { peer, cause: e.to_string() })?;
     if session.alpn_protocol() != Some(b"h2") {
@@ -110,17 +111,8 @@ pub async fn accept(
         .map_err(|_| AcceptError::Http2 { peer, cause: format!("no preface within {:?}", limits.preface) })?
         .map_err(|e| AcceptError::Http2 { peer, cause: e.to_string() })?;
     let expires = certificate.not_after;
-    Ok(Accepted { peer: certificate.identity, expires, window: http2.stream_window, connection })
-}
-
-/// A refused client has mostly sent its first request by now. A close with that unread is a reset, which can overtake
-/// the alert: the client would take it for a lost tunnel, and try again.
-async fn close_behind_alert(mut tcp: TcpStream) {
-    let read_up = async {
-        tcp.shutdown().await?;
-        tokio::io::copy(&mut (&mut tcp).take(ALERT_READ_MAX), &mut tokio::io::sink()).await
-    };
-    let _gone = timeout(ALERT_WAIT, read_up).await;
+    let window = http2.stream_window;
+    Ok(Accepted { peer: certificate.identity, expires, window, connection, tail })
 }
 
 impl Accepted {
@@ -150,7 +142,7 @@ impl Accepted {
         loop {
             tokio::select! {
                 next = self.connection.accept() => match next {
-                    None => return Ok(()),
+                    None => break,
                     Some(Err(error)) => return Err(error.to_string()),
                     Some(Ok((request, respond))) => {
                         serve(ConnectRequest { request, respond, window: self.window });
@@ -169,6 +161,9 @@ impl Accepted {
                 }
             }
         }
+        drop(self.connection);
+        self.tail.read_up().await;
+        Ok(())
     }
 }
 

@@ -47,6 +47,14 @@ pub async fn read_end(stream: &mut TcpStream) -> End {
     }
 }
 
+/// Sends `data` to somebody who refuses it: a reset that has come before counts as one that comes after.
+pub async fn send_and_be_reset(stream: &mut TcpStream, data: &[u8]) {
+    match stream.write_all(data).await {
+        Ok(()) => assert_eq!(read_end(stream).await, End::Reset(Vec::new())),
+        Err(e) => assert!(matches!(e.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe), "{e}"),
+    }
+}
+
 /// Reads exactly `expected`.
 pub async fn expect_bytes(stream: &mut TcpStream, expected: &[u8]) {
     let mut got = vec![0; expected.len()];

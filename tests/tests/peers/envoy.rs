@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 
 use culvert_tests::peer::envoy::{FORWARD, start};
-use culvert_tests::peer::net::{App, End, connect, expect_bytes, read_end};
+use culvert_tests::peer::net::{App, End, connect, expect_bytes, read_end, send_and_be_reset};
 use culvert_tests::peer::world::{APP, SERVICE, World};
 use culvert_tests::peer::{eventually, within};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -113,8 +113,7 @@ async fn envoy_as_server_that_our_agent_dials() {
     drop((client, server, app));
     world.settle().await;
     let mut client = connect(&world.pod, world.remote());
-    client.write_all(b"nobody").await.unwrap();
-    assert_eq!(read_end(&mut client).await, End::Reset(Vec::new()));
+    send_and_be_reset(&mut client, b"nobody").await;
     let line = world.line_from(client.local_addr().unwrap()).await;
     assert!(line.field("error").unwrap().contains("http status: 503"), "{line:?}");
     drop(envoy);

@@ -238,3 +238,34 @@ async fn a_small_window_and_large_answers_keep_every_byte() {
     );
     assert!(got.unwrap() == data && back == data);
 }
+
+#[tokio::test]
+async fn a_server_with_room_for_one_stream_gets_a_tunnel_for_each() {
+    let world = World::new(&[]);
+    let server = Server::new(&world);
+    // All at once: the tunnel's SETTINGS arrive when several requests are on their way.
+    let mut apps: Vec<_> = (0..4).map(|_| connect(&world.pod, world.remote())).collect();
+    for app in &mut apps {
+        app.write_all(b"question").await.unwrap();
+    }
+    let mut open = Vec::new();
+    for _ in 0..apps.len() {
+        let mut session = server.session_with(1).await;
+        let (_, mut stream) = session.accept().await;
+        stream.accept();
+        stream.expect(b"question").await;
+        stream.write(b"answer").await;
+        open.push((session, stream));
+    }
+    for app in &mut apps {
+        expect_bytes(app, b"answer").await;
+        app.shutdown().await.unwrap();
+    }
+    for (_, stream) in &mut open {
+        assert_eq!(stream.read_end().await, Ok(Vec::new()));
+        stream.finish();
+    }
+    for app in &mut apps {
+        assert_eq!(read_end(app).await, End::Orderly(Vec::new()));
+    }
+}
