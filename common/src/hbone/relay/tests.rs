@@ -51,11 +51,13 @@ async fn rig(window: u32, limit: u64) -> Rig {
     let (near, far) = tokio::io::duplex(1 << 16);
     let server = async {
         let mut builder = h2::server::Builder::new();
-        builder.initial_window_size(window).initial_connection_window_size(1 << 20);
+        builder
+            .initial_window_size(window)
+            .initial_connection_window_size(crate::hbone::Http2::default().connection_window);
         let mut connection = builder.handshake::<_, Bytes>(near).await.unwrap();
         let (request, mut respond) = connection.accept().await.unwrap().unwrap();
         let send = respond.send_response(http::Response::new(()), false).unwrap();
-        scope.spawn_local(async move { while connection.accept().await.is_some() {} });
+        scope.spawn_local(async move { while let Some(Ok(_)) = connection.accept().await {} });
         Stream { send: SendHalf::new(send), recv: RecvHalf::new(request.into_body()), window }
     };
     let client = async {
@@ -220,6 +222,29 @@ async fn a_stalled_stream_over_the_budget_is_reset() {
         let error = rig.recv.data().await.unwrap().unwrap_err();
         assert_eq!(error.reason(), Some(Reason::ENHANCE_YOUR_CALM));
         assert_eq!((rig.budget.held(), rig.budget.resets()), (0, 1));
+    })
+    .await;
+}
+#[tokio::test]
+async fn single_bytes_close_nothing_and_cost_about_their_size() {
+    local(async {
+        const COUNT: usize = 60_000;
+        let mut rig = rig(1 << 20, 1 << 30).await;
+        for _ in 0..COUNT {
+            rig.send.send_data(Bytes::from_static(b"x"), false).unwrap();
+        }
+        rig.send.send_data(Bytes::new(), true).unwrap();
+        let mut held = 0;
+        for _ in 0..200 {
+            held = rig.budget.held().max(held);
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        assert!(0 < held && held < 2 * COUNT as u64 + 32 * 1024, "{held}");
+        let mut got = Vec::new();
+        rig.app.read_to_end(&mut got).await.unwrap();
+        assert_eq!(got.len(), COUNT);
+        rig.app.shutdown().await.unwrap();
+        rig.result.await.unwrap().unwrap();
     })
     .await;
 }
