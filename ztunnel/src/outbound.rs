@@ -172,7 +172,8 @@ async fn open(
         forwarded: forwarded(src, host),
         traceparent: trace.to_string(),
     };
-    let establish = || establish(worker, pod, &key);
+    // Boxed: few connections make a tunnel, and every one would hold the room for it.
+    let establish = || Box::pin(establish(worker, pod, &key));
     worker.pool.open(&key, &connect, worker.shared.limits.answer, establish).await
 }
 

@@ -17,7 +17,7 @@ use super::headers::{DENIAL, DENIAL_CLASS, known_class};
 use super::relay::Stream;
 use super::stream::{RecvHalf, SendHalf};
 use super::tail::Tail;
-use super::{Http2, Limits, watch_pings};
+use super::{Http2, Limits, SMALL_FRAMES, watch_pings};
 use crate::identity::peer_certificate;
 use crate::identity::tls::{explain, server_name};
 use crate::task::Scope;
@@ -225,6 +225,7 @@ impl Tunnel {
             .max_frame_size(http2.frame_size)
             .max_header_list_size(16 * 1024)
             .max_send_buffer_size(http2.send_buffer)
+            .data_frame_budget(SMALL_FRAMES)
             .initial_max_send_streams(http2.client_streams)
             .enable_push(false)
             .handshake(tls);

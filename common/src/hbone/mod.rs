@@ -40,6 +40,10 @@ pub struct Http2 {
 
 /// Streams that a server allows on one tunnel.
 const SERVER_STREAMS: u32 = 200;
+/// What h2 may charge for small DATA frames that it has read and we have not yet taken, before it ends the tunnel: 256 bytes
+/// a frame. They are taken each time it has read, so that only a socket buffer full of tiny frames comes near; derived from
+/// a small connection window, as is its default, a few hundred would.
+const SMALL_FRAMES: usize = 64 << 20;
 /// HTTP/2 allows no larger window. Source: RFC 9113 §6.9.1.
 const WINDOW_MAX: u64 = (1 << 31) - 1;
 

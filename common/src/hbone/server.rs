@@ -15,7 +15,7 @@ use super::headers::{DENIAL, DENIAL_CLASS};
 use super::relay::Stream;
 use super::stream::{RecvHalf, SendHalf};
 use super::tail::{Tail, read_up};
-use super::{Http2, Limits, watch_pings};
+use super::{Http2, Limits, SMALL_FRAMES, watch_pings};
 use crate::identity::peer_certificate;
 use crate::identity::tls::explain;
 use crate::task::Scope;
@@ -104,6 +104,7 @@ pub async fn accept(
         .max_frame_size(http2.frame_size)
         .max_header_list_size(64 * 1024)
         .max_send_buffer_size(http2.send_buffer)
+        .data_frame_budget(SMALL_FRAMES)
         .max_concurrent_streams(http2.server_streams)
         .handshake(tls);
     let connection = timeout(limits.preface, handshake)
