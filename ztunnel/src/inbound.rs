@@ -218,6 +218,17 @@ async fn serve_stream(worker: &Rc<Worker>, pod: &Arc<Pod>, client: &Client, mut 
     connection.finish(outcome.map_err(|error| error.failure("")));
 }
 
+/// Bytes that one stream's task holds.
+#[cfg(test)]
+pub(crate) fn stream_size() -> usize {
+    fn of<'a, F: Future>(
+        _serve: impl Fn(&'a Rc<Worker>, &'a Arc<Pod>, &'a Client, ConnectRequest) -> F,
+    ) -> usize {
+        size_of::<F>()
+    }
+    of(serve_stream)
+}
+
 struct Routed {
     flow: Flow,
     verdict: Result<(), Denied>,

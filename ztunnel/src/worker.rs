@@ -245,3 +245,26 @@ impl Worker {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Bytes of the future that `serve` returns.
+    fn size<'a, C, D, F: Future>(_serve: impl Fn(&'a Rc<Worker>, &'a Arc<Pod>, C, D) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    /// Each open connection holds its future: what makes one of them larger should be boxed, or worth it.
+    #[test]
+    fn connections_stay_small() {
+        for (what, got, limit) in [
+            ("outbound", size(outbound::serve), 2200),
+            ("plaintext", size(passthrough::serve), 1300),
+            ("tunnel", size(inbound::serve), 9000),
+            ("stream", inbound::stream_size(), 2400),
+        ] {
+            assert!(got <= limit, "{what}: {got} bytes, at most {limit}");
+        }
+    }
+}
