@@ -9,7 +9,7 @@ mod namespace;
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use culvert_common::admin::{Pending, Readiness};
 use culvert_common::identity::CertState;
@@ -19,6 +19,7 @@ use culvert_common::net::rules::{self, CaptureSpec};
 use culvert_common::net::socket::{ListenOptions, listen};
 use culvert_common::state::Snapshot;
 use culvert_common::task::Scope;
+use culvert_common::types::SpiffeId;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -30,6 +31,8 @@ use crate::worker::{Port, Workers};
 
 /// A pod that could not be captured is tried again so often.
 const RETRY: Duration = Duration::from_secs(1);
+/// How often the first certificates are looked for.
+const FIRST_CERTIFICATES: Duration = Duration::from_millis(20);
 /// Connections of one listener that wait for being accepted.
 const BACKLOG: u32 = 1024;
 
@@ -69,6 +72,8 @@ pub(crate) struct Redirect {
     failing: HashMap<Arc<str>, String>,
     pending: Option<Pending>,
     uncertified: Option<Pending>,
+    /// Identities whose expiry the metrics have.
+    certified: HashSet<SpiffeId>,
     /// Released pods whose connections have ended.
     drained: (UnboundedSender<Arc<Pod>>, UnboundedReceiver<Arc<Pod>>),
 }
@@ -93,6 +98,7 @@ impl Redirect {
             failing: HashMap::new(),
             pending,
             uncertified,
+            certified: HashSet::new(),
             drained: unbounded_channel(),
         }
     }
@@ -108,6 +114,11 @@ impl Redirect {
             tokio::select! {
                 () = scope.draining() => return,
                 _ = tick.tick() => {}
+                // The first certificates take milliseconds, and readiness waits for them.
+                () = tokio::time::sleep(FIRST_CERTIFICATES), if self.uncertified.is_some() && seen.is_some() => {
+                    self.report_certificates();
+                    continue;
+                }
                 changed = revisions.changed() => if changed.is_err() { return },
                 Some(pod) = self.drained.1.recv() => {
                     self.clear(&pod);
@@ -262,13 +273,16 @@ impl Redirect {
 
     /// Readiness waits until each local workload has its first certificate or a stated reason why not.
     fn report_certificates(&mut self) {
-        let statuses = self.shared.certs.status();
-        let now = SystemTime::now();
+        let (statuses, metrics) = (self.shared.certs.status(), self.shared.telemetry.metrics());
+        let mut certified = HashSet::new();
         for status in &statuses {
-            if let Some(not_after) = status.not_after.filter(|t| *t > now) {
-                self.shared.telemetry.metrics().certificate(&status.identity, not_after);
+            if let Some(not_after) = status.not_after {
+                metrics.certificate(&status.identity, not_after);
+                certified.insert(status.identity.clone());
             }
         }
+        self.certified.difference(&certified).for_each(|gone| metrics.certificate_gone(gone));
+        self.certified = certified;
         let waiting = statuses.iter().any(|s| matches!(s.state, CertState::Initializing));
         if !waiting && let Some(uncertified) = self.uncertified.take() {
             uncertified.ready();
