@@ -10,6 +10,8 @@
 //! | 5 | `hbone`, `source` | the tunnel; where the state comes from |
 //! | 6 | `admin` | readiness and metrics pages |
 
+#![warn(missing_docs)]
+
 pub mod types;
 
 pub mod task;

@@ -17,13 +17,19 @@ use super::sys;
 
 /// Flags of a request, `NLM_F_…`.
 pub mod flag {
+    /// `NLM_F_REQUEST`: every message to the kernel has it.
     pub const REQUEST: u16 = 0x1;
+    /// `NLM_F_ACK`: the kernel answers also when all went well.
     pub const ACK: u16 = 0x4;
     /// `NLM_F_ROOT | NLM_F_MATCH`.
     pub const DUMP: u16 = 0x300;
+    /// `NLM_F_REPLACE`: an object that is there already is replaced.
     pub const REPLACE: u16 = 0x100;
+    /// `NLM_F_EXCL`: an object that is there already is an error (`EEXIST`).
     pub const EXCLUSIVE: u16 = 0x200;
+    /// `NLM_F_CREATE`: an object that is not there is made.
     pub const CREATE: u16 = 0x400;
+    /// `NLM_F_APPEND`: the object goes to the end of its list.
     pub const APPEND: u16 = 0x800;
 }
 
@@ -91,9 +97,11 @@ impl Writer {
 /// What a message header says besides its length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
+    /// `nlmsg_type`: what the message asks or tells.
     pub kind: u16,
     /// See [`flag`].
     pub flags: u16,
+    /// The request's number; its answers repeat it.
     pub seq: u32,
 }
 
@@ -154,14 +162,18 @@ fn pad(bytes: &mut Vec<u8>) {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("malformed netlink {what}: {have} bytes where {need} are needed")]
 pub struct Malformed {
+    /// What was being read: a message, an attribute, an error message.
     pub what: &'static str,
+    /// Bytes it takes, by its own length field or at the least.
     pub need: usize,
+    /// Bytes there were.
     pub have: usize,
 }
 
 /// A message as read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Frame<'a> {
+    /// Its header, without the length.
     pub header: Header,
     /// Everything after the header.
     pub body: &'a [u8],
@@ -201,6 +213,7 @@ fn split_frame(bytes: &[u8]) -> Result<(Frame<'_>, &[u8]), Malformed> {
 pub struct Attr<'a> {
     /// Without the flag bits.
     pub kind: u16,
+    /// Without header and padding.
     pub value: &'a [u8],
 }
 
@@ -279,6 +292,7 @@ pub enum NetlinkError {
     /// The kernel refused.
     #[error("the kernel refused: {errno}{}{text}", if text.is_empty() { "" } else { ": " })]
     Kernel {
+        /// The kernel's error number.
         errno: Errno,
         /// The kernel's own explanation; often empty.
         text: String,

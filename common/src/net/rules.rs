@@ -46,9 +46,13 @@ pub struct CaptureSpec {
     pub mark: u32,
     /// Source address of the kubelet's probes, never redirected.
     pub probe_v4: Ipv4Addr,
+    /// The same for IPv6.
     pub probe_v6: Ipv6Addr,
+    /// Where the agent takes what the pod sends.
     pub outbound_port: u16,
+    /// Where the agent takes what arrives outside a tunnel.
     pub inbound_port: u16,
+    /// Where the agent takes tunnels; what arrives for it is not redirected.
     pub hbone_port: u16,
     /// Go on beside the rules of another mesh instead of refusing; nothing of theirs is touched.
     pub adopt: bool,
@@ -79,7 +83,12 @@ pub enum RulesError {
     #[error(
         "{step}: {source}; check that the agent has CAP_NET_ADMIN and the kernel nf_tables with nat and redirect"
     )]
-    Netlink { step: &'static str, source: NetlinkError },
+    Netlink {
+        /// What was being done, for instance "listing tables".
+        step: &'static str,
+        /// What went wrong.
+        source: NetlinkError,
+    },
     /// What is in force is not what was asked for.
     #[error("the capture rules in force differ: {}; check what else changes them in this namespace", .0.join("; "))]
     Differs(Vec<String>),
@@ -88,15 +97,24 @@ pub enum RulesError {
         "rules of another mesh are in this namespace ({}): take the pod out of that mesh and restart it, or set adopt",
         .seen.join(", ")
     )]
-    ForeignMesh { seen: Vec<String> },
+    ForeignMesh {
+        /// Tables by name, chains as "table chain"; the first few.
+        seen: Vec<String>,
+    },
     /// No interface can have this name.
     #[error(
         "{name:?} is not an interface name (1 to 15 bytes, no space, no slash): check the pod's annotation"
     )]
-    Interface { name: Arc<str> },
+    Interface {
+        /// As given.
+        name: Arc<str>,
+    },
     /// More interfaces than a pod has.
     #[error("{found} interfaces to reroute, at most {REROUTE_MAX} allowed: check the pod's annotation")]
-    Interfaces { found: usize },
+    Interfaces {
+        /// How many were given.
+        found: usize,
+    },
 }
 
 /// What [`install`] did.
@@ -228,23 +246,31 @@ fn foreign(netfilter: &mut Netlink) -> Result<Vec<String>, RulesError> {
 /// A table of family `inet`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Table {
+    /// [`NAT_TABLE`] or [`MANGLE_TABLE`].
     pub name: &'static str,
+    /// In the order they are written; their hooks and priorities decide when they run.
     pub chains: Vec<Chain>,
 }
 
 /// A base chain; its policy is accept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Chain {
+    /// Unique in its table.
     pub name: &'static str,
+    /// What its rules may do.
     pub kind: ChainKind,
+    /// Where packets meet it.
     pub hook: Hook,
+    /// Among the chains of a hook the lowest runs first; the standard ones are -150 (mangle) and -100 (nat).
     pub priority: i32,
+    /// Tried in this order.
     pub rules: Vec<Rule>,
 }
 
 /// What a chain's rules may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ChainKind {
+    /// Sees every packet.
     Filter,
     /// As `Filter`, and the packet is routed anew when its mark changed.
     Route,
@@ -255,14 +281,18 @@ pub enum ChainKind {
 /// Where packets meet a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hook {
+    /// What arrives, before it is routed.
     Prerouting,
+    /// What sockets in the namespace send, the agent's among them.
     Output,
 }
 
 /// An address family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
+    /// IPv4.
     V4,
+    /// IPv6.
     V6,
 }
 
@@ -271,22 +301,32 @@ pub enum Family {
 pub struct Rule {
     /// None: both.
     pub family: Option<Family>,
+    /// All must hold.
     pub matches: Vec<Match>,
+    /// What happens then.
     pub action: Action,
 }
 
 /// A condition on a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Match {
+    /// Arrived on the interface of exactly this name, at most 15 bytes.
     InInterface(Arc<str>),
+    /// Leaves through the loopback interface.
     OutLoopback,
+    /// Comes from this address.
     Source(IpAddr),
+    /// Goes to this address.
     Destination(IpAddr),
+    /// Goes to any other address of the rule's family.
     NotDestination(IpAddr),
+    /// Is TCP.
     Tcp,
+    /// Goes to any other port; stands after [`Match::Tcp`].
     NotDestinationPort(u16),
     /// The packet's mark, in the bits of [`MARK_MASK`].
     Mark(u32),
+    /// The packet's mark is any other, in the bits of [`MARK_MASK`].
     NotMark(u32),
     /// The connection's mark, in the bits of [`MARK_MASK`].
     ConnectionMark(u32),
@@ -297,7 +337,9 @@ pub enum Match {
 pub enum Action {
     /// To this port of the machine itself.
     Redirect(u16),
+    /// Ends the chain; chains at later priorities still see the packet.
     Accept,
+    /// Ends the chain, with its policy; that is accept.
     Return,
     /// Sets the connection's mark in the bits of [`MARK_MASK`].
     SetConnectionMark(u32),

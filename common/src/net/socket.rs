@@ -14,8 +14,11 @@ use tokio::net::TcpStream;
 /// TCP keepalive: first probe after `time` of silence, then each `interval`; the peer is given up after `retries` probes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Keepalive {
+    /// TCP_KEEPIDLE; in whole seconds, a rest is cut off.
     pub time: Duration,
+    /// TCP_KEEPINTVL; in whole seconds, a rest is cut off.
     pub interval: Duration,
+    /// TCP_KEEPCNT.
     pub retries: u32,
     /// Give the peer up after the same time when it does not acknowledge data (TCP_USER_TIMEOUT).
     pub user_timeout: bool,
@@ -39,7 +42,9 @@ pub struct ListenOptions {
     pub ipv6_only: bool,
     /// Connections the kernel completes before they are accepted; the system's `somaxconn` caps it.
     pub backlog: u32,
+    /// None: no keepalive.
     pub keepalive: Option<Keepalive>,
+    /// TCP_NODELAY: small writes go out at once.
     pub nodelay: bool,
     /// SO_LINGER(1, 0): a socket dropped before its orderly close sends a reset, also when the process is killed.
     pub reset_on_drop: bool,
@@ -114,7 +119,9 @@ pub struct DialOptions {
     pub mark: Option<u32>,
     /// Source address, which need not be one of this machine's (IP_TRANSPARENT, IP_FREEBIND); the kernel picks the port.
     pub source: Option<IpAddr>,
+    /// TCP_NODELAY: small writes go out at once.
     pub nodelay: bool,
+    /// None: no keepalive.
     pub keepalive: Option<Keepalive>,
     /// SO_LINGER(1, 0), see [`ListenOptions::reset_on_drop`].
     pub reset_on_drop: bool,
@@ -153,10 +160,20 @@ pub enum ConnectError {
     #[error(
         "no answer from {to} within {limit:?}: check that it is up and that no NetworkPolicy drops the port"
     )]
-    Timeout { to: SocketAddr, limit: Duration },
+    Timeout {
+        /// The destination.
+        to: SocketAddr,
+        /// How long was waited.
+        limit: Duration,
+    },
     /// The kernel or the peer refused.
     #[error("connecting to {to}: {source}")]
-    Io { to: SocketAddr, source: io::Error },
+    Io {
+        /// The destination.
+        to: SocketAddr,
+        /// What the kernel said.
+        source: io::Error,
+    },
 }
 
 /// Connects a socket of [`dial_socket`] on the current runtime.

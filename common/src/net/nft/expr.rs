@@ -35,37 +35,46 @@ const TRANSPORT: u32 = 2;
 /// One step of a rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Expr {
-    /// Loads a property of the packet.
+    /// Loads a property of the packet, by its key `NFT_META_…`.
     Meta(u32),
     /// Sets it.
     MetaSet(u32),
-    /// Loads a property of the connection.
+    /// Loads a property of the connection, by its key `NFT_CT_…`.
     Ct(u32),
     /// Sets it.
     CtSet(u32),
     /// Loads `length` bytes of a header.
     Payload {
+        /// The header, `NFT_PAYLOAD_…`: 1 network, 2 transport.
         base: u32,
+        /// Bytes from the header's start.
         offset: u32,
+        /// In bytes.
         length: u32,
     },
     /// `& mask ^ xor`.
     Bitwise {
+        /// As long as what was loaded; a mark in the machine's order.
         mask: Vec<u8>,
+        /// As long as `mask`.
         xor: Vec<u8>,
     },
     /// Goes on when the register is equal (or, with `not`, is not).
     Cmp {
+        /// True: goes on when they differ.
         not: bool,
+        /// As long as what was loaded, in its byte order: headers in network order, all else in the machine's.
         value: Vec<u8>,
     },
+    /// Counts packets and bytes; the counts themselves are neither written nor compared.
     Counter,
     /// Loads a constant.
     Immediate(Vec<u8>),
+    /// Ends the rule with this code: `NF_ACCEPT` (1), `NFT_RETURN` (-5) or whatever else the kernel lists.
     Verdict(i32),
     /// To the port that was loaded.
     Redirect,
-    /// Something this module does not write.
+    /// Something this module does not write, by the kernel's name for the expression.
     Other(String),
 }
 
