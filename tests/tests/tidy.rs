@@ -314,15 +314,21 @@ fn each_manifest_is_used_by_a_program_or_a_test() {
     none(problems);
 }
 
-#[test]
-fn the_programs_are_built_from_few_packages() {
+/// One package a line.
+fn cargo_tree(more: &[&str]) -> String {
     let tree = Command::new(env!("CARGO"))
-        .args(["tree", "--workspace", "-e", "normal", "--prefix", "none", "--locked", "--offline"])
+        .args(["tree", "--workspace", "--prefix", "none", "--locked", "--offline"])
+        .args(more)
         .current_dir(root())
         .output()
         .expect("cargo runs");
     assert!(tree.status.success(), "{}", String::from_utf8_lossy(&tree.stderr));
-    let tree = String::from_utf8(tree.stdout).unwrap();
+    String::from_utf8(tree.stdout).unwrap()
+}
+
+#[test]
+fn the_programs_are_built_from_few_packages() {
+    let tree = cargo_tree(&["-e", "normal"]);
     // Name and version; what follows are marks and paths.
     let packages: BTreeSet<Vec<&str>> = tree
         .lines()
@@ -331,6 +337,33 @@ fn the_programs_are_built_from_few_packages() {
         .collect();
     let count = packages.len();
     assert!((20..=PACKAGES_MAX).contains(&count), "{count} packages, at most {PACKAGES_MAX}");
+}
+
+/// The quoted texts of `deny.toml` between two of its lines.
+fn denied(from: &str, to: &str) -> Vec<String> {
+    let file = text("deny.toml");
+    let (_, rest) = file.split_once(from).expect("a list in deny.toml");
+    let (list, _) = rest.split_once(to).expect("the list's end");
+    list.split('"').skip(1).step_by(2).map(str::to_owned).collect()
+}
+
+/// What cargo-deny checks of licences and bans, for where it is not installed.
+#[test]
+fn all_packages_have_a_licence_that_is_allowed_and_none_is_banned() {
+    let allowed = denied("allow = [", "]");
+    let banned = denied("deny = [", "]");
+    let tree = cargo_tree(&["--format", "{p}|{l}"]);
+    let problems = tree.lines().filter(|line| !line.is_empty()).filter_map(|line| {
+        let (package, licence) = line.trim_end_matches(" (*)").split_once('|')?;
+        let name = package.split(' ').next().unwrap_or(package);
+        let plain = licence.replace(['(', ')'], "");
+        let is_free = plain.split(" AND ").all(|part| {
+            part.replace('/', " OR ").split(" OR ").any(|one| allowed.iter().any(|a| a == one.trim()))
+        });
+        let is_banned = banned.iter().any(|b| b == name);
+        (is_banned || !is_free).then(|| format!("{package}: licence {licence:?}, banned: {is_banned}"))
+    });
+    none(problems.collect());
 }
 
 #[test]
