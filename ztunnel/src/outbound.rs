@@ -10,7 +10,7 @@ use culvert_common::hbone::client::{Connect, Context, OpenError, Tunnel};
 use culvert_common::hbone::headers::{TraceParent, baggage_of, forwarded};
 use culvert_common::hbone::pool::{Key, Opened};
 use culvert_common::hbone::relay::{RelayError, relay};
-use culvert_common::model::{Service, Workload};
+use culvert_common::model::Workload;
 use culvert_common::net::copy::{CopyError, broken, copy_both_ways};
 use culvert_common::net::socket::{ConnectError, original_destination, set_reset_on_drop};
 use culvert_common::telemetry::ResponseFlag;
@@ -89,9 +89,22 @@ pub(crate) async fn serve(worker: &Rc<Worker>, pod: &Arc<Pod>, app: TcpStream, s
                 copy_both_ways(&app, &upstream, to_server, to_client).await?;
                 orderly(&upstream);
             }
-            NextHop::Hbone { .. } => {
+            NextHop::Hbone { peer, authority, expected, workload, service, .. } => {
+                let key = Key {
+                    source: Arc::clone(&pod.local.uid),
+                    identity: source.identity.clone(),
+                    destination: workload.uid.clone(),
+                    peer: *peer,
+                    expected: expected.clone(),
+                };
+                let connect = Connect {
+                    authority: *authority,
+                    baggage: baggage_of(&source),
+                    forwarded: forwarded(src, service.as_deref().map(|s| &*s.key.hostname)),
+                    traceparent: trace.to_string(),
+                };
                 let opened = tokio::select! {
-                    opened = open(worker, pod, &source, &hop, (src, &trace)) => opened?,
+                    opened = open(worker, pod, &key, &connect) => opened?,
                     // Nobody waits for a tunnel any more: its limits add up to minutes.
                     error = broken(&app) => return Err(RelayError::App(error).into()),
                 };
@@ -147,34 +160,16 @@ fn flow(hop: &NextHop, source: &Arc<Workload>, src: SocketAddr, trace: &TracePar
     flow
 }
 
-/// A stream to the hop's workload, on a tunnel of this worker.
+/// A stream to a workload, on a tunnel of this worker.
 async fn open(
     worker: &Rc<Worker>,
     pod: &Arc<Pod>,
-    source: &Arc<Workload>,
-    hop: &NextHop,
-    (src, trace): (SocketAddr, &TraceParent),
+    key: &Key,
+    connect: &Connect,
 ) -> Result<Opened, OpenError> {
-    let NextHop::Hbone { peer, authority, expected, workload, service, .. } = hop else {
-        unreachable!("only a tunnel hop is opened")
-    };
-    let key = Key {
-        source: Arc::clone(&pod.local.uid),
-        identity: source.identity.clone(),
-        destination: workload.uid.clone(),
-        peer: *peer,
-        expected: expected.clone(),
-    };
-    let host = service.as_deref().map(|s: &Service| &*s.key.hostname);
-    let connect = Connect {
-        authority: *authority,
-        baggage: baggage_of(source),
-        forwarded: forwarded(src, host),
-        traceparent: trace.to_string(),
-    };
     // Boxed: few connections make a tunnel, and every one would hold the room for it.
-    let establish = || Box::pin(establish(worker, pod, &key));
-    worker.pool.open(&key, &connect, worker.shared.limits.answer, establish).await
+    let establish = || Box::pin(establish(worker, pod, key));
+    worker.pool.open(key, connect, worker.shared.limits.answer, establish).await
 }
 
 /// A new tunnel: the pod's certificate, a connection from within its namespace, TLS, HTTP/2.
