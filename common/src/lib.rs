@@ -7,7 +7,7 @@
 //! | 2 | `telemetry` | metrics, access log, logging; no decisions |
 //! | 3 | `authz`, `state` | pure evaluation; the one immutable snapshot |
 //! | 4 | `decide`, `net`, `identity` | pure decisions; sockets, namespaces, rules; certificates |
-//! | 5 | `hbone`, `source` | the tunnel; where the state comes from |
+//! | 5 | `hbone`, `source`, `zds` | the tunnel; where the state comes from; how the node agent's two processes talk |
 //! | 6 | `admin` | readiness and metrics pages |
 
 #![warn(missing_docs)]
@@ -31,5 +31,6 @@ pub mod net;
 
 pub mod hbone;
 pub mod source;
+pub mod zds;
 
 pub mod admin;

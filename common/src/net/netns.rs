@@ -3,7 +3,7 @@
 use std::cell::{Cell, OnceCell};
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
@@ -46,9 +46,19 @@ impl NetNs {
         // O_NONBLOCK: the path may come from a configuration; a FIFO there must not hang us.
         let flags = OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
         let file = OpenOptions::new().read(true).custom_flags(flags.bits()).open(path)?;
+        Self::check(file, &path.display())
+    }
+
+    /// Takes over a descriptor that another process handed over.
+    ///
+    /// Errors: `InvalidInput` when it is not a network namespace.
+    pub fn from_fd(fd: OwnedFd) -> io::Result<Self> {
+        Self::check(fd.into(), &"the descriptor")
+    }
+
+    fn check(file: File, name: &dyn std::fmt::Display) -> io::Result<Self> {
         let wrong = |seen: &str| {
-            let path = path.display();
-            io::Error::new(io::ErrorKind::InvalidInput, format!("{path} is {seen}, not a network namespace"))
+            io::Error::new(io::ErrorKind::InvalidInput, format!("{name} is {seen}, not a network namespace"))
         };
         // Asked before the ioctl, whose number may mean anything on another kind of file.
         if !is_nsfs(&file)? {
@@ -96,6 +106,12 @@ impl NetNs {
         let result = work();
         drop(back);
         Ok(result)
+    }
+}
+
+impl AsFd for NetNs {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.fd.as_fd()
     }
 }
 
@@ -191,5 +207,14 @@ mod tests {
             assert!(error.to_string().contains(seen), "{path}: {error}");
         }
         assert_eq!(NetNs::open(Path::new("/nowhere")).unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn a_descriptor_is_checked_as_a_path_is() {
+        let here = NetNs::current().unwrap();
+        let copy = NetNs::from_fd(here.as_fd().try_clone_to_owned().unwrap()).unwrap();
+        assert_eq!(copy.id(), here.id());
+        let other = File::open("/dev/null").unwrap();
+        assert_eq!(NetNs::from_fd(other.into()).unwrap_err().kind(), io::ErrorKind::InvalidInput);
     }
 }

@@ -2,9 +2,12 @@
 #![expect(unsafe_code, reason = "system calls without a safe wrapper; each block says why it is sound")]
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::libc;
+use socket2::Socket;
+use tokio::io::unix::AsyncFd;
 
 /// `NS_GET_NSTYPE` of `linux/nsfs.h`, `_IO(0xb7, 0x3)`.
 const NS_GET_NSTYPE: libc::Ioctl = 0xb703;
@@ -28,4 +31,72 @@ pub(super) fn set_socket_option(fd: impl AsFd, level: i32, name: i32, value: lib
         libc::setsockopt(fd.as_fd().as_raw_fd(), level, name, (&raw const value).cast::<libc::c_void>(), size)
     };
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Has the runtime tell when the socket is ready.
+///
+/// Errors: the kernel's.
+pub(super) fn watch(socket: Socket) -> io::Result<AsyncFd<Socket>> {
+    // SAFETY: a `Socket` owns its descriptor and always gives the same one; it is closed only when dropped, which
+    // `AsyncFd` does after taking it back from the runtime.
+    Ok(unsafe { AsyncFd::register(socket) }?)
+}
+
+/// What [`receive_with_descriptors`] received.
+pub(super) struct Received {
+    /// Bytes written to the buffer.
+    pub(super) length: usize,
+    /// Close-on-exec.
+    pub(super) fds: Vec<OwnedFd>,
+    /// Bytes or descriptors did not fit, or the process may not open as many.
+    pub(super) truncated: bool,
+}
+
+/// `SCM_MAX_FD`: the kernel passes no more with one packet, so that no descriptor is ever lost for want of room.
+const DESCRIPTORS_MAX: usize = 253;
+/// Room for their control message, in 8-byte words, which align it.
+const CONTROL_WORDS: usize = (DESCRIPTORS_MAX * size_of::<RawFd>()).div_ceil(8) + 4;
+
+/// Receives one packet and the descriptors beside it.
+///
+/// Not nix's `recvmsg`: when the process is out of descriptors, that reports an error and leaks those which were received.
+///
+/// Errors: the kernel's.
+pub(super) fn receive_with_descriptors(socket: impl AsFd, bytes: &mut [u8]) -> io::Result<Received> {
+    let mut control = [0_u64; CONTROL_WORDS];
+    let mut part = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
+    // SAFETY: all-zero is a valid `msghdr`: null pointers with zero lengths.
+    let mut message: libc::msghdr = unsafe { MaybeUninit::zeroed().assume_init() };
+    message.msg_iov = &raw mut part;
+    message.msg_iovlen = 1;
+    message.msg_control = control.as_mut_ptr().cast();
+    message.msg_controllen = size_of_val(&control);
+    // SAFETY: the header points to one part, which is all of `bytes`, and to `control` with its true size; the kernel
+    // writes within these bounds, and both outlive the call.
+    let length =
+        unsafe { libc::recvmsg(socket.as_fd().as_raw_fd(), &raw mut message, libc::MSG_CMSG_CLOEXEC) };
+    let length = usize::try_from(length).map_err(|_| io::Error::last_os_error())?;
+    let mut fds = Vec::new();
+    // SAFETY: the header is as the kernel left it, and `control` still lives: the macro stays within `msg_controllen`.
+    let mut next = unsafe { libc::CMSG_FIRSTHDR(&raw const message) };
+    while !next.is_null() {
+        // SAFETY: not null, so a whole control message header within `control`, aligned as its words are.
+        let (level, kind, size) = unsafe { ((*next).cmsg_level, (*next).cmsg_type, (*next).cmsg_len) };
+        if (level, kind) == (libc::SOL_SOCKET, libc::SCM_RIGHTS) {
+            // SAFETY: pure arithmetic.
+            let head = unsafe { libc::CMSG_LEN(0) } as usize;
+            let count = size.saturating_sub(head) / size_of::<RawFd>();
+            // SAFETY: the kernel wrote `count` descriptors behind this header.
+            let data = unsafe { libc::CMSG_DATA(next) }.cast::<RawFd>();
+            for at in 0..count {
+                // SAFETY: within the data, see above; read unaligned as nothing promises alignment. The descriptor is
+                // open, was made for this process by this call, and nobody else knows of it.
+                fds.push(unsafe { OwnedFd::from_raw_fd(data.add(at).read_unaligned()) });
+            }
+        }
+        // SAFETY: as for the first header; `next` came from this same message.
+        next = unsafe { libc::CMSG_NXTHDR(&raw const message, next) };
+    }
+    let truncated = message.msg_flags & (libc::MSG_TRUNC | libc::MSG_CTRUNC) != 0;
+    Ok(Received { length, fds, truncated })
 }
