@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use culvert_common::authz::{self, Facts, Verdict, authorize};
+use culvert_common::authz::Facts;
 use culvert_common::decide::{InboundTarget, inbound_hbone, inbound_service_guess};
 use culvert_common::hbone::headers::{Baggage, TraceParent, baggage_of, forwarded_host};
 use culvert_common::hbone::relay::{RelayError, relay};
@@ -21,56 +21,11 @@ use http::StatusCode;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
+use crate::connections::{Closed, Entry, Kind};
 use crate::outbound::orderly;
+use crate::permit::{Denied, permit};
 use crate::shared::{CERTIFICATE_WAIT, Pod, Shared, denial_id, failed};
 use crate::worker::Worker;
-
-/// A policy said no.
-#[derive(Debug, thiserror::Error)]
-#[error("{denial}")]
-pub(crate) struct Denied {
-    denial: authz::Denial,
-    id: String,
-}
-
-impl Denied {
-    pub(crate) fn failure(&self) -> Failure {
-        let policy = Some(self.denial.policies());
-        let denial = Some(DenialNote { id: self.id.clone(), class: "policy", policy });
-        Failure { flag: ResponseFlag::Deny, error: self.to_string(), denial }
-    }
-}
-
-/// Whether the policies of `workload` let `facts` through; what dry-run policies think of it is logged.
-pub(crate) fn permit(
-    shared: &Shared,
-    snapshot: &Snapshot,
-    workload: &Workload,
-    facts: &Facts<'_>,
-) -> Result<(), Denied> {
-    let policies = snapshot.policies_for(workload);
-    let decision = authorize(&policies.all, &policies.missing, facts);
-    let log = |text: std::fmt::Arguments<'_>| {
-        let peer = facts.peer.map(tracing::field::display);
-        if shared.policy_info_logging {
-            tracing::info!(target: "rbac", workload = %workload.uid, peer, "{text}");
-        } else {
-            tracing::debug!(target: "rbac", workload = %workload.uid, peer, "{text}");
-        }
-    };
-    for note in &decision.dry_run {
-        log(format_args!("dry-run: {note}"));
-    }
-    match &decision.verdict {
-        Verdict::Allowed { by: Some(policy) } => log(format_args!("allowed by: {policy}")),
-        Verdict::Allowed { by: None } => {}
-        Verdict::Denied(denial) => log(format_args!("{denial}")),
-    }
-    match decision.verdict {
-        Verdict::Allowed { .. } => Ok(()),
-        Verdict::Denied(denial) => Err(Denied { denial, id: denial_id() }),
-    }
-}
 
 /// What all streams of a tunnel have in common.
 struct Client {
@@ -136,13 +91,15 @@ enum StreamError {
     ClientGone,
     #[error(transparent)]
     Relay(#[from] RelayError),
+    #[error("{0}")]
+    Closed(Rc<Closed>),
 }
 
 impl StreamError {
     fn refusal(&self) -> Option<Refusal> {
         let of = |status, class| Some(Refusal { status, class });
         match self {
-            Self::Denied(_) => of(StatusCode::UNAUTHORIZED, "policy"),
+            Self::Denied(_) | Self::Closed(_) => of(StatusCode::UNAUTHORIZED, "policy"),
             Self::Budget => of(StatusCode::SERVICE_UNAVAILABLE, "budget"),
             Self::Connect(_) => of(StatusCode::SERVICE_UNAVAILABLE, "connect"),
             Self::ClientGone | Self::Relay(_) => None,
@@ -152,6 +109,7 @@ impl StreamError {
     fn failure(&self, id: &str) -> Failure {
         let flag = match self {
             Self::Denied(denied) => return denied.failure(),
+            Self::Closed(closed) => return closed.failure(),
             Self::Budget | Self::Relay(RelayError::Budget) => ResponseFlag::Budget,
             Self::Connect(_) | Self::ClientGone => ResponseFlag::Connect,
             Self::Relay(RelayError::App(_) | RelayError::Peer(_)) => ResponseFlag::Connect,
@@ -178,24 +136,28 @@ async fn serve_stream(worker: &Rc<Worker>, pod: &Arc<Pod>, client: &Client, mut 
     };
     let connection = shared.telemetry.open(routed.flow, start.into_std());
     let counts = connection.counts();
-    let dialled: Result<TcpStream, StreamError> = async {
+    let dialled: Result<_, StreamError> = async {
         routed.verdict?;
         if shared.budget.is_over() {
             return Err(StreamError::Budget);
         }
+        let entry = Entry::new(Kind::InboundHbone, pod, &connection, routed.to).allowed_at(routed.revision);
+        let open = worker.connections.open(entry);
         let source = (pod.spoof_source && client.src.ip() != routed.to.ip()).then(|| client.src.ip());
         tokio::select! {
             biased;
-            app = pod.dial(shared, routed.to, source, true) => Ok(app?),
+            closed = open.closed() => Err(StreamError::Closed(closed)),
+            app = pod.dial(shared, routed.to, source, true) => Ok((app?, open)),
             () = request.gone() => Err(StreamError::ClientGone),
         }
     }
     .await;
-    let app = match dialled {
-        Ok(app) => app,
+    let (app, open) = match dialled {
+        Ok(dialled) => dialled,
         Err(error) => {
             let id = match &error {
                 StreamError::Denied(denied) => denied.id.clone(),
+                StreamError::Closed(closed) => closed.id().to_owned(),
                 _ => denial_id(),
             };
             if let Some(refusal) = error.refusal() {
@@ -206,12 +168,16 @@ async fn serve_stream(worker: &Rc<Worker>, pod: &Arc<Pod>, client: &Client, mut 
     };
     let outcome: Result<(), StreamError> = async {
         let stream = request.accept(routed.baggage.as_deref()).map_err(|_| StreamError::ClientGone)?;
-        relay(&app, stream, &worker.board, |n| counts.add_sent(n), |n| counts.add_received(n)).await?;
+        tokio::select! {
+            biased;
+            closed = open.closed() => return Err(StreamError::Closed(closed)),
+            relayed = relay(&app, stream, &worker.board, |n| counts.add_sent(n), |n| counts.add_received(n)) => relayed?,
+        }
         orderly(&app);
         Ok(())
     }
     .await;
-    drop(app); // before the log line: who reads it knows that the app has heard
+    drop((app, open)); // before the log line: who reads it knows that the app has heard
     if matches!(&outcome, Err(StreamError::Relay(RelayError::Budget))) {
         shared.telemetry.metrics().budget_reset();
     }
@@ -233,6 +199,8 @@ struct Routed {
     flow: Flow,
     verdict: Result<(), Denied>,
     to: SocketAddr,
+    /// Of the snapshot that all of it was decided from.
+    revision: u64,
     baggage: Option<String>,
 }
 
@@ -278,7 +246,7 @@ fn route(
     let baggage = shared.response_baggage.then(|| baggage_of(&workload));
     let to = target.to;
     let flow = flow(&snapshot, client, &workload, target, request);
-    Ok(Routed { flow, verdict, to, baggage })
+    Ok(Routed { flow, verdict, to, revision: snapshot.revision, baggage })
 }
 
 fn flow(

@@ -3,9 +3,12 @@
 //! Exit codes: 0 after a clean drain, 64 for settings or configuration that are wrong, 1 for everything else.
 
 mod app;
+mod connections;
 mod inbound;
 mod outbound;
 mod passthrough;
+mod permit;
+mod recheck;
 mod redirect;
 mod settings;
 mod shared;

@@ -14,11 +14,12 @@ use culvert_common::model::Workload;
 use culvert_common::net::copy::{CopyError, broken, copy_both_ways};
 use culvert_common::net::socket::{ConnectError, original_destination, set_reset_on_drop};
 use culvert_common::telemetry::ResponseFlag;
-use culvert_common::telemetry::{DenialNote, Failure, Flow, Reporter, Security};
+use culvert_common::telemetry::{Connection, DenialNote, Failure, Flow, Reporter, Security};
 use culvert_common::telemetry::{Handshake, Side};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
+use crate::connections::{Entry, Kind, Open};
 use crate::shared::{CERTIFICATE_WAIT, Pod, failed, random};
 use crate::worker::Worker;
 
@@ -81,6 +82,7 @@ pub(crate) async fn serve(worker: &Rc<Worker>, pod: &Arc<Pod>, app: TcpStream, s
     let trace = TraceParent::new(random(), random() as u64);
     let connection = shared.telemetry.open(flow(&hop, &source, src, &trace), start.into_std());
     let counts = connection.counts();
+    let _listed = list(worker, pod, &connection, (&hop, dst));
     let (to_server, to_client) = (|n| counts.add_received(n), |n| counts.add_sent(n));
     let outcome: Result<(), OutboundError> = async {
         match &hop {
@@ -121,6 +123,20 @@ pub(crate) async fn serve(worker: &Rc<Worker>, pod: &Arc<Pod>, app: TcpStream, s
         shared.telemetry.metrics().budget_reset();
     }
     connection.finish(outcome.map_err(|error| error.failure()));
+}
+
+/// Lists the connection as open, with its next hop and the address that the app asked for.
+fn list(
+    worker: &Worker,
+    pod: &Arc<Pod>,
+    connection: &Connection,
+    (hop, original): (&NextHop, SocketAddr),
+) -> Open {
+    let (kind, dialled) = match hop {
+        NextHop::Passthrough { to, .. } | NextHop::Tcp { to, .. } => (Kind::OutboundTcp, *to),
+        NextHop::Hbone { peer, .. } => (Kind::OutboundHbone, *peer),
+    };
+    worker.connections.open(Entry::new(kind, pod, connection, dialled).with_original(original))
 }
 
 /// From now on dropping the socket is an orderly close.

@@ -1,7 +1,7 @@
 //! One plaintext connection to a captured pod, top to bottom: original destination, policy without an identity, dial,
 //! copy, one log line and one set of counters.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -10,13 +10,14 @@ use culvert_common::decide::inbound_plaintext;
 use culvert_common::net::copy::{CopyError, copy_both_ways};
 use culvert_common::net::socket::{ConnectError, original_destination};
 use culvert_common::telemetry::ResponseFlag;
-use culvert_common::telemetry::{Failure, Flow, Reporter, Security};
+use culvert_common::telemetry::{ByteCounts, Failure, Flow, Reporter, Security};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-use crate::inbound::{Denied, permit};
+use crate::connections::{Closed, Entry, Kind};
 use crate::outbound::orderly;
-use crate::shared::{Pod, failed};
+use crate::permit::{Denied, permit};
+use crate::shared::{Pod, Shared, failed};
 use crate::worker::Worker;
 
 #[derive(Debug, thiserror::Error)]
@@ -27,12 +28,15 @@ enum PassthroughError {
     Connect(#[from] ConnectError),
     #[error(transparent)]
     Copy(#[from] CopyError),
+    #[error("{0}")]
+    Closed(Rc<Closed>),
 }
 
 impl PassthroughError {
     fn failure(&self) -> Failure {
         match self {
             Self::Denied(denied) => denied.failure(),
+            Self::Closed(closed) => closed.failure(),
             Self::Connect(_) | Self::Copy(_) => failed(ResponseFlag::Connect, self),
         }
     }
@@ -50,7 +54,7 @@ pub(crate) async fn serve(worker: &Rc<Worker>, pod: &Arc<Pod>, client: TcpStream
             return early(None, failed(ResponseFlag::Connect, format!("no original destination: {error}")));
         }
     };
-    let (flow, verdict, to) = {
+    let (flow, verdict, to, revision) = {
         let snapshot = shared.state.snapshot();
         let workload = match pod.workload(&snapshot) {
             Ok(workload) => workload,
@@ -79,20 +83,38 @@ pub(crate) async fn serve(worker: &Rc<Worker>, pod: &Arc<Pod>, client: TcpStream
             hbone_addr: None,
             trace_id: None,
         };
-        (flow, permit(shared, &snapshot, &workload, &facts), target.to)
+        (flow, permit(shared, &snapshot, &workload, &facts), target.to, snapshot.revision)
     };
     let connection = shared.telemetry.open(flow, start.into_std());
     let counts = connection.counts();
-    let outcome: Result<(), PassthroughError> = async {
-        verdict?;
-        let source = (pod.spoof_source && src.ip() != to.ip()).then(|| src.ip());
-        let app = pod.dial(shared, to, source, true).await?;
-        copy_both_ways(&client, &app, |n| counts.add_received(n), |n| counts.add_sent(n)).await?;
-        orderly(&app);
-        orderly(&client);
-        Ok(())
-    }
-    .await;
+    let outcome = match verdict {
+        Err(denied) => Err(denied.into()),
+        Ok(()) => {
+            let entry = Entry::new(Kind::InboundTcp, pod, &connection, to).allowed_at(revision);
+            let open = worker.connections.open(entry);
+            let source = (pod.spoof_source && src.ip() != to.ip()).then(|| src.ip());
+            tokio::select! {
+                biased;
+                closed = open.closed() => Err(PassthroughError::Closed(closed)),
+                relayed = relay(shared, pod, &client, (to, source), &counts) => relayed,
+            }
+        }
+    };
     drop(client); // before the log line: who reads it knows that the client has heard
     connection.finish(outcome.map_err(|error| error.failure()));
+}
+
+/// Dials the app as its client and copies until both have closed.
+async fn relay(
+    shared: &Shared,
+    pod: &Pod,
+    client: &TcpStream,
+    (to, source): (SocketAddr, Option<IpAddr>),
+    counts: &ByteCounts,
+) -> Result<(), PassthroughError> {
+    let app = pod.dial(shared, to, source, true).await?;
+    copy_both_ways(client, &app, |n| counts.add_received(n), |n| counts.add_sent(n)).await?;
+    orderly(&app);
+    orderly(client);
+    Ok(())
 }

@@ -14,16 +14,19 @@ use culvert_common::hbone::pool::Pool;
 use culvert_common::model::Health;
 use culvert_common::task::Scope;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
-use tokio::time::{Instant, interval};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, interval, timeout};
 
+use crate::connections::{ConnectionInfo, Connections};
 use crate::shared::{Pod, Shared};
-use crate::{inbound, outbound, passthrough};
+use crate::{inbound, outbound, passthrough, recheck};
 
 /// Connections on their way to one worker; beyond, the worker that accepted keeps them.
 const HAND_OVER: usize = 1024;
 /// Pause after a failed accept: out of descriptors, the next one would fail too.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// A worker that does not tell its connections by then is left out of the list.
+const LIST_WAIT: Duration = Duration::from_secs(5);
 
 /// Which of a pod's listeners.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +42,7 @@ pub(crate) enum Port {
 enum Command {
     Listen { pod: Arc<Pod>, port: Port, listener: std::net::TcpListener },
     Take { pod: Arc<Pod>, port: Port, stream: std::net::TcpStream, peer: SocketAddr },
+    List { tell: oneshot::Sender<Vec<ConnectionInfo>> },
 }
 
 /// All workers, from outside.
@@ -58,6 +62,7 @@ pub(crate) struct Worker {
     pub(crate) shared: Arc<Shared>,
     pub(crate) pool: Pool,
     pub(crate) board: Board,
+    pub(crate) connections: Connections,
     load: Arc<AtomicUsize>,
     workers: RefCell<Option<Workers>>,
 }
@@ -100,6 +105,7 @@ impl Workers {
                 let worker = Rc::new(Worker {
                     board: Board::new(Arc::clone(&shared.budget)),
                     pool: Pool::default(),
+                    connections: Connections::default(),
                     workers: RefCell::new((workers.all.len() > 1).then_some(workers)),
                     shared,
                     load,
@@ -116,6 +122,21 @@ impl Workers {
         let command = Command::Listen { pod: Arc::clone(pod), port, listener };
         // A worker ends only with the process.
         let _ended = self.least().commands.send(command).await;
+    }
+
+    /// What is open now, worker by worker.
+    #[expect(dead_code, reason = "the admin page that lists them comes with its own change")]
+    pub(crate) async fn connections(&self) -> Vec<ConnectionInfo> {
+        let mut all = Vec::new();
+        for worker in self.all.iter() {
+            let (tell, told) = oneshot::channel();
+            let asked = async {
+                worker.commands.send(Command::List { tell }).await.ok()?;
+                told.await.ok()
+            };
+            all.extend(timeout(LIST_WAIT, asked).await.ok().flatten().unwrap_or_default());
+        }
+        all
     }
 
     fn least(&self) -> &Handle {
@@ -138,10 +159,13 @@ impl Worker {
             let tick = Rc::clone(&self);
             let (house, ended) = (scope.clone(), scope.clone());
             scope.spawn_local(async move { tick.keep_house(&house).await });
+            let recheck = recheck::run(&self);
+            tokio::pin!(recheck);
             loop {
                 tokio::select! {
                     // Nobody left to command is no end: a drain lets go of the workers before their last connection.
                     Some(command) = commands.recv() => self.obey(command),
+                    () = &mut recheck => {}
                     () = ended.ended() => break,
                 }
             }
@@ -159,6 +183,9 @@ impl Worker {
                 Ok(stream) => self.serve(pod, port, stream, peer),
                 Err(error) => tracing::warn!(%error, "cannot watch an accepted connection"),
             },
+            Command::List { tell } => {
+                let _gone = tell.send(self.connections.list()); // who asked may have given up
+            }
         }
     }
 
