@@ -163,7 +163,7 @@ fn shared(settings: &Settings, telemetry: Arc<Telemetry>) -> Result<Arc<Shared>,
         EmbeddedOptions { ttl: identity.secret_ttl, ..EmbeddedOptions::new(&identity.trust_domain) };
     let ca = EmbeddedCa::open_or_create(&identity.ca_dir, options)?;
     Ok(Arc::new(Shared {
-        state: State::new(),
+        state: State::with(settings.no_downgrade()),
         certs: Certs::new(Ca::Embedded(ca), Arc::new(SystemClock)),
         telemetry,
         budget: Budget::new(tunnel.memory_budget),

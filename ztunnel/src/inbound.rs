@@ -10,7 +10,7 @@ use culvert_common::decide::{InboundTarget, inbound_hbone, inbound_service_guess
 use culvert_common::hbone::headers::{Baggage, TraceParent, baggage_of, forwarded_host};
 use culvert_common::hbone::relay::{RelayError, relay};
 use culvert_common::hbone::server::{self, AcceptError, ConnectRequest, Refusal};
-use culvert_common::model::{Health, Locality, TunnelProtocol, Workload, WorkloadType};
+use culvert_common::model::{Enrolment, Health, Locality, TunnelProtocol, Workload, WorkloadType};
 use culvert_common::net::socket::ConnectError;
 use culvert_common::state::Snapshot;
 use culvert_common::telemetry::ResponseFlag;
@@ -290,6 +290,7 @@ fn described(baggage: &Baggage, identity: &SpiffeId, ip: IpAddr) -> Workload {
         identity: identity.clone(),
         addresses: vec![ip],
         protocol: TunnelProtocol::Hbone,
+        enrolment: Enrolment::Unknown,
         node: "".into(),
         canonical_name: text(&baggage.service_name),
         canonical_revision: text(&baggage.service_version),

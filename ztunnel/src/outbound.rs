@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use culvert_common::decide::{NextHop, Outbound, next_hop};
+use culvert_common::decide::{NextHop, Outbound, OutboundRefusal, next_hop};
 use culvert_common::hbone::client::{Connect, Context, OpenError, Tunnel};
 use culvert_common::hbone::headers::{TraceParent, baggage_of, forwarded};
 use culvert_common::hbone::pool::{Key, Opened};
@@ -20,7 +20,7 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use crate::connections::{Entry, Kind, Open};
-use crate::shared::{CERTIFICATE_WAIT, Pod, failed, random};
+use crate::shared::{CERTIFICATE_WAIT, Pod, Shared, failed, random};
 use crate::worker::Worker;
 
 /// Why an outgoing connection did not end well.
@@ -67,17 +67,9 @@ pub(crate) async fn serve(worker: &Rc<Worker>, pod: &Arc<Pod>, app: TcpStream, s
             return early(None, failed(ResponseFlag::Connect, format!("no original destination: {error}")));
         }
     };
-    let (source, hop) = {
-        let snapshot = shared.state.snapshot(); // freed here: a connection open for days must not pin an old revision
-        let source = match pod.workload(&snapshot) {
-            Ok(source) => source,
-            Err(error) => return early(Some(dst), failed(ResponseFlag::Connect, error)),
-        };
-        let facts = Outbound { source: &source, destination: dst, avoid: &[], pick: random() as u64 };
-        match next_hop(&snapshot, &facts) {
-            Ok(hop) => (source, hop),
-            Err(refusal) => return early(Some(dst), failed(refusal.flag(), refusal)),
-        }
+    let (source, hop) = match decide(shared, pod, dst) {
+        Ok(decided) => decided,
+        Err(failure) => return early(Some(dst), failure),
     };
     let trace = TraceParent::new(random(), random() as u64);
     let connection = shared.telemetry.open(flow(&hop, &source, src, &trace), start.into_std());
@@ -91,6 +83,7 @@ pub(crate) async fn serve(worker: &Rc<Worker>, pod: &Arc<Pod>, app: TcpStream, s
                 copy_both_ways(&app, &upstream, to_server, to_client).await?;
                 orderly(&upstream);
             }
+            NextHop::Hold(_) => {} // refused above
             NextHop::Hbone { peer, authority, expected, workload, service, .. } => {
                 let key = Key {
                     source: Arc::clone(&pod.local.uid),
@@ -135,8 +128,22 @@ fn list(
     let (kind, dialled) = match hop {
         NextHop::Passthrough { to, .. } | NextHop::Tcp { to, .. } => (Kind::OutboundTcp, *to),
         NextHop::Hbone { peer, .. } => (Kind::OutboundHbone, *peer),
+        NextHop::Hold(downgrade) => (Kind::OutboundTcp, downgrade.to()), // refused before it is opened
     };
     worker.connections.open(Entry::new(kind, pod, connection, dialled).with_original(original))
+}
+
+/// The source and the next hop, from one snapshot that is freed here: a connection open for days must not pin it.
+fn decide(shared: &Shared, pod: &Pod, dst: SocketAddr) -> Result<(Arc<Workload>, NextHop), Failure> {
+    let snapshot = shared.state.snapshot();
+    let source = pod.workload(&snapshot).map_err(|error| failed(ResponseFlag::Connect, error))?;
+    let facts =
+        Outbound { source: &source, destination: dst, avoid: &[], failing: &[], pick: random() as u64 };
+    let refused = |refusal: OutboundRefusal| failed(refusal.flag(), refusal);
+    match next_hop(&snapshot, &facts).map_err(refused)? {
+        NextHop::Hold(why) => Err(refused(OutboundRefusal::Downgrade(why))),
+        hop => Ok((source, hop)),
+    }
 }
 
 /// From now on dropping the socket is an orderly close.
@@ -161,6 +168,7 @@ fn flow(hop: &NextHop, source: &Arc<Workload>, src: SocketAddr, trace: &TracePar
     };
     match hop {
         NextHop::Passthrough { to, .. } => flow.dst_addr = *to,
+        NextHop::Hold(downgrade) => flow.dst_addr = downgrade.to(),
         NextHop::Tcp { to, workload, service, .. } => {
             (flow.dst_addr, flow.destination) = (*to, Some(Arc::clone(workload)));
             flow.service.clone_from(service);

@@ -8,6 +8,7 @@ use std::time::Duration;
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use culvert_common::hbone::{Http2, Limits};
+use culvert_common::model;
 
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Green.on_default().bold())
@@ -78,6 +79,13 @@ pub(crate) struct Source {
     /// Ranges that service addresses are taken from; an address outside is warned of
     #[arg(long, env = "CULVERT_SERVICE_RANGE", value_name = "CIDR", value_delimiter = ',')]
     pub(crate) service_range: Vec<ipnet::IpNet>,
+    /// Ranges that pods' addresses are taken from; while the state is incomplete nothing unknown in them, or in the service
+    /// ranges, is sent in plaintext
+    #[arg(long, env = "CULVERT_POD_RANGE", value_name = "CIDR", value_delimiter = ',')]
+    pub(crate) pod_range: Vec<ipnet::IpNet>,
+    /// What becomes of plaintext to a pod that is labelled but not captured, or STRICT: enforce (hold, then refuse), count
+    #[arg(long, env = "CULVERT_NO_DOWNGRADE", value_name = "WHAT", default_value = "enforce")]
+    pub(crate) no_downgrade: NoDowngrade,
     /// Namespaces that are never captured
     #[arg(
         long,
@@ -231,6 +239,12 @@ pub(crate) enum Mode {
 }
 
 #[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NoDowngrade {
+    Enforce,
+    Count,
+}
+
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum OriginalSource {
     Auto,
     True,
@@ -367,6 +381,18 @@ impl Settings {
             answer: self.tunnel.answer_timeout,
             idle: self.tunnel.pool_unused_release,
             ..Limits::default()
+        }
+    }
+
+    /// What is never sent in plaintext.
+    pub(crate) fn no_downgrade(&self) -> model::NoDowngrade {
+        model::NoDowngrade {
+            mode: match self.source.no_downgrade {
+                NoDowngrade::Enforce => model::DowngradeMode::Enforce,
+                NoDowngrade::Count => model::DowngradeMode::Count,
+            },
+            pod_ranges: self.source.pod_range.clone(),
+            service_ranges: self.source.service_range.clone(),
         }
     }
 

@@ -7,6 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use super::Outbound;
+use super::downgrade::is_withheld;
 use crate::model::{
     Endpoint, Health, HealthPolicy, IpFamilies, LoadBalancing, LocalityScope, Mode, Service, Workload,
 };
@@ -32,8 +33,12 @@ pub struct Balance {
     pub candidates: usize,
     /// Endpoints that could take the connection but ranked lower.
     pub farther: usize,
-    /// Whether the chosen one was to be avoided, because nothing else was left.
+    /// Whether the chosen one was tried before, because nothing else was left.
     pub avoided: bool,
+    /// Whether others failed at the chosen one a moment ago, and nothing better was left.
+    pub failing: bool,
+    /// Endpoints beside the chosen one that could take the connection and were not tried yet.
+    pub untried: usize,
     /// Endpoints that could not take it.
     pub passed_over: PassedOver,
 }
@@ -70,7 +75,10 @@ pub(super) struct Chosen {
 struct Candidate<'a> {
     workload: &'a Arc<Workload>,
     target: SocketAddr,
+    /// Would get plaintext, which it may not.
+    withheld: bool,
     avoided: bool,
+    failing: bool,
     rank: usize,
 }
 
@@ -91,10 +99,11 @@ pub(super) fn choose(
         }
     }
 
-    // Already tried ones come last, whatever their rank: another zone is better than the same failure again.
-    let preference = |c: &Candidate<'_>| (!c.avoided, c.rank);
+    // Those that cannot be had or failed come last, whatever their rank: another zone is better than the same failure.
+    let preference = |c: &Candidate<'_>| (!c.withheld, !c.avoided, !c.failing, c.rank);
     let best = candidates.iter().map(preference).max().ok_or(passed_over)?;
     let total = candidates.len();
+    let untried = candidates.iter().filter(|c| !c.avoided && !c.withheld).count();
     candidates.retain(|c| preference(c) == best);
 
     let weight: u64 = candidates.iter().map(|c| u64::from(c.workload.capacity)).sum();
@@ -112,6 +121,8 @@ pub(super) fn choose(
         candidates: candidates.len(),
         farther: total - candidates.len(),
         avoided: chosen.avoided,
+        failing: chosen.failing,
+        untried: untried - usize::from(!chosen.avoided && !chosen.withheld),
         passed_over,
     };
     Ok(Chosen {
@@ -170,8 +181,11 @@ fn candidate<'a>(
     let ip = address(service.ip_families, workload, facts.destination.ip().to_canonical());
     let ip = ip.ok_or(Reason::NoAddress)?;
     let rank = rank(&service.load_balancing, facts.source, workload).ok_or(Reason::OutOfScope)?;
+    let target = SocketAddr::new(ip, port);
+    let withheld = is_withheld(snapshot, workload, target);
     let avoided = facts.avoid.contains(&workload.uid);
-    Ok(Candidate { workload, target: SocketAddr::new(ip, port), avoided, rank })
+    let failing = facts.failing.iter().any(|(uid, at)| *at == ip && *uid == workload.uid);
+    Ok(Candidate { workload, target, withheld, avoided, failing, rank })
 }
 
 /// Port of the endpoint's workload behind a service port; `None` where there is none.
@@ -270,6 +284,8 @@ impl fmt::Display for Choice {
         }
         if b.avoided {
             f.write_str(", tried before")?;
+        } else if b.failing {
+            f.write_str(", failed a moment ago")?;
         }
         match b.passed_over.total() {
             0 => Ok(()),

@@ -5,8 +5,10 @@
 //! Must not know sockets, TLS or metrics. Waypoints and second networks are refused or left out, never guessed at.
 //!
 //! Start with [`next_hop`] (a captured pod connects out), then [`inbound_hbone`] and [`inbound_plaintext`] (somebody
-//! connects to it). How a service's endpoint is chosen is in `endpoint.rs`.
+//! connects to it). How a service's endpoint is chosen is in `endpoint.rs`, what is never sent in
+//! plaintext in `downgrade.rs`.
 
+mod downgrade;
 mod endpoint;
 mod inbound;
 mod next_hop;
@@ -15,6 +17,7 @@ mod world;
 
 use std::net::{IpAddr, SocketAddr};
 
+pub use downgrade::{Downgrade, NotPlain};
 pub use endpoint::{Balance, Choice, PassedOver};
 pub use inbound::{InboundRefusal, InboundTarget, inbound_hbone, inbound_plaintext, inbound_service_guess};
 pub use next_hop::{NextHop, Outbound, OutboundRefusal, PassthroughReason, next_hop};

@@ -1,12 +1,13 @@
 //! Where a captured pod's outgoing connection goes.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use super::downgrade::{Downgrade, not_plain, unanswered};
 use super::endpoint::{self, Chosen};
 use super::{Choice, HBONE_PORT, PassedOver, canonical, is_local, is_reserved_port};
-use crate::model::{Mode, Service, TunnelProtocol, Workload};
+use crate::model::{DowngradeMode, Mode, Service, TunnelProtocol, Workload};
 use crate::state::Snapshot;
 use crate::telemetry::ResponseFlag;
 use crate::types::{ServiceKey, SpiffeId, WorkloadUid};
@@ -20,6 +21,8 @@ pub struct Outbound<'a> {
     pub destination: SocketAddr,
     /// Endpoints already tried in vain for this connection; chosen again only when no other is left.
     pub avoid: &'a [WorkloadUid],
+    /// Endpoints at which others failed a moment ago; chosen last among those not tried yet.
+    pub failing: &'a [(WorkloadUid, IpAddr)],
     /// Any number, uniformly random: decides among endpoints by weight.
     pub pick: u64,
 }
@@ -44,7 +47,12 @@ pub enum NextHop {
         service: Option<Arc<Service>>,
         /// Why this workload.
         why: Choice,
+        /// Why it should not get plaintext, where that is only counted.
+        downgrade: Option<Box<Downgrade>>,
     },
+    /// Nothing now: plaintext is not allowed, and the destination may be captured in a moment. Decide again on each new
+    /// snapshot; when patience ends, refuse with [`OutboundRefusal::Downgrade`] of this.
+    Hold(Box<Downgrade>),
     /// A captured workload: a stream in a tunnel to it.
     Hbone {
         /// What to dial: the workload's address and [`HBONE_PORT`].
@@ -116,6 +124,9 @@ pub enum OutboundRefusal {
         /// The source's.
         own: Arc<str>,
     },
+    /// It would leave in plaintext and may not.
+    #[error("{0}")]
+    Downgrade(Box<Downgrade>),
 }
 
 impl OutboundRefusal {
@@ -126,6 +137,7 @@ impl OutboundRefusal {
             | Self::NoHealthyEndpoint { .. }
             | Self::PortNotInService { .. }
             | Self::OtherNetwork { .. } => ResponseFlag::Connect,
+            Self::Downgrade(downgrade) => downgrade.flag(),
         }
     }
 }
@@ -143,13 +155,16 @@ pub fn next_hop(snapshot: &Snapshot, facts: &Outbound<'_>) -> Result<NextHop, Ou
         return to_service(snapshot, service, facts);
     }
     let Some(workload) = snapshot.workload_by_ip(ip) else {
+        if let Some(downgrade) = unanswered(snapshot, destination) {
+            return Ok(NextHop::Hold(Box::new(downgrade)));
+        }
         return Ok(NextHop::Passthrough { to: destination, why: PassthroughReason::UnknownDestination });
     };
     if workload.network != facts.source.network {
         return Err(other_network(facts, workload));
     }
     let chosen = Chosen { workload: Arc::clone(workload), target: destination, choice: Choice::Requested };
-    Ok(to_workload(chosen, None))
+    to_workload(snapshot, chosen, None)
 }
 
 fn to_service(
@@ -180,18 +195,33 @@ fn to_service(
     if is_reserved_port(chosen.target.port()) && chosen.workload.uid == facts.source.uid {
         return Err(OutboundRefusal::SelfCall { destination });
     }
-    Ok(to_workload(chosen, Some(Arc::clone(service))))
+    to_workload(snapshot, chosen, Some(Arc::clone(service)))
 }
 
-fn to_workload(chosen: Chosen, service: Option<Arc<Service>>) -> NextHop {
-    let Chosen { workload, target, choice: why } = chosen;
-    match workload.protocol {
-        TunnelProtocol::Tcp => NextHop::Tcp { to: target, workload, service, why },
-        TunnelProtocol::Hbone => {
-            let peer = SocketAddr::new(target.ip(), HBONE_PORT);
-            let expected = expected(&workload, service.as_deref());
-            NextHop::Hbone { peer, authority: target, expected, workload, service, why }
+fn to_workload(
+    snapshot: &Snapshot,
+    chosen: Chosen,
+    service: Option<Arc<Service>>,
+) -> Result<NextHop, OutboundRefusal> {
+    let Chosen { workload, target: to, choice: why } = chosen;
+    if workload.protocol == TunnelProtocol::Hbone {
+        let peer = SocketAddr::new(to.ip(), HBONE_PORT);
+        let expected = expected(&workload, service.as_deref());
+        return Ok(NextHop::Hbone { peer, authority: to, expected, workload, service, why });
+    }
+    let downgrade = not_plain(snapshot, &workload, to).map(|why| {
+        let (workload, service) = (Arc::clone(&workload), service.clone());
+        Box::new(Downgrade::Workload { to, workload, service, why })
+    });
+    match downgrade {
+        Some(downgrade) if snapshot.no_downgrade.mode == DowngradeMode::Enforce => {
+            if downgrade.may_pass() {
+                Ok(NextHop::Hold(downgrade))
+            } else {
+                Err(OutboundRefusal::Downgrade(downgrade))
+            }
         }
+        downgrade => Ok(NextHop::Tcp { to, workload, service, why, downgrade }),
     }
 }
 
@@ -223,7 +253,11 @@ impl fmt::Display for NextHop {
             Self::Passthrough { to, why: PassthroughReason::Service(service) } => {
                 write!(f, "passthrough {to}: service {}", service.key)
             }
-            Self::Tcp { to, why, .. } => write!(f, "tcp {to}: {why}"),
+            Self::Tcp { to, why, downgrade: None, .. } => write!(f, "tcp {to}: {why}"),
+            Self::Tcp { to, why, downgrade: Some(downgrade), .. } => {
+                write!(f, "tcp {to}: {why}, although it should be {}", downgrade.reason())
+            }
+            Self::Hold(downgrade) => write!(f, "hold: {downgrade}"),
             Self::Hbone { peer, authority, expected, why, .. } => {
                 write!(f, "hbone {peer} for {authority} as ")?;
                 for (i, id) in expected.iter().enumerate() {

@@ -2,20 +2,22 @@
 //!
 //! ```text
 //! pod <namespace>/<name> <address>,… [hbone] [node=] [region=] [zone=] [subzone=] [cluster=] [network=] [weight=]
+//!     [labelled|exempt|dim] [before] [strict|strict=<port>]
 //! svc <namespace>/<name> [<vip>,…] [ports=80:8080,443:0] [mode=] [prefer=Region,Zone] [family=] [all] [private] [san=<sa>,…]
 //!   ep <namespace>/<name> [not-ready|terminating] [443:9443,…]
 //! ```
-//! `all` publishes not-ready addresses, `private` is visibility to the own namespace. Indented lines belong to the service.
+//! `dim` is not said to be enrolled or not, `before` was captured before. `all` publishes not-ready addresses, `private` is visibility to the own namespace. Indented lines belong to the service.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::model::{
-    Endpoint, Health, HealthPolicy, IpFamilies, LoadBalancing, Locality, LocalityScope, Mode, Model, Service,
-    ServicePort, TunnelProtocol, Visibility, Workload, WorkloadType,
+    Action, Authorization, Clause, Endpoint, Enrolment, Health, HealthPolicy, IpFamilies, LoadBalancing,
+    Locality, LocalityScope, Match, Mode, Model, Rule, Scope, Service, ServicePort, StringMatch,
+    TunnelProtocol, Visibility, Workload, WorkloadType,
 };
 use crate::state::Snapshot;
-use crate::types::{ServiceKey, SpiffeId, WorkloadUid};
+use crate::types::{PolicyKey, ServiceKey, SpiffeId, WorkloadUid};
 
 /// The snapshot of these lines; panics at a line it does not understand.
 pub(super) fn world(text: &str) -> Snapshot {
@@ -31,7 +33,31 @@ pub(super) fn world(text: &str) -> Snapshot {
             _ => panic!("not understood: {line}"),
         }
     }
-    Snapshot::build(1, model)
+    let strict_ports = ["", "80"].map(strict);
+    model.policies.extend(strict_ports);
+    let before = text.lines().filter(|line| line.contains(" before"));
+    let before = before.filter_map(|line| line.split_whitespace().nth(1)).map(uid).collect();
+    Snapshot::build(1, model).having_captured(before)
+}
+
+/// What is made of a PeerAuthentication that is STRICT, on one port or on all.
+fn strict(port: &str) -> Authorization {
+    let name = match port {
+        "" => "istio_converted_static_strict".to_owned(),
+        port => format!("converted_peer_authentication_{port}"),
+    };
+    let one = Match {
+        not_principals: vec![StringMatch::Presence],
+        destination_ports: port.parse().into_iter().collect(),
+        ..Match::default()
+    };
+    Authorization {
+        key: PolicyKey { namespace: "root".into(), name: name.into() },
+        scope: Scope::WorkloadSelector,
+        action: Action::Deny,
+        dry_run: false,
+        rules: vec![Rule { clauses: vec![Clause { matches: vec![one] }] }],
+    }
 }
 
 /// The pod of this name.
@@ -65,6 +91,7 @@ fn pod(full: &str, addresses: &str, rest: &[&str]) -> Workload {
         identity: SpiffeId::new("td", namespace, account).unwrap(),
         addresses: list(addresses),
         protocol: TunnelProtocol::Tcp,
+        enrolment: Enrolment::NotLabelled,
         node: "n1".into(),
         canonical_name: account.into(),
         canonical_revision: "latest".into(),
@@ -81,6 +108,11 @@ fn pod(full: &str, addresses: &str, rest: &[&str]) -> Workload {
     for &word in rest {
         match word.split_once('=').unwrap_or((word, "")) {
             ("hbone", _) => pod.protocol = TunnelProtocol::Hbone,
+            ("labelled", _) => pod.enrolment = Enrolment::Labelled,
+            ("exempt", _) => pod.enrolment = Enrolment::Exempt,
+            ("dim", _) => pod.enrolment = Enrolment::Unknown,
+            ("before", _) => {}
+            ("strict", port) => pod.authorization_policies.push(strict(port).key),
             ("host-network", _) => pod.host_network = true,
             ("node", v) => pod.node = v.into(),
             ("region", v) => pod.locality.region = v.into(),

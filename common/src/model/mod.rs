@@ -3,11 +3,13 @@
 //! Sources build these from YAML or xDS and check while they do; nothing after that parses text again.
 //! Start with [`Workload`], then [`Service`].
 
+mod downgrade;
 mod pod;
 mod policy;
 mod service;
 mod workload;
 
+pub use downgrade::{DowngradeMode, NoDowngrade};
 pub use pod::LocalPod;
 pub use policy::{
     Action, Authorization, Clause, Match, PortSet, Rule, Scope, ServiceAccountMatch, StringMatch,
@@ -15,7 +17,7 @@ pub use policy::{
 pub use service::{
     Endpoint, HealthPolicy, IpFamilies, LoadBalancing, LocalityScope, Mode, Service, ServicePort, Visibility,
 };
-pub use workload::{Health, Locality, TunnelProtocol, Workload, WorkloadType};
+pub use workload::{Enrolment, Health, Locality, TunnelProtocol, Workload, WorkloadType};
 
 /// Everything one source knows, before it is indexed. `state::Snapshot::build` turns it into look-up tables.
 #[derive(Clone, Debug, Default)]

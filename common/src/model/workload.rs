@@ -20,6 +20,8 @@ pub struct Workload {
     pub addresses: Vec<IpAddr>,
     /// How others reach it.
     pub protocol: TunnelProtocol,
+    /// Whether it is meant to be in the mesh, captured or not.
+    pub enrolment: Enrolment,
     /// Name of its node; empty if unknown.
     pub node: Arc<str>,
     /// For telemetry: label `service.istio.io/canonical-name`, or what Istio derives for it.
@@ -53,6 +55,19 @@ pub enum TunnelProtocol {
     Tcp,
     /// HBONE on port 15008.
     Hbone,
+}
+
+/// Whether a workload is meant to be in the mesh. Whether it is captured says [`TunnelProtocol`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Enrolment {
+    /// Labelled, itself or by its namespace: it should be captured.
+    Labelled,
+    /// Not labelled, or labelled as outside.
+    NotLabelled,
+    /// Never captured: network of its node, sidecar, excluded namespace, or no pod.
+    Exempt,
+    /// The source does not say.
+    Unknown,
 }
 
 /// Kind of the owner, as telemetry names it.

@@ -144,11 +144,15 @@ impl FileSource {
         }
         if let Some((_, revision, warnings)) = self.in_force.filter(|(in_force, ..)| *in_force == hash) {
             tracing::info!(target: "state", revision, "configuration is again what is in force");
+            state.confirm();
             return Some(ReloadOutcome::Published { revision, warnings });
         }
         Some(match texts.and_then(|texts| texts.translate(&self.settings)) {
             Ok(translated) => self.publish(translated, hash, state),
-            Err(error) => refuse(&error),
+            Err(error) => {
+                state.mark_stale();
+                refuse(&error)
+            }
         })
     }
 

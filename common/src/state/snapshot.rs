@@ -1,19 +1,26 @@
 //! Look-up tables over a [`Model`]. Pure: no clock, no I/O.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::model::{
-    Authorization, Health, LocalPod, Model, Scope, Service, TunnelProtocol, Visibility, Workload,
+    Authorization, Health, LocalPod, Model, NoDowngrade, Scope, Service, TunnelProtocol, Visibility, Workload,
 };
 use crate::types::{PolicyKey, ServiceKey, WorkloadUid};
 
 /// Everything a decision needs, at one revision.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Snapshot {
     /// Grows by one with each publication; 0 is the empty state before the first.
     pub revision: u64,
+    /// Whether what is not in here does not exist.
+    pub completeness: Completeness,
+    /// What is never sent in plaintext.
+    pub no_downgrade: Arc<NoDowngrade>,
+    /// Workloads that were captured under their UID and are not now.
+    captured_before: HashSet<WorkloadUid>,
     workloads: HashMap<WorkloadUid, Arc<Workload>>,
     workloads_by_ip: HashMap<IpAddr, Arc<Workload>>,
     services: HashMap<ServiceKey, Arc<Service>>,
@@ -23,6 +30,28 @@ pub struct Snapshot {
     policies: HashMap<PolicyKey, Arc<Authorization>>,
     wide_policies: Vec<Arc<Authorization>>,
     pods: Vec<Arc<LocalPod>>,
+}
+
+/// Whether what a snapshot does not have does not exist.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Completeness {
+    /// Nothing has been heard of the source yet.
+    #[default]
+    Loading,
+    /// The source said more than could be read, or cannot be asked: this is what was known before.
+    Stale,
+    /// All that the source knows.
+    Complete,
+}
+
+impl fmt::Display for Completeness {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Loading => "loading",
+            Self::Stale => "stale",
+            Self::Complete => "complete",
+        })
+    }
 }
 
 /// The policies that apply to one workload.
@@ -35,9 +64,9 @@ pub struct Policies {
 }
 
 impl Snapshot {
-    /// Indexes `model`.
+    /// Indexes `model`, which is complete.
     pub fn build(revision: u64, model: Model) -> Self {
-        let mut next = Self { revision, ..Self::default() };
+        let mut next = Self { revision, completeness: Completeness::Complete, ..Self::default() };
         for workload in model.workloads {
             next.add_workload(Arc::new(workload));
         }
@@ -54,6 +83,12 @@ impl Snapshot {
         next.wide_policies.sort_by(|a, b| a.key.cmp(&b.key));
         next.pods = model.pods.into_iter().map(Arc::new).collect();
         next
+    }
+
+    /// The same, with these workloads as captured before.
+    pub(crate) fn having_captured(mut self, before: HashSet<WorkloadUid>) -> Self {
+        self.captured_before = before;
+        self
     }
 
     fn add_workload(&mut self, workload: Arc<Workload>) {
@@ -147,6 +182,16 @@ impl Snapshot {
             }
         }
         found
+    }
+
+    /// The policy with this key.
+    pub fn policy(&self, key: &PolicyKey) -> Option<&Arc<Authorization>> {
+        self.policies.get(key)
+    }
+
+    /// Whether a workload that is not captured was so under this UID.
+    pub fn was_captured(&self, uid: &WorkloadUid) -> bool {
+        self.captured_before.contains(uid)
     }
 
     /// Pods of this node that are to be captured.

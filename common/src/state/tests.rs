@@ -3,7 +3,7 @@ use std::net::IpAddr;
 
 use super::*;
 use crate::model::{
-    Action, Authorization, Endpoint, Health, IpFamilies, LoadBalancing, Locality, Scope, Service,
+    Action, Authorization, Endpoint, Enrolment, Health, IpFamilies, LoadBalancing, Locality, Scope, Service,
     TunnelProtocol, Visibility, Workload, WorkloadType,
 };
 use crate::types::{PolicyKey, ServiceKey, SpiffeId, WorkloadUid};
@@ -18,6 +18,7 @@ fn workload(uid: &str, change: impl FnOnce(&mut Workload)) -> Workload {
         identity: SpiffeId::new("cluster.local", "shop", "cart").unwrap(),
         addresses: vec![IP],
         protocol: TunnelProtocol::Tcp,
+        enrolment: Enrolment::NotLabelled,
         node: "".into(),
         canonical_name: "".into(),
         canonical_revision: "".into(),
@@ -169,6 +170,55 @@ fn policies_are_those_of_the_mesh_the_namespace_and_the_list() {
     let names: Vec<String> = found.all.iter().map(|p| p.key.to_string()).collect();
     assert_eq!(names, ["root/global", "shop/namespace", "shop/selected"]);
     assert_eq!(found.missing, [key("shop/gone")]);
+}
+
+#[test]
+fn what_was_captured_is_remembered_until_it_is_gone_or_has_left() {
+    let state = State::new();
+    let publish = |what: Option<(TunnelProtocol, Enrolment)>| {
+        let workload = what.map(|(protocol, enrolment)| {
+            workload("u", |w| (w.protocol, w.enrolment) = (protocol, enrolment))
+        });
+        state.publish(Model { workloads: workload.into_iter().collect(), ..Model::default() });
+        state.snapshot().was_captured(&WorkloadUid("u".into()))
+    };
+    let (hbone, tcp) = (TunnelProtocol::Hbone, TunnelProtocol::Tcp);
+    assert!(!publish(Some((tcp, Enrolment::Unknown))), "never captured");
+    assert!(!publish(Some((hbone, Enrolment::Unknown))), "captured now");
+    assert!(publish(Some((tcp, Enrolment::Unknown))));
+    assert!(publish(Some((tcp, Enrolment::Labelled))), "still, at the second look");
+    assert!(!publish(None));
+    assert!(!publish(Some((tcp, Enrolment::Unknown))), "another one of its name");
+    assert!(!publish(Some((hbone, Enrolment::Labelled))));
+    assert!(!publish(Some((tcp, Enrolment::NotLabelled))), "it has left the mesh");
+    assert!(!publish(Some((tcp, Enrolment::Unknown))));
+}
+
+#[test]
+fn a_stale_state_keeps_its_revision_and_wakes_who_waits() {
+    let state = State::with(NoDowngrade {
+        pod_ranges: vec!["10.0.0.0/8".parse().unwrap()],
+        ..NoDowngrade::default()
+    });
+    let now = || (state.snapshot().completeness, state.snapshot().revision);
+    assert!(state.snapshot().no_downgrade.range_of(IP).is_some(), "known before anything else is");
+    state.mark_stale();
+    assert_eq!(now(), (Completeness::Loading, 0));
+    state.publish(Model { workloads: vec![workload("u", |_| {})], ..Model::default() });
+    assert_eq!(now(), (Completeness::Complete, 1));
+    let mut changed = state.changed();
+    state.mark_stale();
+    assert_eq!(now(), (Completeness::Stale, 1));
+    assert!(changed.has_changed().unwrap() && state.snapshot().workload_by_ip(IP).is_some());
+    changed.mark_unchanged();
+    state.mark_stale();
+    assert!(!changed.has_changed().unwrap(), "nothing new");
+    state.confirm();
+    assert_eq!(now(), (Completeness::Complete, 1));
+    state.mark_stale();
+    state.publish(Model::default());
+    assert_eq!(now(), (Completeness::Complete, 2));
+    assert!(state.snapshot().no_downgrade.range_of(IP).is_some());
 }
 
 #[test]

@@ -309,8 +309,8 @@ impl Drop for Connection {
 impl Failure {
     /// Whether somebody said no, rather than something broke.
     fn is_refusal(&self) -> bool {
-        use ResponseFlag::{Budget, Deny, Draining};
-        self.denial.is_some() || matches!(self.flag, Deny | Budget | Draining)
+        use ResponseFlag::{Budget, Deny, Draining, NotCaptured};
+        self.denial.is_some() || matches!(self.flag, Deny | Budget | Draining | NotCaptured)
     }
 
     fn class(&self) -> &'static str {

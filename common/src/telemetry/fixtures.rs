@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use super::*;
 use crate::model::{
-    Health, IpFamilies, LoadBalancing, Locality, Service, TunnelProtocol, Visibility, Workload, WorkloadType,
+    Enrolment, Health, IpFamilies, LoadBalancing, Locality, Service, TunnelProtocol, Visibility, Workload,
+    WorkloadType,
 };
 use crate::types::{ServiceKey, SpiffeId, WorkloadUid};
 
@@ -70,6 +71,7 @@ pub(super) fn workload(namespace: &str, name: &str, zone: &str) -> Arc<Workload>
         identity: identity(namespace, name),
         addresses: vec![],
         protocol: TunnelProtocol::Hbone,
+        enrolment: Enrolment::Unknown,
         node: "node-1".into(),
         canonical_name: format!("{name}-app").into(),
         canonical_revision: "v2".into(),

@@ -1,6 +1,7 @@
 //! Why a connection ended, as metrics and alerts know it.
 
-/// Value of the label `response_flags`. The names are Istio's; those it does not define start with `CULVERT_`.
+/// Value of the label `response_flags`. The names are Istio's; those it does not define start with `CULVERT_`, but
+/// for [`Self::NotCaptured`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ResponseFlag {
     /// Nothing went wrong.
@@ -21,11 +22,13 @@ pub enum ResponseFlag {
     Budget,
     /// Refused or cut because the agent drains.
     Draining,
+    /// It would have left in plaintext, to a destination that should be captured.
+    NotCaptured,
 }
 
 impl ResponseFlag {
     /// Every flag, each at the index that is its discriminant.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::None,
         Self::Deny,
         Self::Connect,
@@ -35,6 +38,7 @@ impl ResponseFlag {
         Self::Identity,
         Self::Budget,
         Self::Draining,
+        Self::NotCaptured,
     ];
 
     /// The label's value.
@@ -49,6 +53,7 @@ impl ResponseFlag {
             Self::Identity => "IDENTITY_ERROR",
             Self::Budget => "CULVERT_BUDGET",
             Self::Draining => "CULVERT_DRAINING",
+            Self::NotCaptured => "NOT_CAPTURED",
         }
     }
 
@@ -64,6 +69,7 @@ impl ResponseFlag {
             Self::Identity => "identity",
             Self::Budget => "budget",
             Self::Draining => "draining",
+            Self::NotCaptured => "not-captured",
         }
     }
 }

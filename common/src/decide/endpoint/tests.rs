@@ -14,7 +14,7 @@ fn spread(text: &str, avoid: &[WorkloadUid], picks: u64) -> BTreeMap<String, u64
     let service = snapshot.service_by_vip("10.96.0.1".parse().unwrap(), "web").unwrap();
     let mut counts = BTreeMap::new();
     for pick in 0..picks {
-        let facts = Outbound { source: &source, destination, avoid, pick };
+        let facts = Outbound { source: &source, destination, avoid, failing: &[], pick };
         let name = match choose(&snapshot, service, &facts) {
             Ok(chosen) => chosen.workload.name.to_string(),
             Err(passed_over) => format!("none: {passed_over}"),
@@ -173,8 +173,13 @@ fn the_choice_says_how_it_was_made() {
     let service = snapshot.service_by_vip("10.96.0.1".parse().unwrap(), "web").unwrap();
     let tried = [uid("shop/node"), uid("shop/rack"), uid("shop/zone"), uid("shop/region"), uid("shop/world")];
     let choice = |avoid| {
-        let facts =
-            Outbound { source: &source, destination: "10.96.0.1:80".parse().unwrap(), avoid, pick: 7 };
+        let facts = Outbound {
+            source: &source,
+            destination: "10.96.0.1:80".parse().unwrap(),
+            avoid,
+            failing: &[],
+            pick: 7,
+        };
         choose(&snapshot, service, &facts).unwrap().choice.to_string()
     };
     assert_eq!(choice(&[]), "one of 3 with rank 5 (Failover), 2 less preferred");
@@ -222,7 +227,7 @@ proptest! {
         let snapshot = world(&text);
         let source = pod_of(&snapshot, "web/client");
         let service = snapshot.service_by_vip("10.96.0.1".parse().unwrap(), "web").unwrap();
-        let facts = Outbound { source: &source, destination: "10.96.0.1:80".parse().unwrap(), avoid: &avoid, pick };
+        let facts = Outbound { source: &source, destination: "10.96.0.1:80".parse().unwrap(), avoid: &avoid, failing: &[], pick };
         match choose(&snapshot, service, &facts) {
             Err(passed_over) => {
                 prop_assert!(!endpoints.iter().any(eligible));

@@ -47,7 +47,8 @@ const CART: &str = "spiffe://td/ns/shop/sa/cart";
 fn check(to: &str, want: &str) {
     let snapshot = world(WORLD);
     let source = pod_of(&snapshot, "web/client");
-    let facts = Outbound { source: &source, destination: to.parse().unwrap(), avoid: &[], pick: 0 };
+    let facts =
+        Outbound { source: &source, destination: to.parse().unwrap(), avoid: &[], failing: &[], pick: 0 };
     let got = match next_hop(&snapshot, &facts) {
         Ok(hop) => hop.to_string(),
         Err(error) => format!("error: {error}"),
@@ -147,7 +148,9 @@ fn visibility_is_that_of_the_caller() {
     let snapshot = world(WORLD);
     let source = pod_of(&snapshot, "shop/plain-0");
     let destination = "10.96.0.8:80".parse().unwrap();
-    let hop = next_hop(&snapshot, &Outbound { source: &source, destination, avoid: &[], pick: 0 }).unwrap();
+    let hop =
+        next_hop(&snapshot, &Outbound { source: &source, destination, avoid: &[], failing: &[], pick: 0 })
+            .unwrap();
     let NextHop::Hbone { service: Some(service), authority, .. } = hop else { panic!("{hop}") };
     assert_eq!((&*service.name, authority.to_string().as_str()), ("private", "10.0.0.2:8080"));
 }
@@ -157,7 +160,8 @@ fn only_an_address_of_its_own_is_a_self_call() {
     let snapshot = world(WORLD);
     let source = pod_of(&snapshot, "web/client");
     let destination = "10.0.0.2:15001".parse().unwrap(); // another pod's: the other side refuses
-    let facts = Outbound { source: &source, destination, avoid: &[uid("shop/cart-0")], pick: 0 };
+    let facts =
+        Outbound { source: &source, destination, avoid: &[uid("shop/cart-0")], failing: &[], pick: 0 };
     assert!(matches!(next_hop(&snapshot, &facts), Ok(NextHop::Hbone { .. })));
 }
 
@@ -166,7 +170,8 @@ fn an_empty_snapshot_passes_everything_but_self_calls() {
     let snapshot = world(WORLD);
     let source = pod_of(&snapshot, "web/client");
     let at = |to: &str| {
-        let facts = Outbound { source: &source, destination: to.parse().unwrap(), avoid: &[], pick: 0 };
+        let facts =
+            Outbound { source: &source, destination: to.parse().unwrap(), avoid: &[], failing: &[], pick: 0 };
         next_hop(&Snapshot::default(), &facts)
     };
     assert!(matches!(at("10.96.0.1:80"), Ok(NextHop::Passthrough { .. })));

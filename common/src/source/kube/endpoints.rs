@@ -10,7 +10,7 @@ use super::object::Objects;
 use super::pod::Pod;
 use super::reader::{Report, selects};
 use super::service::{Service, Target};
-use crate::model::{self, Endpoint, Health, Model, TunnelProtocol, Workload, WorkloadType};
+use crate::model::{self, Endpoint, Enrolment, Health, Model, TunnelProtocol, Workload, WorkloadType};
 use crate::types::{SpiffeId, WorkloadUid};
 
 /// Look-ups over the pods that run.
@@ -190,6 +190,7 @@ impl<'a, 'o> Behind<'a, 'o> {
             identity: SpiffeId::new(&self.settings.trust_domain, &slice.meta.namespace, "default").ok()?,
             addresses: vec![ip],
             protocol: TunnelProtocol::Tcp,
+            enrolment: Enrolment::Exempt,
             node: Arc::clone(&endpoint.node),
             canonical_name: Arc::clone(&self.service.meta.name),
             canonical_revision: "latest".into(),

@@ -149,6 +149,7 @@ fn workload(pod: &Pod, objects: &Objects, settings: &Settings, report: &Report) 
         identity,
         addresses: pod.ips.clone(),
         protocol: if tunnel { TunnelProtocol::Hbone } else { TunnelProtocol::Tcp },
+        enrolment: pod.enrolment(namespace, settings),
         node: Arc::clone(&pod.node),
         canonical_name,
         canonical_revision,

@@ -8,7 +8,7 @@ use super::Settings;
 use super::namespace::Namespace;
 use super::object::Meta;
 use super::reader::{Field, Report};
-use crate::model::{Health, LocalPod, WorkloadType};
+use crate::model::{Enrolment, Health, LocalPod, WorkloadType};
 use crate::types::WorkloadUid;
 
 const DATAPLANE_MODE: &str = "istio.io/dataplane-mode";
@@ -137,19 +137,30 @@ impl Pod {
         (first(name, workload_name), first(revision, &"latest".into()))
     }
 
-    /// Whether the pod is to be captured, and thus is reached over HBONE: labelled (itself, or by its namespace unless it
-    /// says `none`), not excluded, and not said to be without redirection.
+    /// Whether the pod is to be captured, and thus is reached over HBONE: enrolled, and not said to be without redirection.
     pub(super) fn is_captured(&self, namespace: Option<&Namespace>, settings: &Settings) -> bool {
+        self.enrolment(namespace, settings) == Enrolment::Labelled
+            && self.meta.annotation(REDIRECTION).is_none_or(|redirection| redirection == "enabled")
+    }
+
+    /// Whether the pod is meant to be in the mesh: labelled itself, or by its namespace unless it says `none`, and not
+    /// of those that are never captured.
+    pub(super) fn enrolment(&self, namespace: Option<&Namespace>, settings: &Settings) -> Enrolment {
         let mode = self.meta.labels.get(DATAPLANE_MODE).map(|mode| &**mode);
         let of_namespace = namespace.and_then(|n| n.labels.get(DATAPLANE_MODE)).map(|mode| &**mode);
         let own_proxy = self.meta.namespace == settings.root_namespace
             && self.meta.labels.get("app").is_some_and(|app| &**app == "ztunnel");
-        !self.host_network
-            && self.meta.annotation("sidecar.istio.io/status").is_none()
-            && !settings.excluded_namespaces.contains(&self.meta.namespace)
-            && !own_proxy
-            && (mode == Some("ambient") || (of_namespace == Some("ambient") && mode != Some("none")))
-            && self.meta.annotation(REDIRECTION).is_none_or(|redirection| redirection == "enabled")
+        if self.host_network
+            || self.meta.annotation("sidecar.istio.io/status").is_some()
+            || settings.excluded_namespaces.contains(&self.meta.namespace)
+            || own_proxy
+        {
+            Enrolment::Exempt
+        } else if mode == Some("ambient") || (of_namespace == Some("ambient") && mode != Some("none")) {
+            Enrolment::Labelled
+        } else {
+            Enrolment::NotLabelled
+        }
     }
 
     /// Whether it terminates HBONE itself.

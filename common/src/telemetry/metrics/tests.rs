@@ -140,7 +140,10 @@ fn every_flag_can_be_a_refusal_class() {
         metrics.refused(Reporter::Source, flag.class());
     }
     let text = metrics.encode(false);
-    assert_eq!(text.lines().filter(|l| l.starts_with("culvert_refusals_total{")).count(), 9);
+    assert_eq!(
+        text.lines().filter(|l| l.starts_with("culvert_refusals_total{")).count(),
+        ResponseFlag::ALL.len()
+    );
 }
 
 const DOCS: &str = include_str!("../../../../docs/metrics.md");

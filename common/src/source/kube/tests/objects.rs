@@ -1,7 +1,7 @@
 //! Pods, services, slices, nodes: what becomes of them.
 
 use super::*;
-use crate::model::{HealthPolicy, IpFamilies, LocalityScope, Mode, WorkloadType};
+use crate::model::{Enrolment, HealthPolicy, IpFamilies, LocalityScope, Mode, WorkloadType};
 
 #[test]
 fn the_examples_are_translated_without_a_warning() {
@@ -40,34 +40,42 @@ fn the_examples_are_translated_without_a_warning() {
 
 #[test]
 fn which_pods_are_captured() {
+    use Enrolment::{Exempt, Labelled, NotLabelled};
     let table = [
-        ("", "", TunnelProtocol::Hbone),
-        ("labels: {istio.io/dataplane-mode: none}", "", TunnelProtocol::Tcp),
-        ("labels: {istio.io/dataplane-mode: ambient}", "", TunnelProtocol::Hbone),
-        ("labels: {istio.io/dataplane-mode: other}", "", TunnelProtocol::Hbone),
-        ("annotations: {sidecar.istio.io/status: '{}'}", "", TunnelProtocol::Tcp),
-        ("annotations: {ambient.istio.io/redirection: enabled}", "", TunnelProtocol::Hbone),
-        ("annotations: {ambient.istio.io/redirection: pending}", "", TunnelProtocol::Tcp),
-        ("annotations: {ambient.istio.io/redirection: disabled}", "", TunnelProtocol::Tcp),
-        ("", "hostNetwork: true", TunnelProtocol::Tcp),
+        ("", "", TunnelProtocol::Hbone, Labelled),
+        ("labels: {istio.io/dataplane-mode: none}", "", TunnelProtocol::Tcp, NotLabelled),
+        ("labels: {istio.io/dataplane-mode: ambient}", "", TunnelProtocol::Hbone, Labelled),
+        ("labels: {istio.io/dataplane-mode: other}", "", TunnelProtocol::Hbone, Labelled),
+        ("annotations: {sidecar.istio.io/status: '{}'}", "", TunnelProtocol::Tcp, Exempt),
+        ("annotations: {ambient.istio.io/redirection: enabled}", "", TunnelProtocol::Hbone, Labelled),
+        ("annotations: {ambient.istio.io/redirection: pending}", "", TunnelProtocol::Tcp, Labelled),
+        ("annotations: {ambient.istio.io/redirection: disabled}", "", TunnelProtocol::Tcp, Labelled),
+        ("", "hostNetwork: true", TunnelProtocol::Tcp, Exempt),
         (
             "labels: {istio.io/dataplane-mode: none, networking.istio.io/tunnel: http}",
             "",
             TunnelProtocol::Hbone,
+            NotLabelled,
         ),
     ];
-    for (meta, spec, expected) in table {
+    for (meta, spec, expected, enrolment) in table {
         let model = model(&format!("{SHOP}{}", pod("a", "10.0.0.1", meta, spec, "")));
         assert_eq!(model.workloads[0].protocol, expected, "{meta} {spec}");
+        assert_eq!(model.workloads[0].enrolment, enrolment, "{meta} {spec}");
     }
     let outside = pod("a", "10.0.0.1", "", "", "");
-    assert_eq!(model(&outside).workloads[0].protocol, TunnelProtocol::Tcp, "namespace without label");
+    let is = |w: &Workload| (w.protocol, w.enrolment);
+    assert_eq!(
+        is(&model(&outside).workloads[0]),
+        (TunnelProtocol::Tcp, NotLabelled),
+        "namespace without label"
+    );
     let excluded = Settings { excluded_namespaces: vec!["shop".into()], ..Settings::default() };
     let labelled = pod("a", "10.0.0.1", "labels: {istio.io/dataplane-mode: ambient}", "", "");
-    assert_eq!(translated(&labelled, &excluded).model.workloads[0].protocol, TunnelProtocol::Tcp);
+    assert_eq!(is(&translated(&labelled, &excluded).model.workloads[0]), (TunnelProtocol::Tcp, Exempt));
     let own = Settings { root_namespace: "shop".into(), ..Settings::default() };
     let proxy = pod("a", "10.0.0.1", "labels: {istio.io/dataplane-mode: ambient, app: ztunnel}", "", "");
-    assert_eq!(translated(&proxy, &own).model.workloads[0].protocol, TunnelProtocol::Tcp);
+    assert_eq!(is(&translated(&proxy, &own).model.workloads[0]), (TunnelProtocol::Tcp, Exempt));
 }
 
 #[test]
