@@ -5,11 +5,12 @@ use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::{Arc, Weak};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use tracing::Level;
 
 use super::ResponseFlag;
+use super::denials::{Denial, Denials};
 use super::line::Line;
 use super::logging::Logger;
 use super::metrics::Metrics;
@@ -138,13 +139,14 @@ pub struct Early<'a> {
 pub struct Telemetry {
     metrics: Arc<Metrics>,
     logger: Logger,
+    denials: Denials,
 }
 
 impl Telemetry {
     /// Joins metrics and log; the metrics then also tell how many log lines were lost.
     pub fn new(metrics: Arc<Metrics>, logger: Logger) -> Arc<Self> {
         metrics.watch_log(&logger);
-        Arc::new(Self { metrics, logger })
+        Arc::new(Self { metrics, logger, denials: Denials::default() })
     }
 
     /// The metrics.
@@ -155,6 +157,11 @@ impl Telemetry {
     /// The log.
     pub fn logger(&self) -> &Logger {
         &self.logger
+    }
+
+    /// The newest refusals.
+    pub fn denials(&self) -> &Denials {
+        &self.denials
     }
 
     /// Counts `flow` as opened. The caller ends it with [`Connection::finish`].
@@ -180,6 +187,7 @@ impl Telemetry {
     pub fn early_failure(&self, early: &Early<'_>) {
         let failure = early.failure;
         self.metrics.refused(early.reporter, failure.class());
+        self.denials.push(Denial::of_early(early, SystemTime::now()));
         if !self.logger.logs_access(Level::WARN) {
             return;
         }
@@ -254,10 +262,14 @@ impl Connection {
 
     /// Ends it: one log line, one closed connection.
     pub fn finish(mut self, result: Result<(), Failure>) {
-        if let Err(failure) = &result
-            && failure.is_refusal()
-        {
-            self.telemetry.metrics.refused(self.flow.reporter, failure.class());
+        if let Err(failure) = &result {
+            let refused = failure.is_refusal();
+            if refused {
+                self.telemetry.metrics.refused(self.flow.reporter, failure.class());
+            }
+            if refused || failure.is_of_setup() {
+                self.telemetry.denials.push(Denial::of_flow(&self.flow, failure, SystemTime::now()));
+            }
         }
         self.end(result.as_ref().err());
     }
@@ -313,7 +325,13 @@ impl Failure {
         self.denial.is_some() || matches!(self.flag, Deny | Budget | Draining | NotCaptured)
     }
 
-    fn class(&self) -> &'static str {
+    /// Whether the tunnel for it did not come up, which looks like a refusal to its app.
+    fn is_of_setup(&self) -> bool {
+        use ResponseFlag::{H2Handshake, Identity, NetworkPolicy, TlsFailure};
+        matches!(self.flag, TlsFailure | H2Handshake | NetworkPolicy | Identity)
+    }
+
+    pub(super) fn class(&self) -> &'static str {
         self.denial.as_ref().map_or(self.flag.class(), |d| d.class)
     }
 

@@ -8,6 +8,7 @@
 //! Start with [`Telemetry::open`] and [`Connection`], then [`Metrics`] and [`init`].
 
 mod connection;
+mod denials;
 mod encode;
 mod events;
 #[cfg(test)]
@@ -21,6 +22,7 @@ mod traffic;
 pub use connection::{
     ByteCounts, Connection, DenialNote, Early, Failure, Flow, Reporter, Security, Telemetry,
 };
+pub use denials::{Denial, Denials, Party};
 pub use flag::ResponseFlag;
 pub use logging::{LogFormat, Logger, LoggingError, init};
 pub use metrics::{Counted, Handshake, Metrics, Side};

@@ -79,6 +79,29 @@ fn plaintext_shows_identities_only_when_it_was_denied() {
 }
 
 #[test]
+fn refusals_are_remembered_with_both_ends_and_good_ends_are_not() {
+    let (telemetry, _sink) = telemetry(LogFormat::Plain, "off");
+    telemetry.open(outbound(), now()).finish(Ok(()));
+    let broken = |flag, error: &str| Err(Failure { flag, error: error.into(), denial: None });
+    telemetry.open(outbound(), now()).finish(broken(ResponseFlag::Connect, "the app hung up"));
+    assert_eq!(telemetry.denials().recent(9), []);
+    telemetry.open(outbound(), now()).finish(Err(denied()));
+    telemetry.open(unknown(), now()).finish(broken(ResponseFlag::TlsFailure, "somebody else"));
+    early(&telemetry, &denied());
+    let recent = telemetry.denials().recent(9);
+    assert_eq!(recent.iter().map(|d| d.class).collect::<Vec<_>>(), ["policy", "tls", "policy"]);
+    let found = telemetry.denials().find("0a1b2c3d");
+    assert_eq!(found.len(), 2, "the routed one and the early one");
+    let routed = &found[1];
+    assert_eq!(routed.source.workload.as_deref(), Some("front/web-0"));
+    assert_eq!(routed.source.identity.as_ref(), Some(&identity("front", "web")));
+    assert_eq!(routed.destination.workload.as_deref(), Some("shop/cart-0"));
+    assert_eq!(routed.service.as_deref(), Some("cart.shop.svc.cluster.local"));
+    assert_eq!(routed.policy.as_deref(), Some("shop/only-web"));
+    assert_eq!((recent[1].id.as_deref(), recent[1].policy.as_deref()), (None, None));
+}
+
+#[test]
 fn opening_is_told_at_debug_only() {
     let (telemetry, sink) = telemetry(LogFormat::Plain, "access=debug");
     telemetry.open(unknown(), now()).finish(Ok(()));
