@@ -241,6 +241,8 @@ fn apply(
     }
     if reset_on_drop {
         set_reset_on_drop(socket, true)?;
+        // An app's socket: its urgent bytes stay where they are in the stream, rather than being skipped (RFC 6093 §3.1).
+        socket.set_out_of_band_inline(true)?;
     }
     Ok(())
 }

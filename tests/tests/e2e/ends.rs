@@ -170,14 +170,14 @@ fn server_resets_while_stopped((client, server): Ends, _len: usize) -> Result<()
     heard(&client)
 }
 
-/// Writes until nothing more is taken.
-fn fill(stream: &TcpStream) {
+/// Writes until nothing more is taken; returns how much was.
+fn fill(stream: &TcpStream) -> usize {
     use std::io::ErrorKind::WouldBlock;
     stream.set_nonblocking(true).unwrap();
-    let mut quiet = 0;
+    let (mut quiet, mut taken) = (0, 0);
     while quiet < 30 {
         match (&mut &*stream).write(&[7; 64 << 10]) {
-            Ok(_) => quiet = 0,
+            Ok(n) => (quiet, taken) = (0, taken + n),
             Err(e) if e.kind() == WouldBlock => {
                 quiet += 1;
                 culvert::lab::pause(std::time::Duration::from_millis(10));
@@ -185,6 +185,30 @@ fn fill(stream: &TcpStream) {
             Err(e) => panic!("filling: {e}"),
         }
     }
+    stream.set_nonblocking(false).unwrap();
+    taken
+}
+
+/// The server does not read, the client has filled all buffers on the way, then closes: the server, when it reads at
+/// last, gets every byte and then the end; the other direction works meanwhile.
+fn client_closes_while_stopped((client, server): Ends, _len: usize) -> Result<(), String> {
+    closes_while_stopped(client, server)
+}
+
+fn server_closes_while_stopped((client, server): Ends, _len: usize) -> Result<(), String> {
+    closes_while_stopped(server, client)
+}
+
+fn closes_while_stopped(mut closes: TcpStream, mut stopped: TcpStream) -> Result<(), String> {
+    let taken = fill(&closes);
+    closes.shutdown(Shutdown::Write).map_err(|e| e.to_string())?;
+    stopped.write_all(b"back").map_err(|e| e.to_string())?;
+    closes.read_exact(&mut [0; 4]).map_err(|e| format!("the other direction: {e}"))?;
+    let (bytes, end) = read_to_end(&mut stopped);
+    if end != End::Fin || bytes.len() != taken || bytes.iter().any(|b| *b != 7) {
+        return Err(format!("{} of {taken} bytes, then {end:?}", bytes.len()));
+    }
+    Ok(())
 }
 
 /// The kernel knows that the connection was reset.
@@ -213,9 +237,11 @@ const ORDERLY_AND_RESETS: [(&str, Scenario); 9] = [
     ("client resets after half-close", client_resets_after_half_close),
 ];
 
-const WITHOUT_SIZE: [(&str, Scenario); 4] = [
+const WITHOUT_SIZE: [(&str, Scenario); 6] = [
     ("server leaves unread", server_leaves_unread),
     ("client leaves unread", client_leaves_unread),
+    ("client closes while stopped", client_closes_while_stopped),
+    ("server closes while stopped", server_closes_while_stopped),
     ("client resets while stopped", client_resets_while_stopped),
     ("server resets while stopped", server_resets_while_stopped),
 ];
@@ -262,4 +288,32 @@ fn refused(from: &Place, to: IpAddr, direct: bool) -> Result<(), String> {
         Err(e) if !direct && End::of(&e) == End::Reset => Ok(()),
         other => Err(format!("{other:?}")),
     }
+}
+
+/// The byte that was sent as urgent arrives, in its place among the others; that it was urgent is lost on the way.
+#[test]
+fn urgent_bytes_stay_in_the_stream() {
+    let mut mesh = Mesh::new();
+    let (client_in, client_out) = (mesh.captured("a", "client-in"), mesh.outside("a", "client-out"));
+    let server = mesh.captured("b", "server");
+    mesh.start(&[]);
+    for (port, client, to) in [
+        (9000, &client_in, server.v4.into()),
+        (9001, &client_in, server.v6.into()),
+        (9002, &client_out, server.v4.into()),
+    ] {
+        let acceptor = Acceptor::new(&server, (to, port));
+        let (client, mut server) = acceptor.pair(client);
+        let socket = socket2::SockRef::from(&client);
+        socket.send(b"before ").unwrap();
+        socket.send_out_of_band(b"!").unwrap();
+        socket.send(b" behind").unwrap();
+        drop(client);
+        assert_eq!(read_to_end(&mut server), (b"before ! behind".to_vec(), End::Fin), "to {to}:{port}");
+        assert!(
+            !socket2::SockRef::from(&server).out_of_band_inline().unwrap(),
+            "the app itself asked for nothing"
+        );
+    }
+    mesh.finish();
 }

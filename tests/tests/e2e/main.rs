@@ -6,6 +6,7 @@
 
 mod change;
 mod ends;
+mod faults;
 mod load;
 mod matrix;
 mod policy;

@@ -1,0 +1,235 @@
+//! Faults of a whole node: agents killed at random moments, a wire that goes silent.
+
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, Shutdown, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, SystemTime};
+
+use culvert::lab::{Place, Pod, pause, wait_until};
+use culvert_tests::mesh::{Mesh, SOON, log_of};
+use culvert_tests::net::{Acceptor, End, Pattern, Server, connect, read_to_end, try_out};
+
+const PORT: u16 = 8080;
+const MARKER: &[u8] = b"never-in-plaintext";
+
+/// A captured client on node a, a captured server on node b.
+fn world(args: &[&str]) -> (Mesh, Pod, Pod) {
+    let mut mesh = Mesh::new();
+    let (client, server) = (mesh.captured("a", "client"), mesh.captured("b", "server"));
+    mesh.start(args);
+    (mesh, client, server)
+}
+
+/// Random numbers whose seed a failing test prints.
+struct Random(u64);
+
+impl Random {
+    fn new() -> Self {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("a clock after 1970");
+        let seed = u64::try_from(now.as_nanos() & u128::from(u64::MAX)).expect("64 bits") | 1;
+        eprintln!("seed {seed}");
+        Self(seed)
+    }
+
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % limit
+    }
+}
+
+/// What clients saw of their requests, each on a connection of its own.
+#[derive(Debug, Default)]
+struct Outcomes {
+    stop: AtomicBool,
+    good: AtomicU64,
+    reset: AtomicU64,
+    refused: AtomicU64,
+    /// An end that looks orderly without the whole answer, or anything else that must not be.
+    wrong: Mutex<Vec<String>>,
+}
+
+impl Outcomes {
+    fn count(&self, of: &AtomicU64) {
+        of.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn good(&self) -> u64 {
+        self.good.load(Ordering::Relaxed)
+    }
+
+    /// One request: everything sent comes back and then a FIN, or the connection is refused or reset.
+    fn ask(&self, from: &Place, to: (IpAddr, u16), text: &[u8]) {
+        let mut stream = match connect(from, to) {
+            Ok(stream) => stream,
+            Err(e) if e.kind() == std::io::ErrorKind::ConnectionRefused => return self.count(&self.refused),
+            Err(e) if End::of(&e) == End::Reset => return self.count(&self.reset),
+            Err(e) => return self.wrong(format!("connect: {e}")),
+        };
+        let sent = stream.write_all(text).and_then(|()| stream.shutdown(Shutdown::Write));
+        match (sent.map_err(|e| End::of(&e)), read_to_end(&mut stream)) {
+            (Ok(()), (bytes, End::Fin)) if bytes == text => self.count(&self.good),
+            (_, (bytes, End::Reset)) if text.starts_with(&bytes) => self.count(&self.reset),
+            // The kernel reports a reset once: the write had it, or the shutdown says "not connected".
+            (Err(_), (bytes, _)) if bytes.is_empty() => self.count(&self.reset),
+            (sent, (bytes, end)) => {
+                self.wrong(format!("sent {sent:?}, {} of {} bytes, then {end:?}", bytes.len(), text.len()));
+            }
+        }
+    }
+
+    fn wrong(&self, what: String) {
+        let mut wrong = self.wrong.lock().unwrap();
+        wrong.push(what);
+        // Something is plainly wrong: no need to fill the memory with it.
+        self.stop.fetch_or(wrong.len() > 100, Ordering::Relaxed);
+    }
+}
+
+/// Clients that ask without pause.
+struct Clients {
+    outcomes: Arc<Outcomes>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Clients {
+    fn start(from: &Place, to: [(IpAddr, u16); 2]) -> Self {
+        let outcomes = Arc::new(Outcomes::default());
+        let threads = (0..4).map(|n| {
+            let (outcomes, from) = (Arc::clone(&outcomes), from.clone());
+            std::thread::spawn(move || {
+                let text = [MARKER, &Pattern::bytes(n, 3000)].concat();
+                let targets = to.iter().cycle().skip(usize::try_from(n).unwrap_or(0));
+                for to in targets {
+                    if outcomes.stop.load(Ordering::Relaxed) {
+                        return;
+                    }
+                    outcomes.ask(&from, *to, &text);
+                }
+            })
+        });
+        Self { threads: threads.collect(), outcomes }
+    }
+
+    fn end(self) -> Arc<Outcomes> {
+        self.outcomes.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads {
+            thread.join().expect("a client panicked");
+        }
+        self.outcomes
+    }
+}
+
+/// The pod's rules as the kernel lists them: tables, policy rules, and the routes of all tables.
+fn rules(pod: &Pod) -> String {
+    [
+        "nft -s list ruleset",
+        "ip rule",
+        "ip -6 rule",
+        "ip route show table all type local scope host",
+        "ip -6 route show table 100",
+    ]
+    .map(|line| {
+        let mut words = line.split(' ');
+        let program = words.next().expect("a program");
+        let done = pod.command(program).args(words).finish(SOON).expect("a program that lists rules");
+        // A table without routes is an error to `ip`; both say the same each time.
+        format!("{line}:\n{}{}", done.stdout, done.stderr)
+    })
+    .concat()
+}
+
+/// Killed at random moments under load, twenty times: what clients see is a refusal or a reset and never a short answer
+/// with an orderly end, nothing crosses in plaintext, and afterwards nothing is left over and the pods are served.
+#[test]
+fn killed_twenty_times_under_load() {
+    let (mut mesh, client, server) = world(&[]);
+    let echo = Server::echo(&server, PORT);
+    let tap = mesh.lab.tap(&[MARKER]).unwrap();
+    let before = [&client, &server].map(rules);
+    let clients = Clients::start(&client, server.addresses().map(|ip| (ip, PORT)));
+    let served = |mesh: &Mesh, node: &str| {
+        let from = clients.outcomes.good();
+        let again = || (clients.outcomes.good() >= from + 20).then_some(());
+        wait_until("requests are served", SOON, again, || log_of(mesh.agent(node))).unwrap();
+    };
+    let mut random = Random::new();
+    for _ in 0..20 {
+        let node = ["a", "b"][usize::from(random.below(2) == 1)];
+        served(&mesh, node);
+        pause(Duration::from_millis(random.below(300)));
+        mesh.forget(node).kill();
+        if random.below(2) == 1 {
+            // The kernel refuses on behalf of an agent that is not there.
+            let (_, bytes, end) = try_out(&client, (server.v4.into(), PORT));
+            assert!(bytes.is_empty() && end != End::Fin, "{bytes:?}, {end:?}");
+        }
+        mesh.start_node(node, &[]);
+        served(&mesh, node);
+    }
+    let outcomes = clients.end();
+    let wrong = outcomes.wrong.lock().unwrap();
+    assert!(wrong.is_empty(), "{} wrong ends:\n{}", wrong.len(), wrong.join("\n"));
+    println!("{outcomes:?}");
+    let seen = tap.seen().unwrap();
+    assert_eq!((seen.markers[0], seen.port(PORT).bytes), (0, 0), "plaintext between the nodes");
+    assert_eq!([&client, &server].map(rules), before, "the rules after twenty kills");
+    drop((tap, echo));
+    mesh.finish();
+}
+
+/// Six seconds in which no packet crosses between the nodes: open connections wait, and no byte is lost.
+#[test]
+fn a_silent_wire_loses_nothing() {
+    let (mesh, client, server) = world(&[]);
+    let acceptor = Acceptor::new(&server, (server.v4.into(), 9000));
+    let (near, mut far) = acceptor.pair(&client);
+    const LEN: usize = 24 << 20;
+    let stop = Arc::new(AtomicBool::new(false));
+    let (slow, mut writer) = (Arc::clone(&stop), near.try_clone().unwrap());
+    let sending = std::thread::spawn(move || {
+        for piece in Pattern::bytes(7, LEN).chunks(64 << 10) {
+            writer.write_all(piece).expect("send through the silence");
+            if !slow.load(Ordering::Relaxed) {
+                pause(Duration::from_millis(20));
+            }
+        }
+        writer.shutdown(Shutdown::Write).expect("close");
+    });
+    let mut first = vec![0; 256 << 10];
+    far.read_exact(&mut first).unwrap();
+    let wire = mesh.lab.wire();
+    wire.ip("link set br0 down\n").unwrap();
+    pause(Duration::from_secs(6));
+    wire.ip("link set br0 up\n").unwrap();
+    stop.store(true, Ordering::Relaxed);
+    let (rest, end) = read_to_end(&mut far);
+    sending.join().expect("the sender");
+    first.extend(rest);
+    assert!(end == End::Fin && first == Pattern::bytes(7, LEN), "{} of {LEN} bytes, {end:?}", first.len());
+    drop((near, far, acceptor));
+    mesh.finish();
+}
+
+/// A connection whose end nobody told: the app at one end is frozen for longer than anybody waits, then goes on.
+#[test]
+fn a_frozen_app_goes_on_where_it_stood() {
+    let (mesh, client, server) = world(&[]);
+    let acceptor = Acceptor::new(&server, (server.v6.into(), 9000));
+    let (mut near, mut far) = acceptor.pair(&client);
+    near.write_all(b"before").unwrap();
+    let mut word = [0; 6];
+    far.read_exact(&mut word).unwrap();
+    // Idle on both sides for longer than unused tunnels are kept (1 s in tests) and a PING's pause takes.
+    pause(Duration::from_secs(12));
+    near.write_all(b"behind").unwrap();
+    far.read_exact(&mut word).unwrap();
+    assert_eq!(&word, b"behind");
+    drop::<TcpStream>(near);
+    assert_eq!(read_to_end(&mut far), (Vec::new(), End::Fin));
+    drop((far, acceptor));
+    mesh.finish();
+}
