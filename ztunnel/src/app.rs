@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use culvert_common::admin::{Readiness, serve_readiness, serve_stats};
+use culvert_common::admin::{Readiness, serve_admin, serve_readiness, serve_stats};
 use culvert_common::hbone::budget::Budget;
 use culvert_common::identity::{Ca, CaError, Certs, EmbeddedCa, EmbeddedOptions};
 use culvert_common::net::socket::Keepalive;
@@ -22,11 +22,14 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
+use crate::admin::{self, AdminSettings, Stop, Stopping};
 use crate::redirect::{self, CaptureSettings, Redirect};
 use crate::settings::{Format, Mode, Settings};
 use crate::shared::Shared;
 use crate::worker::Workers;
 
+/// Limit for the answers that the pages still owe when the traffic has ended.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
 /// Limit for the log's last lines.
 const FLUSH: Duration = Duration::from_secs(2);
 
@@ -86,6 +89,7 @@ async fn agent(settings: &Settings, telemetry: Arc<Telemetry>) -> Result<(), App
     // Before anything is changed: a second agent must not get as far as the pods.
     let stats = listener(settings, settings.process.stats_addr, "metrics").await?;
     let ready = listener(settings, settings.process.ready_addr, "readiness").await?;
+    let admin = admin_listeners(settings).await?;
     // What is wrong at the start ends the agent with all problems; the watch below publishes, and keeps what is good.
     file::load(&settings.source.config, &kube_settings(settings)).map_err(AppError::Config)?;
     let shared = shared(settings, telemetry)?;
@@ -105,10 +109,13 @@ async fn agent(settings: &Settings, telemetry: Arc<Telemetry>) -> Result<(), App
     traffic.spawn(pods.run());
     essential.spawn("the certificate renewal", Arc::clone(&shared.certs).run());
     essential.spawn("the configuration watch", watch(settings, &shared));
-    let scope = essential.scope.clone();
+    let pages = essential.scope.child();
+    let scope = pages.clone();
     essential.spawn("the metrics page", async move { serve_stats(stats, metrics, &scope).await });
-    let (scope, page) = (essential.scope.clone(), readiness.clone());
+    let (scope, page) = (pages.clone(), readiness.clone());
     essential.spawn("the readiness page", async move { serve_readiness(ready, page, &scope).await });
+    let (stop, mut stopping) = Stopping::new();
+    spawn_admin(settings, &shared, admin, (&essential, &pages, stop));
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         node = settings.source.node.as_deref().unwrap_or(""),
@@ -119,6 +126,7 @@ async fn agent(settings: &Settings, telemetry: Arc<Telemetry>) -> Result<(), App
     let result = tokio::select! {
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
+        Some(()) = stopping.asked.recv() => Ok(()),
         name = essential.ended.recv() => Err(AppError::Ended(name.unwrap_or("a task"))),
     };
     readiness.drain();
@@ -126,6 +134,8 @@ async fn agent(settings: &Settings, telemetry: Arc<Telemetry>) -> Result<(), App
     tracing::info!(?deadline, "draining");
     let cut = traffic.shut_down(deadline).await;
     tracing::info!(tasks_cut = cut, "drained");
+    stopping.drained();
+    pages.shut_down(LAST_ANSWERS).await;
     essential.scope.cut();
     for thread in threads {
         if thread.join().is_err() {
@@ -153,6 +163,41 @@ impl Essential {
         self.scope.spawn(async move {
             work.await;
             let _stopping = tell.send(name).await;
+        });
+    }
+}
+
+/// The admin pages listen on every address of `--admin-addr` that this machine has.
+async fn admin_listeners(settings: &Settings) -> Result<Vec<TcpListener>, AppError> {
+    let mut listeners = Vec::new();
+    for addr in &settings.process.admin_addr {
+        match TcpListener::bind(addr).await {
+            Ok(listener) => listeners.push(listener),
+            // A machine without IPv6 has no ::1.
+            Err(e) if addr.is_ipv6() && !listeners.is_empty() && no_such_address(&e) => {}
+            Err(source) => return Err(AppError::Listen { addr: *addr, what: "admin", source }),
+        }
+    }
+    Ok(listeners)
+}
+
+fn no_such_address(error: &std::io::Error) -> bool {
+    use nix::libc::{EADDRNOTAVAIL, EAFNOSUPPORT};
+    matches!(error.raw_os_error(), Some(EADDRNOTAVAIL | EAFNOSUPPORT))
+}
+
+fn spawn_admin(
+    settings: &Settings,
+    shared: &Arc<Shared>,
+    listeners: Vec<TcpListener>,
+    (essential, pages, stop): (&Essential, &Scope, Stop),
+) {
+    let deadline = settings.deadline();
+    let routes = admin::routes(shared, &AdminSettings::new(settings), &stop);
+    for listener in listeners {
+        let (routes, scope) = (Arc::clone(&routes), pages.clone());
+        essential.spawn("the admin pages", async move {
+            serve_admin(listener, routes, deadline, &scope).await;
         });
     }
 }

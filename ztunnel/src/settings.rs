@@ -209,6 +209,9 @@ pub(crate) struct Process {
     /// Address of the readiness probe
     #[arg(long, env = "CULVERT_READY_ADDR", value_name = "ADDR", default_value_t = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 15021))]
     pub(crate) ready_addr: SocketAddr,
+    /// Addresses of the admin pages; loopback only
+    #[arg(long, env = "CULVERT_ADMIN_ADDR", value_name = "ADDR", value_delimiter = ',', value_parser = loopback, default_value = "127.0.0.1:15000,[::1]:15000")]
+    pub(crate) admin_addr: Vec<SocketAddr>,
     /// On SIGTERM open connections get so long [default: the grace period less 5 s, or 5 s]
     #[arg(long, env = "CONNECTION_TERMINATION_DEADLINE", value_name = "TIME", value_parser = duration)]
     pub(crate) termination_deadline: Option<Duration>,
@@ -313,6 +316,17 @@ fn duration(text: &str) -> Result<Duration, String> {
     };
     let number: u64 = number.parse().map_err(|_| "write a number and ms, s, m or h, for example 10s")?;
     number.checked_mul(millis).map(Duration::from_millis).ok_or_else(|| "the time is too long".into())
+}
+
+/// An address that only this network namespace can reach.
+fn loopback(text: &str) -> Result<SocketAddr, String> {
+    let addr: SocketAddr =
+        text.parse().map_err(|_| "write an address and a port, for example 127.0.0.1:15000")?;
+    if addr.ip().is_loopback() {
+        Ok(addr)
+    } else {
+        Err("the admin pages change the agent: choose an address of loopback".into())
+    }
 }
 
 /// `4`, `25%`, `0`.
@@ -424,6 +438,28 @@ mod tests {
         assert_eq!(duration("24h"), Ok(Duration::from_secs(86_400)));
         for bad in ["", "10", "s", "1.5s", "-1s", "10d", "99999999999999999999s", "18446744073709551615h"] {
             assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_admin_pages_are_on_loopback_only() {
+        let of = |args: &[&str]| {
+            let cli = Cli::try_parse_from(["ztunnel"].iter().chain(args)).map_err(|e| e.to_string())?;
+            Ok::<_, String>(
+                cli.settings.process.admin_addr.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            )
+        };
+        assert_eq!(of(&[]).unwrap(), ["127.0.0.1:15000", "[::1]:15000"]);
+        assert_eq!(of(&["--admin-addr", "127.0.0.9:1"]).unwrap(), ["127.0.0.9:1"]);
+        for bad in [
+            "0.0.0.0:15000",
+            "[::]:15000",
+            "10.0.0.1:15000",
+            "[::ffff:127.0.0.1]:15000",
+            "localhost:1",
+            "15000",
+        ] {
+            assert!(of(&["--admin-addr", bad]).is_err(), "{bad}");
         }
     }
 

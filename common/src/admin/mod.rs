@@ -1,13 +1,20 @@
-//! The pages an operator's tools read: readiness (15021) and metrics (15020), over HTTP/1.1 on the control runtime.
+//! The pages an operator's tools read, over HTTP/1.1 on the control runtime: readiness (15021) and metrics (15020), which
+//! every pod that reaches the agent may read, and the admin pages (15000), on loopback only.
 //!
-//! Both ports are open to every pod that reaches the agent, so each read is bounded in time and size and the number of
-//! connections is bounded; nothing here changes state. It must not know how traffic flows: it reads what others tell.
+//! Each read is bounded in time and size and the number of connections is bounded; only admin pages that are asked for by
+//! POST change anything, and none answers a request whose Host or Origin is not loopback. Nothing here knows how traffic
+//! flows: it reads what others tell, and the binaries bring the handlers of their pages.
 //!
-//! Start with [`Readiness`], then [`serve_readiness`] and [`serve_stats`].
+//! Start with [`Readiness`], then [`Route`] and [`serve_admin`].
 
+mod dump;
 mod http;
 mod readiness;
+mod routes;
 mod stats;
 
+pub use dump::{DumpParts, dump, dump_certificates, json_answer};
+pub use http::{Answer, Answering, Body, Request, text, typed};
 pub use readiness::{Pending, Readiness, serve_readiness};
+pub use routes::{Route, Routes, serve_admin};
 pub use stats::serve_stats;

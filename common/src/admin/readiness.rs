@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use http::StatusCode;
 use tokio::net::TcpListener;
 
-use super::http::{Answer, not_found, serve, text};
+use super::http::{Answer, not_found, serve_get, text};
 use crate::task::Scope;
 
 /// Connections at a time: each is small.
@@ -87,7 +87,7 @@ impl Pending {
 /// Give it a scope that drains last: while the traffic drains the page must still answer, and say so.
 /// **Source**: l4.md §7.2. **Cancel safety**: cancelling closes the listener; open requests belong to `scope`.
 pub async fn serve_readiness(listener: TcpListener, readiness: Readiness, scope: &Scope) {
-    serve(listener, scope, PLACES, move |path, _| readiness.page(path)).await;
+    serve_get(listener, scope, PLACES, move |path, _| readiness.page(path)).await;
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use http::header::{ACCEPT, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, StatusCode};
 use tokio::net::TcpListener;
 
-use super::http::{Answer, not_found, serve, text};
+use super::http::{Answer, not_found, serve_get, text};
 use crate::task::Scope;
 use crate::telemetry::Metrics;
 
@@ -20,7 +20,7 @@ const PLACES: usize = 8;
 ///
 /// **Source**: l4.md §7.3, without compression. **Cancel safety**: as [`super::serve_readiness`].
 pub async fn serve_stats(listener: TcpListener, metrics: Arc<Metrics>, scope: &Scope) {
-    serve(listener, scope, PLACES, move |path, headers| page(&metrics, path, headers)).await;
+    serve_get(listener, scope, PLACES, move |path, headers| page(&metrics, path, headers)).await;
 }
 
 fn page(metrics: &Metrics, path: &str, headers: &HeaderMap) -> Answer {

@@ -4,6 +4,7 @@
 //! - `certs`: one certificate per local identity, issued ahead and renewed early. `schedule` decides what is
 //!   issued when and does no I/O; start reading there.
 //! - `workload`: one certificate with the TLS settings built from it.
+//! - `describe`: what admin pages show of a certificate.
 //! - `tls`: versions, suites, groups and the verifiers. `peer`: the identity inside a peer's certificate.
 //!
 //! Nothing here knows connections, pods or policies: callers bring an identity and get TLS settings, or bring a
@@ -15,6 +16,7 @@ pub mod certs;
 pub mod embedded;
 pub mod tls;
 
+mod describe;
 mod peer;
 mod root_dir;
 mod schedule;
@@ -25,5 +27,6 @@ pub(crate) mod fixtures;
 
 pub use ca::{Ca, CaError, Issued};
 pub use certs::{CertState, CertStatus, Certs, IdentityError, WorkloadCert};
+pub use describe::Described;
 pub use embedded::{EmbeddedCa, EmbeddedOptions};
 pub use tls::{PeerCertificate, PeerIdentityError, peer_certificate, peer_identity};

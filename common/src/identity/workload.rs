@@ -7,11 +7,13 @@ use std::time::SystemTime;
 
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls_pki_types::CertificateDer;
 
 use crate::types::Clock;
 use crate::types::SpiffeId;
 
 use super::ca::{CaError, Issued};
+use super::describe::{Described, describe};
 use super::peer;
 use super::tls::{self, Own, Role};
 
@@ -27,6 +29,8 @@ pub struct WorkloadCert {
     /// End of its validity; connections made with it should be drained by then.
     pub not_after: SystemTime,
     own: Own,
+    /// Roots that came with it, as they are written.
+    anchors: Vec<CertificateDer<'static>>,
     server: Arc<ServerConfig>,
     clients: Mutex<HashMap<Arc<[SpiffeId]>, Arc<ClientConfig>>>,
 }
@@ -71,6 +75,7 @@ impl WorkloadCert {
             not_before,
             not_after,
             own,
+            anchors: issued.roots.clone(),
             server: Arc::new(server),
             clients: Mutex::default(),
         })
@@ -105,6 +110,16 @@ impl WorkloadCert {
         }
         clients.insert(set, config.clone());
         config
+    }
+
+    /// What can be shown of it and the certificates above it, its own first.
+    pub fn chain(&self) -> Vec<Described> {
+        self.own.key.cert.iter().filter_map(describe).collect()
+    }
+
+    /// What can be shown of the roots that it was issued with.
+    pub fn roots(&self) -> Vec<Described> {
+        self.anchors.iter().filter_map(describe).collect()
     }
 
     /// Whether it may still be used at `now`.

@@ -166,6 +166,16 @@ impl Snapshot {
         self.services_by_workload.get(uid).map_or(&[], Vec::as_slice)
     }
 
+    /// All services, in no particular order.
+    pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
+        self.services.values()
+    }
+
+    /// All policies, in no particular order.
+    pub fn policies(&self) -> impl Iterator<Item = &Arc<Authorization>> {
+        self.policies.values()
+    }
+
     /// The policies that apply to `workload`.
     pub fn policies_for(&self, workload: &Workload) -> Policies {
         let mut found = Policies::default();

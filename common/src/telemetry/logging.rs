@@ -5,18 +5,20 @@
 //! how many as soon as there is room again.
 
 use std::io::Write;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use tracing::Level;
-use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::Registry;
+use tracing_subscriber::reload;
 
 use super::events::Events;
+use super::filter::{Filter, Install};
 use super::line::{Head, Line};
 
+pub use super::filter::FilterError;
 pub use super::line::LogFormat;
 
 /// Lines that may wait for the sink.
@@ -34,8 +36,8 @@ const KEEP_BYTES: usize = 128 << 10;
 #[derive(Debug, thiserror::Error)]
 pub enum LoggingError {
     /// The filter does not parse.
-    #[error("log filter {0:?} is not understood; it is a list such as info,access=off,state=debug")]
-    Filter(String),
+    #[error(transparent)]
+    Filter(#[from] FilterError),
     /// The writer thread could not be started.
     #[error("the log writer could not be started: {0}; check the limit on threads")]
     Thread(#[from] std::io::Error),
@@ -49,7 +51,7 @@ pub enum LoggingError {
 pub struct Logger {
     owner: Arc<Owner>,
     format: LogFormat,
-    access: Option<Level>,
+    filter: Arc<Mutex<Filter>>,
 }
 
 struct Owner(Arc<Shared>);
@@ -61,6 +63,8 @@ struct Shared {
     /// [`Logger::flush`] waits here for the writer.
     drained: Condvar,
     dropped: AtomicU64,
+    /// The most talkative level that the access log takes, as [`access_rank`] counts.
+    access: AtomicU8,
 }
 
 #[derive(Default)]
@@ -83,25 +87,16 @@ struct Queue {
 ///
 /// **Errors**: the filter does not parse, no thread can be started, or logging was set up before.
 pub fn init(format: LogFormat, filter: &str) -> Result<Logger, LoggingError> {
-    let targets = parse_filter(filter)?;
-    let logger = Logger::start(format, &targets, Box::new(std::io::stdout()))?;
+    let mut filter = Filter::parse(filter)?;
+    let (targets, handle) = reload::Layer::new(filter.targets());
+    let install: Install = Box::new(move |targets| {
+        let _subscriber_gone = handle.reload(targets);
+    });
+    filter.on_change(install);
+    let logger = Logger::start(format, filter, Box::new(std::io::stdout()))?;
     let subscriber = Registry::default().with(targets).with(Events::new(logger.clone()));
     tracing::subscriber::set_global_default(subscriber).map_err(|_| LoggingError::AlreadySet)?;
     Ok(logger)
-}
-
-fn parse_filter(filter: &str) -> Result<Targets, LoggingError> {
-    let filter = if filter.trim().is_empty() { "info" } else { filter };
-    let parsed: Targets = filter.parse().map_err(|_| LoggingError::Filter(filter.to_owned()))?;
-    let mut targets = Targets::new().with_default(parsed.default_level().unwrap_or(LevelFilter::INFO));
-    for (target, level) in parsed.iter() {
-        // As printed: without our crates' names.
-        for krate in super::events::OUR_CRATES {
-            targets = targets.with_target(format!("{krate}{target}"), level);
-        }
-        targets = targets.with_target(target, level);
-    }
-    Ok(targets)
 }
 
 impl Logger {
@@ -113,30 +108,45 @@ impl Logger {
         filter: &str,
         sink: Box<dyn Write + Send>,
     ) -> Result<Self, LoggingError> {
-        Self::start(format, &parse_filter(filter)?, sink)
+        Self::start(format, Filter::parse(filter)?, sink)
     }
 
-    fn start(
-        format: LogFormat,
-        targets: &Targets,
-        sink: Box<dyn Write + Send>,
-    ) -> Result<Self, LoggingError> {
+    fn start(format: LogFormat, filter: Filter, sink: Box<dyn Write + Send>) -> Result<Self, LoggingError> {
         let shared = Arc::new(Shared {
             queue: Mutex::default(),
             filled: Condvar::new(),
             drained: Condvar::new(),
             dropped: AtomicU64::new(0),
+            access: AtomicU8::new(access_rank(&filter)),
         });
         let writer = Arc::clone(&shared);
         std::thread::Builder::new().name("log".into()).spawn(move || writer.run(format, sink))?;
-        let levels = [Level::DEBUG, Level::INFO, Level::WARN, Level::ERROR];
-        let access = levels.into_iter().find(|level| targets.would_enable("access", level));
-        Ok(Self { owner: Arc::new(Owner(shared)), format, access })
+        Ok(Self { owner: Arc::new(Owner(shared)), format, filter: Arc::new(Mutex::new(filter)) })
     }
 
     /// Whether the access log takes lines of this level.
     pub(super) fn logs_access(&self, level: Level) -> bool {
-        self.access.is_some_and(|most| level <= most)
+        rank(level) <= self.owner.0.access.load(Ordering::Relaxed)
+    }
+
+    /// The filter in force, as a list of scopes and levels.
+    pub fn filter(&self) -> String {
+        self.lock_filter().to_string()
+    }
+
+    /// Adds `levels` to the filter, for the access log and, where [`init`] made this logger, for all events.
+    ///
+    /// With `reset` the filter is first what it was at the start. **Errors**: `levels` does not parse, or the filter would
+    /// name too many scopes; then nothing changes.
+    pub fn change_filter(&self, reset: bool, levels: &str) -> Result<(), FilterError> {
+        let mut filter = self.lock_filter();
+        filter.change(reset, levels)?;
+        self.owner.0.access.store(access_rank(&filter), Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn lock_filter(&self) -> MutexGuard<'_, Filter> {
+        self.filter.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Appends one whole line. Never waits for the sink.
@@ -270,6 +280,21 @@ fn push_notice(batch: &mut Vec<u8>, format: LogFormat, dropped: u64) {
     line.number("lines", dropped);
     line.end();
     batch.extend_from_slice(text.as_bytes());
+}
+
+/// 1 for errors only, up to 4 for debug; the access log has nothing below.
+fn rank(level: Level) -> u8 {
+    match level {
+        Level::ERROR => 1,
+        Level::WARN => 2,
+        Level::INFO => 3,
+        Level::DEBUG | Level::TRACE => 4,
+    }
+}
+
+fn access_rank(filter: &Filter) -> u8 {
+    let levels = [Level::DEBUG, Level::INFO, Level::WARN, Level::ERROR];
+    levels.into_iter().find(|level| filter.takes("access", *level)).map_or(0, rank)
 }
 
 /// Lower case, as the reference prints levels.

@@ -1,13 +1,15 @@
 //! All metrics of a process behind small typed methods. `docs/metrics.md` describes each.
 
+mod groups;
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::SystemTime;
 
 use nix::sys::resource::{Resource, getrlimit};
-use prometheus::core::Collector;
-use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry};
 
+use self::groups::{Config, Pods, Process, counter, counters, gauges};
 use super::connection::Reporter;
 use super::encode::{Kind, Scrape, push_label};
 use super::logging::Logger;
@@ -86,21 +88,14 @@ pub struct Metrics {
     sockets: IntGaugeVec,
     /// Children of `sockets`, looked up once: every connection needs one.
     sockets_of: [OnceLock<IntGauge>; 2],
-    pods_active: IntGauge,
-    pods_pending: IntGauge,
-    pods_started: IntCounter,
-    pods_stopped: IntCounter,
-    open_fds: IntGauge,
-    max_fds: IntGauge,
-    workers: IntGauge,
+    pods: Pods,
+    process: Process,
     refusals: IntCounterVec,
     tunnels: IntGaugeVec,
     handshakes: IntCounterVec,
     budget_resets: IntCounter,
-    config_revision: IntGauge,
-    /// Without labels; a vector only so that nothing is said before the first reload.
-    config_successful: IntGaugeVec,
-    config_problems: IntGauge,
+    admin_refused: IntCounterVec,
+    config: Config,
     certificates: Mutex<BTreeMap<String, SystemTime>>,
     log: OnceLock<Logger>,
 }
@@ -120,25 +115,8 @@ impl Metrics {
             traffic: Traffic::new(),
             sockets: gauges(r, "istio_tcp_sockets_open", "Accepted sockets that are open.", &["reporter"]),
             sockets_of: Default::default(),
-            pods_active: gauge(r, "workload_manager_active_proxy_count", "Pods that are captured."),
-            pods_pending: gauge(
-                r,
-                "workload_manager_pending_proxy_count",
-                "Pods that should be captured and are not yet.",
-            ),
-            pods_started: counter(
-                r,
-                "workload_manager_proxies_started_total",
-                "Pods whose capture was begun.",
-            ),
-            pods_stopped: counter(
-                r,
-                "workload_manager_proxies_stopped_total",
-                "Pods whose capture was ended.",
-            ),
-            open_fds: gauge(r, "process_open_fds", "Open file descriptors."),
-            max_fds: gauge(r, "process_max_fds", "Limit on open file descriptors."),
-            workers: gauge(r, "tokio_num_workers", "Traffic workers."),
+            pods: Pods::new(r),
+            process: Process::new(r),
             refusals: counters(
                 r,
                 "culvert_refusals_total",
@@ -157,22 +135,13 @@ impl Metrics {
                 "culvert_hbone_budget_resets_total",
                 "Stalled streams reset because the byte budget was used up.",
             ),
-            config_revision: gauge(
+            admin_refused: counters(
                 r,
-                "culvert_config_revision",
-                "Revision of the configuration that is in force.",
+                "culvert_admin_refused_total",
+                "Requests to the admin pages that were refused.",
+                &["reason"],
             ),
-            config_successful: gauges(
-                r,
-                "culvert_config_last_reload_successful",
-                "1 if the last reload of the configuration was taken, 0 if the one before stays in force.",
-                &[],
-            ),
-            config_problems: gauge(
-                r,
-                "culvert_config_problems",
-                "Problems in the configuration as last read.",
-            ),
+            config: Config::new(r),
             certificates: Mutex::default(),
             log: OnceLock::new(),
             registry,
@@ -210,25 +179,30 @@ impl Metrics {
         self.budget_resets.inc();
     }
 
+    /// Counts a request to the admin pages that was refused for this reason.
+    pub fn admin_refused(&self, reason: &'static str) {
+        self.admin_refused.with_label_values(&[reason]).inc();
+    }
+
     /// How many pods are captured, and how many should be and are not.
     pub fn pods(&self, active: usize, pending: usize) {
-        self.pods_active.set(as_gauge(active));
-        self.pods_pending.set(as_gauge(pending));
+        self.pods.active.set(as_gauge(active));
+        self.pods.pending.set(as_gauge(pending));
     }
 
     /// The capture of a pod was begun.
     pub fn pod_started(&self) {
-        self.pods_started.inc();
+        self.pods.started.inc();
     }
 
     /// The capture of a pod was ended.
     pub fn pod_stopped(&self) {
-        self.pods_stopped.inc();
+        self.pods.stopped.inc();
     }
 
     /// Number of traffic workers.
     pub fn workers(&self, count: usize) {
-        self.workers.set(as_gauge(count));
+        self.process.workers.set(as_gauge(count));
     }
 
     /// A certificate of ours is valid until `not_after`. It is forgotten by [`Metrics::certificate_gone`].
@@ -243,15 +217,15 @@ impl Metrics {
 
     /// A reload was taken: its revision, and how many problems did not keep it from being taken.
     pub fn config_loaded(&self, revision: u64, problems: usize) {
-        self.config_revision.set(i64::try_from(revision).unwrap_or(i64::MAX));
-        self.config_problems.set(as_gauge(problems));
-        self.config_successful.with_label_values(&NO_LABELS).set(1);
+        self.config.revision.set(i64::try_from(revision).unwrap_or(i64::MAX));
+        self.config.problems.set(as_gauge(problems));
+        self.config.successful.with_label_values(&NO_LABELS).set(1);
     }
 
     /// A reload was refused for these problems; what was in force stays.
     pub fn config_refused(&self, problems: usize) {
-        self.config_problems.set(as_gauge(problems));
-        self.config_successful.with_label_values(&NO_LABELS).set(0);
+        self.config.problems.set(as_gauge(problems));
+        self.config.successful.with_label_values(&NO_LABELS).set(0);
     }
 
     /// Also tell how many lines this logger lost.
@@ -278,10 +252,10 @@ impl Metrics {
 
     fn read_descriptors(&self) {
         if let Ok(entries) = std::fs::read_dir("/proc/self/fd") {
-            self.open_fds.set(as_gauge(entries.count().saturating_sub(1))); // the directory's own
+            self.process.open_fds.set(as_gauge(entries.count().saturating_sub(1))); // the directory's own
         }
         if let Ok((soft, _)) = getrlimit(Resource::RLIMIT_NOFILE) {
-            self.max_fds.set(i64::try_from(soft).unwrap_or(i64::MAX));
+            self.process.max_fds.set(i64::try_from(soft).unwrap_or(i64::MAX));
         }
     }
 
@@ -328,28 +302,6 @@ impl Metrics {
 
 fn as_gauge(count: usize) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
-}
-
-fn counter(registry: &Registry, name: &str, help: &str) -> IntCounter {
-    register(registry, IntCounter::new(name, help))
-}
-
-fn gauge(registry: &Registry, name: &str, help: &str) -> IntGauge {
-    register(registry, IntGauge::new(name, help))
-}
-
-fn counters(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
-    register(registry, IntCounterVec::new(Opts::new(name, help), labels))
-}
-
-fn gauges(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
-    register(registry, IntGaugeVec::new(Opts::new(name, help), labels))
-}
-
-fn register<C: Collector + Clone + 'static>(registry: &Registry, made: prometheus::Result<C>) -> C {
-    let collector = made.expect("names and labels of metrics are constants that the tests check");
-    registry.register(Box::new(collector.clone())).expect("each metric is registered once");
-    collector
 }
 
 #[cfg(test)]

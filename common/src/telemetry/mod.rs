@@ -11,6 +11,7 @@ mod connection;
 mod denials;
 mod encode;
 mod events;
+mod filter;
 #[cfg(test)]
 mod fixtures;
 mod flag;
@@ -24,5 +25,5 @@ pub use connection::{
 };
 pub use denials::{Denial, Denials, Party};
 pub use flag::ResponseFlag;
-pub use logging::{LogFormat, Logger, LoggingError, init};
+pub use logging::{FilterError, LogFormat, Logger, LoggingError, init};
 pub use metrics::{Counted, Handshake, Metrics, Side};

@@ -50,7 +50,7 @@ const PLACES: usize = 8;
 
 async fn start() -> Server {
     Server::start(|listener, scope| async move {
-        serve(listener, &scope, PLACES, |_, _| text(StatusCode::OK, "x")).await;
+        serve_get(listener, &scope, PLACES, |_, _| text(StatusCode::OK, "x")).await;
     })
     .await
 }

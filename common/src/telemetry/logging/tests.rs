@@ -7,8 +7,9 @@ const LIMIT: Duration = Duration::from_secs(10);
 
 fn events(format: LogFormat, filter: &str, emit: impl FnOnce()) -> Vec<String> {
     let sink = Sink::default();
-    let targets = parse_filter(filter).unwrap();
-    let logger = Logger::start(format, &targets, Box::new(sink.clone())).unwrap();
+    let filter = Filter::parse(filter).unwrap();
+    let targets = filter.targets();
+    let logger = Logger::start(format, filter, Box::new(sink.clone())).unwrap();
     let subscriber = Registry::default().with(targets).with(Events::new(logger.clone()));
     tracing::subscriber::with_default(subscriber, emit);
     sink.lines(&logger)
@@ -61,7 +62,35 @@ fn the_filter_takes_scopes_as_they_are_printed() {
         });
         assert_eq!(lines.len(), expected, "{filter:?}: {lines:?}");
     }
-    assert!(matches!(parse_filter("info,access=loud"), Err(LoggingError::Filter(f)) if f.contains("loud")));
+    let refused = Logger::to_sink(LogFormat::Plain, "info,access=loud", Box::new(Sink::default())).err();
+    assert!(refused.is_some_and(|e| e.to_string().contains("loud")));
+}
+
+#[test]
+fn the_filter_changes_while_it_runs() {
+    let sink = Sink::default();
+    let mut filter = Filter::parse("info").unwrap();
+    let (targets, handle) = reload::Layer::new(filter.targets());
+    filter.on_change(Box::new(move |targets| handle.reload(targets).unwrap()));
+    let logger = Logger::start(LogFormat::Plain, filter, Box::new(sink.clone())).unwrap();
+    let subscriber = Registry::default().with(targets).with(Events::new(logger.clone()));
+    tracing::subscriber::with_default(subscriber, || {
+        for (levels, shown) in
+            [("", false), ("outbound=debug", true), ("outbound=off", false), ("debug", false)]
+        {
+            logger.change_filter(false, levels).unwrap();
+            let before = sink.lines(&logger).len();
+            tracing::debug!(target: "ztunnel::outbound", "seen?");
+            assert_eq!(sink.lines(&logger).len() > before, shown, "{levels}");
+        }
+        assert!(logger.logs_access(Level::DEBUG));
+        logger.change_filter(true, "access=warn").unwrap();
+        assert!(logger.logs_access(Level::WARN) && !logger.logs_access(Level::INFO));
+        assert!(logger.change_filter(false, "access=loud").is_err() && !logger.logs_access(Level::INFO));
+        logger.change_filter(false, "access=off").unwrap();
+        assert!(!logger.logs_access(Level::ERROR));
+        assert_eq!(logger.filter(), "access=off,info");
+    });
 }
 
 /// A sink that takes nothing until it is told to.

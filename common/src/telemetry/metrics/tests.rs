@@ -13,6 +13,7 @@ fn all() -> Arc<Telemetry> {
     drop(metrics.tunnel(Side::Client));
     metrics.handshake(Side::Client, Handshake::Complete);
     metrics.config_refused(3);
+    metrics.admin_refused("host");
     metrics.certificate(&identity("shop", "cart"), SystemTime::now() + Duration::from_millis(90_500));
     telemetry
 }
@@ -34,6 +35,7 @@ fn the_families_and_their_kinds() {
             ("istio_tcp_received_bytes_total", "counter"),
             ("istio_tcp_sent_bytes_total", "counter"),
             ("istio_tcp_connections_failed_total", "counter"),
+            ("culvert_admin_refused_total", "counter"),
             ("culvert_build_info", "gauge"),
             ("culvert_config_last_reload_successful", "gauge"),
             ("culvert_config_problems", "gauge"),

@@ -1,0 +1,184 @@
+//! The state as JSON, with the keys that the reference node proxy's dump has, so that its users' tools read ours.
+//!
+//! **Source**: l4.md §7.1. A large state is written piece by piece while it is read: what is held is a list of
+//! references and one piece.
+
+mod shapes;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use http::StatusCode;
+use serde::Serialize;
+use serde_json::{Value, json};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use super::http::{Answer, Body, typed};
+use crate::identity::{CertState, Certs, Described};
+use crate::state::Snapshot;
+
+const JSON: &str = "application/json; charset=utf-8";
+/// A piece of the dump is about so large.
+const PIECE: usize = 64 << 10;
+
+/// What the dump holds beside the snapshot.
+#[derive(Clone, Debug, Default)]
+pub struct DumpParts {
+    /// Id of the network that services' addresses belong to.
+    pub network: Arc<str>,
+    /// What was built.
+    pub version: Value,
+    /// Settings in force, none of them secret.
+    pub config: Value,
+    /// As [`dump_certificates`] makes them.
+    pub certificates: Value,
+    /// Captured pods by UID, with their open connections.
+    pub workload_state: Value,
+}
+
+/// An answer of one JSON value, for people's eyes too.
+pub fn json_answer(status: StatusCode, value: &impl Serialize) -> Answer {
+    let mut text = pretty(value, 0);
+    text.push(b'\n');
+    typed(status, JSON, Bytes::from(text))
+}
+
+/// The whole dump.
+pub fn dump(snapshot: &Snapshot, parts: DumpParts) -> Answer {
+    typed(StatusCode::OK, JSON, Body::pieces(pieces(snapshot, parts)))
+}
+
+fn pieces(snapshot: &Snapshot, parts: DumpParts) -> impl Iterator<Item = Bytes> + Send + 'static {
+    let mut workloads: Vec<_> = snapshot.workloads().cloned().collect();
+    workloads.sort_by(|a, b| a.uid.cmp(&b.uid));
+    let mut services: Vec<_> = snapshot.services().cloned().collect();
+    services.sort_by(|a, b| (&a.key.hostname, &a.key.namespace).cmp(&(&b.key.hostname, &b.key.namespace)));
+    let mut policies: Vec<_> = snapshot.policies().cloned().collect();
+    policies.sort_by(|a, b| a.key.cmp(&b.key));
+    // What each workload is an endpoint of, taken now: the snapshot is not to live as long as a slow reader.
+    let workloads: Vec<_> = workloads
+        .into_iter()
+        .map(|workload| (snapshot.services_of(&workload.uid).to_vec(), workload))
+        .collect();
+    let network = parts.network;
+    let small = [
+        ("stagedServices", json!({})),
+        ("staticConfig", json!({"workloads": [], "services": [], "policies": []})),
+        ("version", parts.version),
+        ("config", parts.config),
+        ("certificates", parts.certificates),
+        ("workloadState", parts.workload_state),
+    ];
+    let last = small.len() - 1;
+    let small = small.into_iter().enumerate().map(move |(at, (key, value))| {
+        let mut out = format!("  \"{key}\": ").into_bytes();
+        out.append(&mut pretty(&value, 1));
+        out.extend_from_slice(if at == last { b"\n}\n" } else { b",\n" });
+        out
+    });
+    let whole = std::iter::once(b"{\n".to_vec())
+        .chain(array("workloads", workloads, |(services, w)| pretty(&shapes::workload(w, services), 2)))
+        .chain(array("services", services, move |s| pretty(&shapes::service(s, &network), 2)))
+        .chain(array("policies", policies, |p| pretty(&shapes::policy(p), 2)))
+        .chain(small);
+    gathered(whole)
+}
+
+/// `"key": [ … ],` one element at a time.
+fn array<T>(
+    key: &'static str,
+    items: Vec<T>,
+    show: impl Fn(&T) -> Vec<u8> + Send,
+) -> impl Iterator<Item = Vec<u8>> + Send
+where
+    T: Send,
+{
+    let empty = items.is_empty();
+    let head = format!("  \"{key}\": [{}", if empty { "" } else { "\n" }).into_bytes();
+    let tail = if empty { &b"],\n"[..] } else { b"\n  ],\n" };
+    let mut items: VecDeque<T> = items.into();
+    let elements = std::iter::from_fn(move || {
+        let mut out = b"    ".to_vec();
+        out.append(&mut show(&items.pop_front()?));
+        if !items.is_empty() {
+            out.extend_from_slice(b",\n");
+        }
+        Some(out)
+    });
+    std::iter::once(head).chain(elements).chain(std::iter::once(tail.to_vec()))
+}
+
+fn gathered(mut small: impl Iterator<Item = Vec<u8>> + Send) -> impl Iterator<Item = Bytes> + Send {
+    std::iter::from_fn(move || {
+        let mut piece = small.next()?;
+        while piece.len() < PIECE
+            && let Some(mut more) = small.next()
+        {
+            piece.append(&mut more);
+        }
+        Some(piece.into())
+    })
+}
+
+/// Two spaces a level, of which this value stands at `level`.
+fn pretty(value: &impl Serialize, level: usize) -> Vec<u8> {
+    let text =
+        serde_json::to_string_pretty(value).unwrap_or_else(|error| json!(error.to_string()).to_string());
+    if level == 0 {
+        return text.into_bytes();
+    }
+    // A newline inside a string is escaped, so that each one here begins a line.
+    text.replace('\n', &format!("\n{}", "  ".repeat(level))).into_bytes()
+}
+
+/// All identities of this agent, sorted, with their certificates; never a key.
+pub fn dump_certificates(certs: &Certs) -> Value {
+    let all = certs.status().into_iter().map(|status| {
+        let state = match (status.state, &status.error) {
+            (CertState::Unavailable, Some(error)) => format!("Unavailable: {error}"),
+            (state, _) => state.to_string(),
+        };
+        let cert = certs.current(&status.identity);
+        let chain = cert.as_ref().map(|c| c.chain()).unwrap_or_default();
+        let roots = cert.as_ref().map(|c| c.roots()).unwrap_or_default();
+        json!({
+            "identity": status.identity.to_string(),
+            "state": state,
+            "certChain": chain.iter().map(certificate).collect::<Vec<_>>(),
+            "rootCerts": roots.iter().map(certificate).collect::<Vec<_>>(),
+        })
+    });
+    Value::Array(all.collect())
+}
+
+fn certificate(described: &Described) -> Value {
+    json!({
+        "pem": STANDARD.encode(pem(&described.der)),
+        "serialNumber": described.serial,
+        "validFrom": rfc3339(described.not_before),
+        "expirationTime": rfc3339(described.not_after),
+    })
+}
+
+fn pem(der: &[u8]) -> String {
+    let mut out = "-----BEGIN CERTIFICATE-----\n".to_owned();
+    // 48 bytes are 64 characters, the longest line.
+    for line in der.chunks(48) {
+        out.push_str(&STANDARD.encode(line));
+        out.push('\n');
+    }
+    out.push_str("-----END CERTIFICATE-----\n");
+    out
+}
+
+fn rfc3339(time: SystemTime) -> String {
+    OffsetDateTime::from(time).format(&Rfc3339).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,86 @@
+//! Families that belong together, and how a family is registered.
+
+use prometheus::core::Collector;
+use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+
+/// Capture of pods.
+pub(super) struct Pods {
+    pub(super) active: IntGauge,
+    pub(super) pending: IntGauge,
+    pub(super) started: IntCounter,
+    pub(super) stopped: IntCounter,
+}
+
+impl Pods {
+    pub(super) fn new(r: &Registry) -> Self {
+        let (active, pending) =
+            ("workload_manager_active_proxy_count", "workload_manager_pending_proxy_count");
+        let (started, stopped) =
+            ("workload_manager_proxies_started_total", "workload_manager_proxies_stopped_total");
+        Self {
+            active: gauge(r, active, "Pods that are captured."),
+            pending: gauge(r, pending, "Pods that should be captured and are not yet."),
+            started: counter(r, started, "Pods whose capture was begun."),
+            stopped: counter(r, stopped, "Pods whose capture was ended."),
+        }
+    }
+}
+
+/// What the operating system and the runtime say of the process.
+pub(super) struct Process {
+    pub(super) open_fds: IntGauge,
+    pub(super) max_fds: IntGauge,
+    pub(super) workers: IntGauge,
+}
+
+impl Process {
+    pub(super) fn new(r: &Registry) -> Self {
+        Self {
+            open_fds: gauge(r, "process_open_fds", "Open file descriptors."),
+            max_fds: gauge(r, "process_max_fds", "Limit on open file descriptors."),
+            workers: gauge(r, "tokio_num_workers", "Traffic workers."),
+        }
+    }
+}
+
+/// The configuration's reloads.
+pub(super) struct Config {
+    pub(super) revision: IntGauge,
+    /// Without labels; a vector only so that nothing is said before the first reload.
+    pub(super) successful: IntGaugeVec,
+    pub(super) problems: IntGauge,
+}
+
+impl Config {
+    pub(super) fn new(r: &Registry) -> Self {
+        let successful =
+            "1 if the last reload of the configuration was taken, 0 if the one before stays in force.";
+        Self {
+            revision: gauge(r, "culvert_config_revision", "Revision of the configuration that is in force."),
+            successful: gauges(r, "culvert_config_last_reload_successful", successful, &[]),
+            problems: gauge(r, "culvert_config_problems", "Problems in the configuration as last read."),
+        }
+    }
+}
+
+pub(super) fn counter(registry: &Registry, name: &str, help: &str) -> IntCounter {
+    register(registry, IntCounter::new(name, help))
+}
+
+pub(super) fn gauge(registry: &Registry, name: &str, help: &str) -> IntGauge {
+    register(registry, IntGauge::new(name, help))
+}
+
+pub(super) fn counters(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
+    register(registry, IntCounterVec::new(Opts::new(name, help), labels))
+}
+
+pub(super) fn gauges(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
+    register(registry, IntGaugeVec::new(Opts::new(name, help), labels))
+}
+
+fn register<C: Collector + Clone + 'static>(registry: &Registry, made: prometheus::Result<C>) -> C {
+    let collector = made.expect("names and labels of metrics are constants that the tests check");
+    registry.register(Box::new(collector.clone())).expect("each metric is registered once");
+    collector
+}

@@ -1,0 +1,149 @@
+//! The admin pages on loopback: what they are called and what they do.
+//!
+//! To add a page, push a [`Route`] in [`routes`]: `Route::read` for one that only tells, `Route::change` for one that is
+//! asked for by POST. A handler gets the request without its body and answers with `text`, `json` or `typed`; it runs on
+//! the control runtime, so it may await but must not block. Each page also gets a row in `docs/admin.md`; pages that the
+//! reference node proxy does not have begin with `/culvert/`.
+
+mod config;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use culvert_common::admin::{Answer, DumpParts, Request, Route, Routes, dump, dump_certificates, text};
+use culvert_common::telemetry::Logger;
+use http::StatusCode;
+use serde_json::{Value, json};
+use tokio::sync::{mpsc, watch};
+
+use crate::settings::Settings;
+use crate::shared::Shared;
+
+/// What the pages need beside what the workers share.
+#[derive(Clone)]
+pub(crate) struct AdminSettings {
+    /// How long open connections get when the agent is asked to stop.
+    deadline: Duration,
+    network: Arc<str>,
+    /// The settings as the dump shows them.
+    config: Value,
+}
+
+impl AdminSettings {
+    pub(crate) fn new(settings: &Settings) -> Self {
+        let network = settings.source.network.as_str().into();
+        Self { deadline: settings.deadline(), network, config: config::config(settings) }
+    }
+}
+
+/// One end of the wish to stop: the pages'.
+#[derive(Clone)]
+pub(crate) struct Stop {
+    asked: mpsc::Sender<()>,
+    drained: watch::Receiver<bool>,
+}
+
+/// The other end: the agent's.
+pub(crate) struct Stopping {
+    pub(crate) asked: mpsc::Receiver<()>,
+    drained: watch::Sender<bool>,
+}
+
+impl Stopping {
+    pub(crate) fn new() -> (Stop, Self) {
+        let (ask, asked) = mpsc::channel(1);
+        let (tell, drained) = watch::channel(false);
+        (Stop { asked: ask, drained }, Self { asked, drained: tell })
+    }
+
+    /// The traffic has ended: whoever asked for it is answered.
+    pub(crate) fn drained(&self) {
+        self.drained.send_replace(true);
+    }
+}
+
+/// All pages, in the order of the index.
+pub(crate) fn routes(shared: &Arc<Shared>, settings: &AdminSettings, stop: &Stop) -> Arc<Routes> {
+    let mut routes = Vec::new();
+    let (state, own) = (Arc::clone(shared), settings.clone());
+    routes.push(Route::read(
+        "/config_dump",
+        "state, settings, certificates and open connections",
+        move |_| std::future::ready(config_dump(&state, &own)),
+    ));
+    let logger = shared.telemetry.logger().clone();
+    routes.push(Route::change("/logging", "log levels: ask, change, reset", LOGGING, move |request| {
+        std::future::ready(logging(&logger, &request))
+    }));
+    let (stop, deadline) = (stop.clone(), settings.deadline);
+    let about = "drain and end the agent, as SIGTERM does";
+    routes.push(Route::change("/quitquitquit", about, QUIT, move |_| quit(stop.clone(), deadline)));
+    routes.push(Route::read("/debug/pprof/profile", "CPU profile (not built in; says how)", |_| async {
+        text(StatusCode::NOT_IMPLEMENTED, PROFILE)
+    }));
+    routes.push(Route::read("/debug/pprof/heap", "heap profile (not built in; says how)", |_| async {
+        text(StatusCode::INTERNAL_SERVER_ERROR, HEAP)
+    }));
+    Routes::new(routes, Arc::clone(shared.telemetry.metrics()))
+}
+
+const LOGGING: &str = "only POST is answered here
+
+POST /logging                                   the levels in force
+POST /logging?level=LEVEL                       change the level of all scopes
+POST /logging?level=SCOPE=LEVEL,SCOPE=LEVEL     change single scopes, added to what is in force
+POST /logging?reset                             back to the levels of the start; may go with level=
+
+levels: off error warn info debug trace
+scopes: as the log prints them, for example access, outbound, source::file
+";
+
+const QUIT: &str = "only POST is answered here
+
+POST /quitquitquit     open connections get their grace, then the agent ends
+";
+
+const PROFILE: &str = "no CPU profiler is built in: sampling by signals is not safe beside traffic
+from the node, for 10 seconds: perf record -g -F 99 -p $(pidof ztunnel) -- sleep 10; perf report
+";
+
+const HEAP: &str = "no heap profiler is built in
+from the node: heaptrack --pid $(pidof ztunnel), or compare process memory with culvert_hbone_* metrics
+";
+
+fn config_dump(shared: &Shared, settings: &AdminSettings) -> Answer {
+    let snapshot = shared.state.snapshot();
+    let pods = snapshot.pods().iter().map(|pod| {
+        let account = snapshot.workload(&pod.workload).map(|w| w.identity.service_account().to_owned());
+        let info = json!({"name": *pod.name, "namespace": *pod.namespace, "serviceAccount": account});
+        let connections = json!({"inbound": [], "outbound": []});
+        (pod.uid.to_string(), json!({"state": "Up", "connections": connections, "info": info}))
+    });
+    let parts = DumpParts {
+        network: Arc::clone(&settings.network),
+        version: config::version(),
+        config: settings.config.clone(),
+        certificates: dump_certificates(&shared.certs),
+        workload_state: Value::Object(pods.collect()),
+    };
+    dump(&snapshot, parts)
+}
+
+fn logging(logger: &Logger, request: &Request) -> Answer {
+    let (level, reset) = (request.query("level"), request.query("reset").is_some());
+    if level.is_some() || reset {
+        if let Err(error) = logger.change_filter(reset, level.as_deref().unwrap_or_default()) {
+            return text(StatusCode::BAD_REQUEST, format!("{error}\n\n{LOGGING}"));
+        }
+        tracing::info!(levels = logger.filter(), "log levels changed");
+    }
+    text(StatusCode::OK, format!("current log level is {}\n", logger.filter()))
+}
+
+async fn quit(mut stop: Stop, deadline: Duration) -> Answer {
+    // A full channel means that it was asked before.
+    let _asked_before = stop.asked.try_send(());
+    // An error means that the agent is past its drain.
+    let _ended = tokio::time::timeout(deadline, stop.drained.wait_for(|drained| *drained)).await;
+    text(StatusCode::OK, "shutdown now\n")
+}
