@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::SystemTime;
 
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use tokio::time::Instant;
 use zeroize::Zeroize;
 
 use crate::types::SpiffeId;
@@ -15,11 +16,21 @@ use super::peer::PeerIdentityError;
 /// A certificate authority.
 #[derive(Debug)]
 pub enum Ca {
-    /// A root of our own in a local directory.
+    /// Roots of our own in a local directory.
     Embedded(EmbeddedCa),
 }
 
 impl Ca {
+    /// Looks whether certificates issued from now on would differ in who signs them or in whom they trust; `None` where
+    /// that only shows in the answers.
+    ///
+    /// **Errors**: the authority's state cannot be used; it goes on with the last good one.
+    pub fn refresh(&self, now: Instant) -> Option<Result<bool, CaError>> {
+        match self {
+            Self::Embedded(ca) => Some(ca.refresh(now)),
+        }
+    }
+
     /// A new key and a certificate of `id` for it.
     ///
     /// **Errors**: the authority did not answer, or not with what was asked for. Worth a retry.
@@ -109,7 +120,7 @@ pub enum CaError {
         access: &'static str,
     },
     /// A file of the root has other content than expected.
-    #[error("{path} {seen}; restore it, or delete root-key.pem and root-cert.pem to start a new mesh")]
+    #[error("{path} {seen}; restore it, or delete all roots to start a new mesh")]
     Content {
         /// The file.
         path: PathBuf,
@@ -117,7 +128,7 @@ pub enum CaError {
         seen: String,
     },
     /// The root is not valid at this time.
-    #[error("the root in {path} is not valid now; check the clock, or delete root-key.pem and root-cert.pem")]
+    #[error("the root in {path} is not valid now; check the clock, or add a root that is valid")]
     RootNotValid {
         /// Directory of the root.
         path: PathBuf,

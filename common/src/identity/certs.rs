@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::{Instant, sleep, timeout};
 
@@ -17,6 +17,8 @@ pub use super::workload::WorkloadCert;
 
 /// Longest answer of a CA.
 const CA_LIMIT: Duration = Duration::from_secs(30);
+/// How often the CA is asked whether its roots have changed.
+const ROOTS_LOOK: Duration = Duration::from_secs(1);
 /// Longest sleep: the wall clock may jump, and a suspended machine does not count the time.
 const SLEEP_MAX: Duration = Duration::from_secs(30);
 
@@ -27,6 +29,8 @@ pub struct Certs {
     schedule: Mutex<Schedule>,
     /// Something may be due earlier than the renewal task thinks.
     sooner: Notify,
+    /// Grows when a certificate has replaced one with other roots or another signer.
+    trust: watch::Sender<u64>,
 }
 
 /// No certificate for an identity.
@@ -95,7 +99,13 @@ impl fmt::Display for CertState {
 impl Certs {
     /// Empty cache. Nothing is fetched until [`Certs::run`] runs.
     pub fn new(ca: Ca, clock: Arc<dyn Clock>) -> Arc<Self> {
-        Arc::new(Self { ca, clock, schedule: Mutex::default(), sooner: Notify::new() })
+        Arc::new(Self {
+            ca,
+            clock,
+            schedule: Mutex::default(),
+            sooner: Notify::new(),
+            trust: watch::Sender::new(0),
+        })
     }
 
     /// The certificate of `id`, if there is one that has not expired.
@@ -142,23 +152,32 @@ impl Certs {
         self.sooner.notify_one();
     }
 
+    /// Wakes when certificates have come to trust other roots, or to be signed by another: what was set up with the ones
+    /// before should be looked at again.
+    pub fn trust_changed(&self) -> watch::Receiver<u64> {
+        self.trust.subscribe()
+    }
+
     /// Fetches and renews until it is dropped; run it once, as an essential task.
     ///
     /// Renewal is due after 45–55 % of a certificate's life. A failure is retried after 1 s, then twice as long each
-    /// time up to 150 s, ±20 %, and no later than the expiry of the certificate that is still in use.
+    /// time up to 150 s, ±20 %, and no later than the expiry of the certificate that is still in use. When the CA's roots
+    /// change, all certificates are issued again at once. A certificate that serves is never thrown away for a failure.
     ///
     /// **Cancel safety**: requests under way are dropped; a later call begins them again.
     pub async fn run(self: Arc<Self>) {
         self.schedule().restart();
         let mut fetches = JoinSet::new();
         let mut running = HashMap::new();
+        let mut roots = RootsLook::default();
         loop {
+            self.look_at_roots(&mut roots);
             while let Some(id) = self.start_next() {
                 let (certs, wanted) = (self.clone(), id.clone());
                 let task = fetches.spawn(async move { certs.fetch(&wanted).await });
                 running.insert(task.id(), id);
             }
-            let pause = self.pause();
+            let pause = roots.due_in().map_or(SLEEP_MAX, |look| look.min(SLEEP_MAX)).min(self.pause());
             tokio::select! {
                 () = self.sooner.notified() => {}
                 () = sleep(pause) => {}
@@ -178,6 +197,34 @@ impl Certs {
     pub fn all_ready(&self) -> Result<(), Vec<(SpiffeId, String)>> {
         let missing = self.schedule().not_ready();
         if missing.is_empty() { Ok(()) } else { Err(missing) }
+    }
+
+    fn look_at_roots(&self, look: &mut RootsLook) {
+        let now = Instant::now();
+        if look.next.is_none_or(|at| now < at) {
+            return;
+        }
+        let refreshed = self.ca.refresh(now);
+        look.next = refreshed.is_some().then(|| now + ROOTS_LOOK);
+        let problem = match refreshed {
+            None => return,
+            Some(Ok(is_changed)) => {
+                if is_changed {
+                    tracing::info!(ca = ?self.ca, "the roots have changed: all certificates are issued again");
+                    self.schedule().reissue();
+                }
+                None
+            }
+            Some(Err(error)) => Some(chain(&error)),
+        };
+        if problem == look.problem {
+            return;
+        }
+        match &problem {
+            Some(error) => tracing::warn!(error, "the changed roots are not taken, those before stay in use"),
+            None => tracing::info!("the roots can be used again"),
+        }
+        look.problem = problem;
     }
 
     async fn fetch(&self, id: &SpiffeId) -> Result<WorkloadCert, CaError> {
@@ -203,7 +250,10 @@ impl Certs {
             Err(error) => tracing::warn!(identity = %id, error = chain(error), "no new certificate"),
         }
         let fetched = fetched.map_err(|error| chain(&error));
-        self.schedule().finish(&id, fetched, self.now(), random());
+        let now = self.now();
+        if self.schedule().finish(&id, fetched, now, random()) {
+            self.trust.send_modify(|revision| *revision += 1);
+        }
     }
 
     fn start_next(&self) -> Option<SpiffeId> {
@@ -223,6 +273,25 @@ impl Certs {
     /// A panic while it was held cannot leave the table half changed in a way that matters more than going on.
     fn schedule(&self) -> MutexGuard<'_, Schedule> {
         self.schedule.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// When the CA's roots are looked at next, and what was wrong with them last.
+struct RootsLook {
+    /// `None` where there is nothing to look at.
+    next: Option<Instant>,
+    problem: Option<String>,
+}
+
+impl Default for RootsLook {
+    fn default() -> Self {
+        Self { next: Some(Instant::now()), problem: None }
+    }
+}
+
+impl RootsLook {
+    fn due_in(&self) -> Option<Duration> {
+        self.next.map(|at| at.saturating_duration_since(Instant::now()))
     }
 }
 

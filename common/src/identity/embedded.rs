@@ -1,10 +1,11 @@
-//! The embedded CA: a root in a local directory that the agents of one machine share.
+//! The embedded CA: roots in a local directory that the agents of one machine share.
 //!
-//! For a laptop, a demo or a test. In a cluster an agent must not hold the mesh's root.
+//! All roots are trusted and the newest signs. The directory is read again when it changes; what cannot be read or is no
+//! root leaves the last good state. For a laptop, a demo or a test: in a cluster an agent must not hold the mesh's root.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use rcgen::string::Ia5String;
@@ -13,17 +14,22 @@ use rcgen::{
     KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
 };
 use rustls_pki_types::CertificateDer;
+use tokio::time::Instant;
 use zeroize::Zeroize;
 
 use crate::types::{Clock, SpiffeId, SystemClock};
 
 use super::ca::{CaError, Issued, PrivateKey};
-use super::{peer, root_dir};
+use super::peer;
+use super::root_dir::{self, Print, RootFiles};
 
 /// Life of a root.
 const ROOT_TTL: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// Certificates begin this long ago, for peers whose clock is a little behind.
 const SKEW: Duration = Duration::from_secs(60);
+
+/// A root that appears beside others signs only when it has been there for so long: by then all agents trust it.
+const SIGNS_AFTER: Duration = Duration::from_secs(5);
 
 /// Settings of the embedded CA.
 #[derive(Clone, Debug)]
@@ -47,46 +53,91 @@ impl EmbeddedOptions {
     }
 }
 
-/// Certificate authority with its root in a local directory.
+/// Certificate authority with its roots in a local directory.
 pub struct EmbeddedCa {
     dir: PathBuf,
     options: EmbeddedOptions,
-    issuer: Issuer<'static, KeyPair>,
-    root: CertificateDer<'static>,
-    root_validity: (SystemTime, SystemTime),
+    current: Mutex<Current>,
+}
+
+/// What was last read and could be used.
+struct Current {
+    /// Of the files that were looked at last, good or not.
+    print: Print,
+    is_bad: bool,
+    /// The newest first.
+    roots: Vec<Root>,
+    /// The root that signs, by its certificate.
+    signer: CertificateDer<'static>,
+    /// Roots that are too new to sign, with the end of that.
+    fresh: Vec<(CertificateDer<'static>, Instant)>,
+}
+
+struct Root {
+    cert: CertificateDer<'static>,
+    validity: (SystemTime, SystemTime),
+    issuer: Option<Issuer<'static, KeyPair>>,
 }
 
 impl EmbeddedCa {
-    /// Opens the root in `dir`, or makes directory and root if there are none.
+    /// Opens the roots in `dir`, or makes directory and root if there are none.
     ///
     /// Any number of processes may call this at once: all get the same root.
     ///
     /// **Shape**: `dir` has mode 0700 and this process's user; in it `root-key.pem` (P-256, PKCS#8, mode 0600) and
-    /// `root-cert.pem`. Blocks for a few reads, and two synced writes the first time.
+    /// `root-cert.pem`, and for each further root such a pair with names that start with `root-`; a certificate without a
+    /// key is trusted and does not sign. Blocks for a few reads, and two synced writes the first time.
     /// **Errors**: directory or files that others could change or read, or that do not form a root valid now.
     pub fn open_or_create(dir: &Path, options: EmbeddedOptions) -> Result<Self, CaError> {
         let self_sign = |key: &KeyPair| root_params(&options)?.self_signed(key).map_err(CaError::SignRoot);
-        let (key, root) = root_dir::open_or_create(dir, |key| self_sign(key).map(|cert| cert.pem()))?;
-        let refuse = |seen: &str| CaError::Content { path: root_dir::cert_path(dir), seen: seen.to_owned() };
-        let parsed = peer::parse(&root).map_err(|_| refuse("holds no certificate"))?;
-        if parsed.public_key().raw != key.subject_public_key_info() {
-            return Err(refuse("does not belong to root-key.pem"));
-        }
-        let may_sign =
-            parsed.is_ca() && matches!(parsed.key_usage(), Ok(Some(ku)) if ku.value.key_cert_sign());
-        if !may_sign {
-            return Err(refuse("may not sign certificates (CA and keyCertSign are needed)"));
-        }
-        let root_validity = peer::validity(&root).map_err(|_| refuse("has no readable validity"))?;
-        let issuer = Issuer::from_ca_cert_der(&root, key).map_err(|_| refuse("holds no CA certificate"))?;
-        let ca = Self { dir: dir.to_owned(), options, issuer, root, root_validity };
-        ca.not_after(ca.options.clock.now())?;
-        Ok(ca)
+        let files = root_dir::open_or_create(dir, |key| self_sign(key).map(|cert| cert.pem()))?;
+        let print = root_dir::print(dir)?;
+        let roots = roots(files)?;
+        let signer = signer(&roots, options.clock.now(), &[]);
+        let signer = signer.ok_or_else(|| CaError::RootNotValid { path: dir.to_owned() })?.cert.clone();
+        let current = Current { print, is_bad: false, roots, signer, fresh: Vec::new() };
+        Ok(Self { dir: dir.to_owned(), options, current: Mutex::new(current) })
     }
 
-    /// The root's certificate, for those who verify.
-    pub fn root(&self) -> &CertificateDer<'static> {
-        &self.root
+    /// The certificate of the root that signs.
+    pub fn root(&self) -> CertificateDer<'static> {
+        self.current().signer.clone()
+    }
+
+    /// Looks whether the directory has changed; whether certificates issued from now on differ from those before, in who
+    /// signs them or in whom they trust.
+    ///
+    /// A root that is added beside others is trusted at once and signs a few seconds later, when all agents trust it.
+    ///
+    /// **Shape**: blocks for a look at each file, and for reading them when they changed.
+    /// **Errors**: what [`EmbeddedCa::open_or_create`] refuses; the last good state stays in use.
+    pub fn refresh(&self, now: Instant) -> Result<bool, CaError> {
+        let print = root_dir::print(&self.dir)?;
+        let mut current = self.current();
+        let mut is_changed = false;
+        if current.is_bad || print != current.print {
+            (current.print, current.is_bad) = (print, true);
+            let mut roots = roots(root_dir::read_all(&self.dir)?)?;
+            let wall = self.options.clock.now();
+            if signer(&roots, wall, &[]).is_none() {
+                return Err(CaError::RootNotValid { path: self.dir.clone() });
+            }
+            std::mem::swap(&mut current.roots, &mut roots);
+            let before = roots;
+            let is_known = |root: &&Root| before.iter().any(|old| old.cert == root.cert);
+            let fresh: Vec<_> =
+                current.roots.iter().filter(|r| !is_known(r)).map(|r| r.cert.clone()).collect();
+            is_changed = !fresh.is_empty() || before.len() != current.roots.len();
+            current.fresh.extend(fresh.into_iter().map(|cert| (cert, now + SIGNS_AFTER)));
+            current.is_bad = false;
+        }
+        current.fresh.retain(|(_, until)| *until > now);
+        let chosen = signer(&current.roots, self.options.clock.now(), &current.fresh).map(|r| r.cert.clone());
+        if let Some(chosen) = chosen.filter(|chosen| *chosen != current.signer) {
+            current.signer = chosen;
+            is_changed = true;
+        }
+        Ok(is_changed)
     }
 
     /// A new key and its certificate.
@@ -99,7 +150,12 @@ impl EmbeddedCa {
         }
         let failed = |source| CaError::Sign { id: id.clone(), source };
         let now = self.options.clock.now();
-        let (not_before, not_after) = (now - SKEW, self.not_after(now)?);
+        let current = self.current();
+        let not_valid = || CaError::RootNotValid { path: self.dir.clone() };
+        let root = signer(&current.roots, now, &current.fresh).ok_or_else(not_valid)?;
+        let issuer = root.issuer.as_ref().ok_or_else(not_valid)?;
+        // It never outlives the root.
+        let (not_before, not_after) = (now - SKEW, (now + self.options.ttl).min(root.validity.1));
         let mut key = KeyPair::generate().map_err(failed)?;
         let name = Ia5String::try_from(id.to_string()).map_err(failed)?;
         let mut params = base_params(not_before, not_after)?;
@@ -110,26 +166,64 @@ impl EmbeddedCa {
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages =
             vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-        let signed = params.signed_by(&key, &self.issuer);
+        let signed = params.signed_by(&key, issuer);
         let secret = PrivateKey::from_pkcs8(key.serialized_der().to_vec());
         key.zeroize();
         Ok(Issued {
             key: secret,
             chain: vec![signed.map_err(failed)?.into()],
-            roots: vec![self.root.clone()],
+            roots: current.roots.iter().map(|root| root.cert.clone()).collect(),
             not_before,
             not_after,
         })
     }
 
-    /// End of a certificate issued now: it never outlives the root.
-    fn not_after(&self, now: SystemTime) -> Result<SystemTime, CaError> {
-        let (start, end) = self.root_validity;
-        if now < start || now >= end {
-            return Err(CaError::RootNotValid { path: self.dir.clone() });
-        }
-        Ok((now + self.options.ttl).min(end))
+    /// A panic while it was held cannot leave the roots half changed: they are replaced as a whole.
+    fn current(&self) -> MutexGuard<'_, Current> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Checks what was read; the newest first.
+fn roots(files: Vec<RootFiles>) -> Result<Vec<Root>, CaError> {
+    let keyless = files.first().map(|root| root_dir::keyless(&root.cert_path, root.key_path.clone()));
+    let mut roots = files.into_iter().map(root).collect::<Result<Vec<_>, _>>()?;
+    roots.sort_by(|a, b| b.validity.0.cmp(&a.validity.0).then_with(|| a.cert.as_ref().cmp(b.cert.as_ref())));
+    roots.dedup_by(|a, b| a.cert == b.cert);
+    match keyless {
+        Some(keyless) if roots.iter().all(|root| root.issuer.is_none()) => Err(keyless),
+        _ => Ok(roots),
+    }
+}
+
+fn root(files: RootFiles) -> Result<Root, CaError> {
+    let RootFiles { cert_path, key_path, cert, key } = files;
+    let refuse = |seen: String| CaError::Content { path: cert_path.clone(), seen };
+    let parsed = peer::parse(&cert).map_err(|_| refuse("holds no certificate".to_owned()))?;
+    if key.as_ref().is_some_and(|key| parsed.public_key().raw != key.subject_public_key_info()) {
+        let key = key_path.file_name().unwrap_or_default().to_string_lossy();
+        return Err(refuse(format!("does not belong to {key}")));
+    }
+    let may_sign = parsed.is_ca() && matches!(parsed.key_usage(), Ok(Some(ku)) if ku.value.key_cert_sign());
+    if !may_sign {
+        return Err(refuse("may not sign certificates (CA and keyCertSign are needed)".to_owned()));
+    }
+    let validity = peer::validity(&cert).map_err(|_| refuse("has no readable validity".to_owned()))?;
+    let issuer = key.map(|key| Issuer::from_ca_cert_der(&cert, key)).transpose();
+    let issuer = issuer.map_err(|_| refuse("holds no CA certificate".to_owned()))?;
+    Ok(Root { cert, validity, issuer })
+}
+
+/// The newest root that can sign at `now`: one that is not too new for it, if there is one.
+fn signer<'a>(
+    roots: &'a [Root],
+    now: SystemTime,
+    fresh: &[(CertificateDer<'static>, Instant)],
+) -> Option<&'a Root> {
+    let can = |root: &&Root| root.issuer.is_some() && root.validity.0 <= now && now < root.validity.1;
+    let is_fresh = |root: &&Root| fresh.iter().any(|(cert, _)| *cert == root.cert);
+    let mut able = roots.iter().filter(can);
+    able.clone().find(|root| !is_fresh(root)).or_else(|| able.next())
 }
 
 impl fmt::Debug for EmbeddedCa {

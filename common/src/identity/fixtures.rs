@@ -101,6 +101,22 @@ pub(crate) fn live<const N: usize>(accounts: [&str; N]) -> [WorkloadCert; N] {
     })
 }
 
+/// Names and texts of the files of one more root, valid from `from` seconds after the tests' present.
+pub(super) fn root_files(name: &str, from: i64) -> [(String, String); 2] {
+    let key = KeyPair::generate().unwrap();
+    let mut params = ca_params(name);
+    params.not_before = at(from).into();
+    let cert = params.self_signed(&key).unwrap();
+    [(format!("{name}-cert.pem"), cert.pem()), (format!("{name}-key.pem"), key.serialize_pem())]
+}
+
+/// A file that only its owner can read.
+pub(super) fn put(dir: &TempPath, name: &str, text: &str) {
+    let path = dir.path().join(name);
+    std::fs::write(&path, text).unwrap();
+    std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+}
+
 /// A CA that signs what no CA should.
 pub(super) struct Pki {
     issuer: Issuer<'static, KeyPair>,

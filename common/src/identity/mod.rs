@@ -1,8 +1,9 @@
 //! Who a workload is, and how it proves it: certificates of the local workloads and checks of the peers'.
 //!
-//! - `ca`: where certificates come from. `embedded`: a root kept in a local directory (`root_dir`).
+//! - `ca`: where certificates come from. `embedded`: roots kept in a local directory (`root_dir`).
 //! - `certs`: one certificate per local identity, issued ahead and renewed early. `schedule` decides what is
 //!   issued when and does no I/O; start reading there.
+//! - `trust`: the roots that came with a certificate, to look at tunnels again when they change.
 //! - `workload`: one certificate with the TLS settings built from it.
 //! - `describe`: what admin pages show of a certificate.
 //! - `tls`: versions, suites, groups and the verifiers. `peer`: the identity inside a peer's certificate.
@@ -20,6 +21,7 @@ mod describe;
 mod peer;
 mod root_dir;
 mod schedule;
+mod trust;
 mod workload;
 
 #[cfg(test)]
@@ -29,4 +31,6 @@ pub use ca::{Ca, CaError, Issued};
 pub use certs::{CertState, CertStatus, Certs, IdentityError, WorkloadCert};
 pub use describe::Described;
 pub use embedded::{EmbeddedCa, EmbeddedOptions};
+pub use peer::Role;
 pub use tls::{PeerCertificate, PeerIdentityError, peer_certificate, peer_identity};
+pub use trust::Trust;

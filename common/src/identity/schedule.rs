@@ -39,6 +39,8 @@ struct Entry {
     /// There was a certificate at some time.
     served: bool,
     next: Next,
+    /// What is being fetched may be of yesterday: fetch again.
+    is_outdated: bool,
     failures: u32,
     /// Why the last fetch failed; none after a success.
     reason: Option<Arc<str>>,
@@ -70,6 +72,7 @@ impl Entry {
             cert: None,
             served: false,
             next: Next::Now,
+            is_outdated: false,
             failures: 0,
             reason: None,
             done: watch::Sender::new(()),
@@ -78,6 +81,10 @@ impl Entry {
 
     fn valid(&self, wall: SystemTime) -> Option<&Arc<WorkloadCert>> {
         self.cert.as_ref().filter(|cert| cert.is_valid_at(wall))
+    }
+
+    fn starts_after(&self, wall: SystemTime) -> bool {
+        self.cert.as_ref().is_some_and(|cert| wall < cert.not_before)
     }
 
     fn has_waiters(&self) -> bool {
@@ -93,6 +100,8 @@ impl Entry {
         match self.next {
             Next::Now => Some(Duration::ZERO),
             Next::Running => None,
+            // Set back to before its start: peers whose clocks were right all the time take it for not valid yet.
+            Next::Renew(_) if self.starts_after(now.wall) => Some(Duration::ZERO),
             Next::Renew(at) => Some(at.duration_since(now.wall).unwrap_or_default()),
             Next::Retry(at) => Some(at.saturating_duration_since(now.steady)),
         }
@@ -167,17 +176,30 @@ impl Schedule {
         self.entries.values().filter_map(|entry| entry.due_in(now)).min()
     }
 
-    /// A fetch ended; `random` is in 0..1. The last good certificate stays when it failed.
+    /// Fetches all again: the authority would answer differently now.
+    pub(super) fn reissue(&mut self) {
+        for entry in self.entries.values_mut() {
+            match entry.next {
+                Next::Running => entry.is_outdated = true,
+                Next::Now | Next::Renew(_) | Next::Retry(_) => entry.next = Next::Now,
+            }
+        }
+    }
+
+    /// A fetch ended; `random` is in 0..1. The last good certificate stays when it failed. Whether trust has changed with
+    /// the new one.
     pub(super) fn finish(
         &mut self,
         id: &SpiffeId,
         fetched: Result<WorkloadCert, String>,
         now: Moment,
         random: f64,
-    ) {
-        let Some(entry) = self.entries.get_mut(id) else { return };
+    ) -> bool {
+        let Some(entry) = self.entries.get_mut(id) else { return false };
+        let mut trust_changed = false;
         match fetched {
             Ok(cert) => {
+                trust_changed = entry.cert.as_ref().is_some_and(|old| old.trust() != cert.trust());
                 entry.next = Next::Renew(renewal(now.wall, cert.not_after, random));
                 entry.cert = Some(Arc::new(cert));
                 entry.served = true;
@@ -193,7 +215,11 @@ impl Schedule {
                 entry.reason = Some(reason.into());
             }
         }
+        if std::mem::take(&mut entry.is_outdated) {
+            entry.next = Next::Now;
+        }
         entry.done.send_replace(());
+        trust_changed
     }
 
     /// Nothing is under way any more: the task that fetched was replaced.

@@ -75,11 +75,7 @@ pub(super) struct Own {
 
 /// Settings of a server that requires a client of its own trust domain.
 pub(super) fn server_config(own: &Own) -> Result<ServerConfig, rustls::Error> {
-    let chain = WebPkiClientVerifier::builder_with_provider(own.roots.clone(), provider())
-        // Without hints a client always sends its certificate, also one below another of the roots.
-        .clear_root_hint_subjects()
-        .build()
-        .map_err(|error| rustls::Error::General(error.to_string()))?;
+    let chain = client_chains(&own.roots)?;
     let verifier = ClientVerifier { chain, trust_domain: own.trust_domain.clone() };
     let mut config = ServerConfig::builder_with_details(provider(), wall(own))
         .with_protocol_versions(&[&rustls::version::TLS13])?
@@ -108,7 +104,18 @@ pub(super) fn client_config(own: &Own, expected: Arc<[SpiffeId]>) -> Result<Clie
     Ok(config)
 }
 
-/// Chain of a leaf to `roots`, at `now`.
+/// Chains of clients to `roots`.
+pub(super) fn client_chains(
+    roots: &Arc<RootCertStore>,
+) -> Result<Arc<dyn ClientCertVerifier>, rustls::Error> {
+    WebPkiClientVerifier::builder_with_provider(Arc::clone(roots), provider())
+        // Without hints a client always sends its certificate, also one below another of the roots.
+        .clear_root_hint_subjects()
+        .build()
+        .map_err(|error| rustls::Error::General(error.to_string()))
+}
+
+/// Chain of a server's leaf to `roots`, at `now`.
 pub(super) fn verify_chain(
     leaf: &CertificateDer<'_>,
     intermediates: &[CertificateDer<'_>],

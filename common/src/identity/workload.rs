@@ -6,8 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use rustls::sign::CertifiedKey;
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
-use rustls_pki_types::CertificateDer;
+use rustls::{ClientConfig, ServerConfig};
 
 use crate::types::Clock;
 use crate::types::SpiffeId;
@@ -16,6 +15,7 @@ use super::ca::{CaError, Issued};
 use super::describe::{Described, describe};
 use super::peer;
 use super::tls::{self, Own, Role};
+use super::trust::Trust;
 
 /// Sets of expected servers whose settings are kept; beyond, all are built anew.
 const CLIENT_CONFIGS_MAX: usize = 1024;
@@ -29,8 +29,7 @@ pub struct WorkloadCert {
     /// End of its validity; connections made with it should be drained by then.
     pub not_after: SystemTime,
     own: Own,
-    /// Roots that came with it, as they are written.
-    anchors: Vec<CertificateDer<'static>>,
+    trust: Arc<Trust>,
     server: Arc<ServerConfig>,
     clients: Mutex<HashMap<Arc<[SpiffeId]>, Arc<ClientConfig>>>,
 }
@@ -56,17 +55,11 @@ impl WorkloadCert {
         if now < not_before || now >= not_after {
             return Err(CaError::NotValidNow { id: id.clone() });
         }
-        let mut roots = RootCertStore::empty();
-        let (added, _) = roots.add_parsable_certificates(issued.roots.iter().cloned());
-        if added == 0 {
-            return Err(unusable("no root certificate that can be read".to_owned()));
-        }
-        tls::verify_chain(leaf, intermediates, &roots, tls::unix(now))
-            .map_err(|error| unusable(error.to_string()))?;
+        let trust = Trust::new(&issued.roots, leaf, intermediates, tls::unix(now)).map_err(unusable)?;
         let key = CertifiedKey::from_der(issued.chain.clone(), issued.key.expose(), &tls::provider())
             .map_err(|error| unusable(error.to_string()))?;
-        let own =
-            Own { trust_domain: id.trust_domain().into(), key: Arc::new(key), roots: Arc::new(roots), clock };
+        let (trust_domain, roots) = (id.trust_domain().into(), Arc::clone(trust.roots()));
+        let own = Own { trust_domain, key: Arc::new(key), roots, clock };
         let server = tls::server_config(&own).map_err(|error| unusable(error.to_string()))?;
         // Also proves that client settings can be built at all: later ones differ in the expected set only.
         tls::client_config(&own, Arc::from([])).map_err(|error| unusable(error.to_string()))?;
@@ -75,7 +68,7 @@ impl WorkloadCert {
             not_before,
             not_after,
             own,
-            anchors: issued.roots.clone(),
+            trust: Arc::new(trust),
             server: Arc::new(server),
             clients: Mutex::default(),
         })
@@ -119,7 +112,12 @@ impl WorkloadCert {
 
     /// What can be shown of the roots that it was issued with.
     pub fn roots(&self) -> Vec<Described> {
-        self.anchors.iter().filter_map(describe).collect()
+        self.trust.bundle().iter().filter_map(describe).collect()
+    }
+
+    /// The roots by which peers are verified, and the one that has signed this certificate.
+    pub fn trust(&self) -> &Arc<Trust> {
+        &self.trust
     }
 
     /// Whether it may still be used at `now`.

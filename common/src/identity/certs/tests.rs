@@ -200,3 +200,32 @@ fn random_stays_in_its_range() {
         assert!((0.0..1.0).contains(&random()));
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_new_root_gives_new_certificates_and_says_so() {
+    let world = World::running();
+    let mut trust = world.certs.trust_changed();
+    world.want(&[shop("cart")]);
+    let old = world.certs.wait(&shop("cart"), LIMIT).await.unwrap();
+    seconds(10).await;
+    assert!(!trust.has_changed().unwrap());
+    assert!(Arc::ptr_eq(&old, &world.certs.current(&shop("cart")).unwrap()), "looking changes nothing");
+    for (name, text) in crate::identity::fixtures::root_files("root-2", -30) {
+        crate::identity::fixtures::put(&world._dir, &name, &text);
+    }
+    trust.changed().await.unwrap();
+    let both = world.certs.current(&shop("cart")).unwrap();
+    assert!(both.trust().has_signer_of(old.trust()), "the new root is trusted, and does not sign yet");
+    assert!(both.trust() != old.trust());
+    trust.changed().await.unwrap();
+    let new = world.certs.current(&shop("cart")).unwrap();
+    assert!(!new.trust().has_signer_of(old.trust()));
+    // A chain is judged by who trusts it, at both ends and long after its end.
+    let chain = |of: &WorkloadCert| -> Vec<_> { of.chain().into_iter().map(|c| c.der.into()).collect() };
+    for role in [super::super::Role::Client, super::super::Role::Server] {
+        assert!(new.trust().verify(&chain(&old), role).is_ok());
+        assert!(old.trust().verify(&chain(&new), role).is_err());
+    }
+    world.clock.set_ahead(CENTURY);
+    assert!(new.trust().verify(&chain(&old), super::super::Role::Server).is_ok());
+}

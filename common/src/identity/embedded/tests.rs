@@ -47,10 +47,11 @@ fn the_root_is_made_once_and_read_again() {
     let key = fs::read_to_string(dir.path().join("root-key.pem")).unwrap();
     assert!(key.starts_with("-----BEGIN PRIVATE KEY-----"), "PKCS#8");
 
-    let root = peer::parse(first.root()).unwrap();
+    let root_der = first.root();
+    let root = peer::parse(&root_der).unwrap();
     assert!(root.is_ca());
     assert_eq!(root.subject().to_string(), "O=cluster.local, CN=Culvert embedded root");
-    assert_eq!(peer::validity(first.root()).unwrap(), (at(-60), at(10 * 365 * 86_400)));
+    assert_eq!(peer::validity(&root_der).unwrap(), (at(-60), at(10 * 365 * 86_400)));
     let usage = root.key_usage().unwrap().unwrap();
     assert!(usage.critical && usage.value.key_cert_sign() && usage.value.crl_sign());
 }
@@ -60,7 +61,7 @@ fn agents_that_start_at_once_agree_on_one_root() {
     for _ in 0..10 {
         let dir = TempPath::new();
         let roots: Vec<_> = thread::scope(|scope| {
-            let starts: Vec<_> = (0..8).map(|_| scope.spawn(|| open(&dir).unwrap().root().clone())).collect();
+            let starts: Vec<_> = (0..8).map(|_| scope.spawn(|| open(&dir).unwrap().root())).collect();
             starts.into_iter().map(|start| start.join().unwrap()).collect()
         });
         assert!(roots.windows(2).all(|pair| pair[0] == pair[1]));
@@ -68,7 +69,7 @@ fn agents_that_start_at_once_agree_on_one_root() {
         // What each of them signs is accepted by the others.
         let (one, other) = (open(&dir).unwrap(), open(&dir).unwrap());
         let issued = one.issue(&shop("cart")).unwrap();
-        assert_eq!(issued.roots, [other.root().clone()]);
+        assert_eq!(issued.roots, [other.root()]);
     }
 }
 
@@ -79,9 +80,9 @@ fn an_agent_killed_half_way_leaves_a_state_that_the_next_completes() {
     fs::remove_file(dir.path().join("root-cert.pem")).unwrap();
     fs::write(dir.path().join(".0123456789abcdef.tmp"), "-----BEGIN PRIV").unwrap();
     let key = fs::read(dir.path().join("root-key.pem")).unwrap();
-    let root = open(&dir).unwrap().root().clone();
+    let root = open(&dir).unwrap().root();
     assert_eq!(fs::read(dir.path().join("root-key.pem")).unwrap(), key);
-    assert_eq!(&root, open(&dir).unwrap().root());
+    assert_eq!(root, open(&dir).unwrap().root());
 }
 
 #[test]
@@ -93,7 +94,8 @@ fn a_leaf_is_what_other_tls_stacks_expect() {
     assert_eq!(issued.chain.len(), 1);
     assert_eq!(peer::validity(&issued.chain[0]).unwrap(), (at(-60), at(1_000)));
     let leaf = peer::parse(&issued.chain[0]).unwrap();
-    let root = peer::parse(ca.root()).unwrap();
+    let root_der = ca.root();
+    let root = peer::parse(&root_der).unwrap();
     assert_eq!(leaf.subject().iter().count(), 0);
     assert_eq!(leaf.issuer().as_raw(), root.subject().as_raw());
     let names = leaf.subject_alternative_name().unwrap().unwrap();
@@ -264,4 +266,141 @@ fn the_root_key_is_not_printed() {
     let ca = open(&dir).unwrap();
     let text = format!("{ca:?}");
     assert!(text.starts_with("EmbeddedCa { dir: ") && !text.to_lowercase().contains("key"), "{text}");
+}
+
+/// Files of one more root that begins `from` seconds after the tests' present.
+struct Second {
+    cert: (PathBuf, String),
+    key: (PathBuf, String),
+    der: CertificateDer<'static>,
+}
+
+impl Second {
+    fn new(dir: &TempPath, name: &str, from: i64) -> Self {
+        let key = KeyPair::generate().unwrap();
+        let mut params = root_params(&options()).unwrap();
+        params.not_before = at(from).into();
+        let cert = params.self_signed(&key).unwrap();
+        let path = |end: &str| dir.path().join(format!("{name}-{end}.pem"));
+        Self {
+            cert: (path("cert"), cert.pem()),
+            key: (path("key"), key.serialize_pem()),
+            der: cert.der().clone(),
+        }
+    }
+
+    fn put((path, text): &(PathBuf, String)) {
+        fs::write(path, text).unwrap();
+        set_mode(path, 0o600);
+    }
+}
+
+#[test]
+fn of_several_roots_all_are_trusted_and_the_newest_with_a_key_signs() {
+    let dir = TempPath::new();
+    let first = open(&dir).unwrap().root();
+    let (old, new) = (Second::new(&dir, "root-old", -120), Second::new(&dir, "root-new", -30));
+    let later = Second::new(&dir, "root-later", 3_600);
+    for root in [&old, &new, &later] {
+        Second::put(&root.cert);
+    }
+    let bundle = |ca: &EmbeddedCa| ca.issue(&shop("cart")).unwrap().roots;
+    let ca = open(&dir).unwrap();
+    assert_eq!(ca.root(), first, "without their keys the others sign nothing");
+    assert_eq!(bundle(&ca), [later.der.clone(), new.der.clone(), first.clone(), old.der.clone()]);
+    for (root, signs) in [(&old, &first), (&new, &new.der), (&later, &new.der)] {
+        Second::put(&root.key);
+        assert_eq!(&open(&dir).unwrap().root(), signs, "valid now, and the newest of those");
+    }
+    fs::remove_file(dir.path().join("root-key.pem")).unwrap();
+    fs::remove_file(dir.path().join("root-cert.pem")).unwrap();
+    assert_eq!(open(&dir).unwrap().root(), new.der, "the first root is not made again");
+    assert_eq!(bundle(&open(&dir).unwrap()).len(), 3);
+}
+
+#[test]
+fn an_added_root_is_trusted_at_once_and_signs_when_all_have_seen_it() {
+    let (dir, start) = (TempPath::new(), Instant::now());
+    let ca = open(&dir).unwrap();
+    let (first, new) = (ca.root(), Second::new(&dir, "root-2", -30));
+    let look = |seconds: u64| ca.refresh(start + Duration::from_secs(seconds)).unwrap();
+    let trusted = || ca.issue(&shop("cart")).unwrap().roots.len();
+    assert!(!look(0), "nothing has changed");
+    Second::put(&new.cert);
+    Second::put(&new.key);
+    assert!(look(1));
+    assert_eq!((ca.root(), trusted()), (first.clone(), 2));
+    assert!(!look(2) && !look(5));
+    assert!(look(6), "now it signs");
+    assert_eq!((ca.root(), trusted()), (new.der.clone(), 2));
+    fs::remove_file(dir.path().join("root-cert.pem")).unwrap();
+    fs::remove_file(dir.path().join("root-key.pem")).unwrap();
+    assert!(look(7));
+    assert_eq!((ca.root(), trusted()), (new.der.clone(), 1));
+    // Replaced in one go there is nobody to wait for.
+    let other = Second::new(&dir, "root-3", -20);
+    Second::put(&other.cert);
+    Second::put(&other.key);
+    fs::remove_file(&new.cert.0).unwrap();
+    fs::remove_file(&new.key.0).unwrap();
+    assert!(look(8));
+    assert_eq!((ca.root(), trusted()), (other.der, 1));
+}
+
+#[test]
+fn a_key_that_joins_a_trusted_certificate_signs_at_once() {
+    let (dir, start) = (TempPath::new(), Instant::now());
+    let ca = open(&dir).unwrap();
+    let new = Second::new(&dir, "root-2", -30);
+    Second::put(&new.cert);
+    let look = |seconds: u64| ca.refresh(start + Duration::from_secs(seconds)).unwrap();
+    assert!(look(0) && !look(60));
+    Second::put(&new.key);
+    assert!(look(61));
+    assert_eq!(ca.root(), new.der);
+}
+
+#[test]
+fn a_bad_file_leaves_the_last_good_roots() {
+    let (dir, start) = (TempPath::new(), Instant::now());
+    let ca = open(&dir).unwrap();
+    let (first, new) = (ca.root(), Second::new(&dir, "root-2", -30));
+    let other_key = Second::new(&dir, "root-2", -30).key;
+    let half = (new.cert.0.clone(), new.cert.1.chars().take(200).collect());
+    let twice = (new.cert.0.clone(), format!("{0}{0}", new.cert.1));
+    let refused = |text: &str| {
+        for seconds in 0..2 {
+            let error = ca.refresh(start + Duration::from_secs(seconds)).unwrap_err().to_string();
+            assert!(error.contains(text), "{error}");
+        }
+        assert_eq!(ca.root(), first);
+        assert_eq!(ca.issue(&shop("cart")).unwrap().roots, std::slice::from_ref(&first));
+    };
+    Second::put(&new.key);
+    refused("root-2-cert.pem is missing although root-2-key.pem is there");
+    Second::put(&half);
+    refused("root-2-cert.pem holds no certificate");
+    Second::put(&twice);
+    refused("root-2-cert.pem holds more than one certificate");
+    Second::put(&new.cert);
+    Second::put(&other_key);
+    refused("root-2-cert.pem does not belong to root-2-key.pem");
+    Second::put(&new.key);
+    set_mode(&new.key.0, 0o644);
+    refused("root-2-key.pem has mode 0644");
+    set_mode(&new.key.0, 0o600);
+    set_mode(dir.path(), 0o755);
+    refused("has mode 0755");
+    set_mode(dir.path(), 0o700);
+    let aside = dir.path().with_extension("aside");
+    fs::rename(dir.path(), &aside).unwrap();
+    refused("cannot be looked at");
+    fs::rename(&aside, dir.path()).unwrap();
+    assert!(ca.refresh(start).unwrap(), "all is well again");
+    assert_eq!(ca.issue(&shop("cart")).unwrap().roots.len(), 2);
+    for n in 0..20 {
+        Second::put(&Second::new(&dir, &format!("root-{n}"), -30).cert);
+    }
+    let error = ca.refresh(start).unwrap_err().to_string();
+    assert!(error.contains("holds more than 16 roots"), "{error}");
 }

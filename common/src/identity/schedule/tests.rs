@@ -178,3 +178,49 @@ proptest! {
         prop_assert!(pause >= 0.8 * nominal - 1e-6 && pause <= 1.2 * nominal + 1e-6);
     }
 }
+
+#[test]
+fn new_roots_make_everything_due_also_what_is_under_way() {
+    let (mut schedule, now, pki) = (Schedule::default(), moment(Instant::now(), 0), Pki::new("root"));
+    let (served, failed, running) = (shop("served"), shop("failed"), shop("running"));
+    schedule.want(set(&[served.clone(), failed.clone(), running.clone()]));
+    while schedule.start_next(now).is_some() {}
+    assert!(!schedule.finish(&served, Ok(cert(&pki, &served, 1_000)), now, 0.5));
+    assert!(!schedule.finish(&failed, Err("no".to_owned()), now, 0.5));
+    assert_eq!(schedule.start_next(now), None);
+    schedule.reissue();
+    let again = [schedule.start_next(now), schedule.start_next(now)];
+    assert!(again.contains(&Some(served.clone())) && again.contains(&Some(failed)));
+    assert_eq!(schedule.start_next(now), None, "one is still under way");
+    // What it brings may have been issued before: it serves, and is fetched again.
+    schedule.finish(&running, Ok(cert(&pki, &running, 1_000)), now, 0.5);
+    assert!(schedule.current(&running, now.wall).is_some());
+    assert_eq!(schedule.start_next(now), Some(running.clone()));
+    assert!(!schedule.finish(&running, Ok(cert(&pki, &running, 1_000)), now, 0.5), "the same root");
+    assert_eq!(schedule.start_next(now), None);
+    let other = Pki::new("other");
+    assert!(schedule.finish(&served, Ok(cert(&other, &served, 1_000)), now, 0.5), "another root");
+}
+
+#[test]
+fn a_clock_that_jumps_renews_and_throws_nothing_away() {
+    let pki = Pki::new("root");
+    let id = shop("cart");
+    for (to, due, serves) in [
+        (1, false, true),
+        (499, false, true),
+        (600, true, true),    // forward, past the time of renewal
+        (5_000, true, false), // forward, past the end
+        (-59, false, true),   // back
+        (-3_600, true, true), // back, before the start: others may refuse it
+    ] {
+        let (mut schedule, start) = (Schedule::default(), Instant::now());
+        schedule.want(set(std::slice::from_ref(&id)));
+        schedule.start_next(moment(start, 0));
+        schedule.finish(&id, Ok(cert(&pki, &id, 1_000)), moment(start, 0), 0.5);
+        let now = Moment { wall: at(to), steady: start + Duration::from_secs(1) };
+        assert_eq!(schedule.current(&id, now.wall).is_some(), serves, "{to}");
+        assert_eq!(schedule.start_next(now).is_some(), due, "{to}");
+        assert_eq!(schedule.current(&id, now.wall).is_some(), serves, "{to}: while it is renewed");
+    }
+}

@@ -1,0 +1,97 @@
+//! Whom a certificate trusts, and by whom it is trusted: what tells whether a tunnel should live on when roots change.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::RootCertStore;
+use rustls::server::danger::ClientCertVerifier;
+use rustls_pki_types::{CertificateDer, UnixTime};
+
+use super::peer::{self, Role};
+use super::tls;
+
+/// The roots that came with a certificate, and the one among them that it leads to.
+pub struct Trust {
+    roots: Arc<RootCertStore>,
+    clients: Arc<dyn ClientCertVerifier>,
+    /// What `roots` was made of, sorted.
+    bundle: Vec<CertificateDer<'static>>,
+    signer: CertificateDer<'static>,
+}
+
+impl Trust {
+    /// Trust in `roots` of whoever has the certificate `leaf`.
+    ///
+    /// **Errors**: no root can be read, or `leaf` leads to none of them.
+    pub(super) fn new(
+        roots: &[CertificateDer<'static>],
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<Self, String> {
+        let mut bundle = roots.to_vec();
+        bundle.sort_by(|a, b| a.as_ref().cmp(b.as_ref()));
+        bundle.dedup();
+        let (store, read) = store(&bundle);
+        if read == 0 {
+            return Err("no root certificate that can be read".to_owned());
+        }
+        tls::verify_chain(leaf, intermediates, &store, now).map_err(|error| error.to_string())?;
+        let leads = |root: &&CertificateDer<'static>| {
+            let (alone, _) = self::store(std::slice::from_ref(*root));
+            tls::verify_chain(leaf, intermediates, &alone, now).is_ok()
+        };
+        let signer = bundle.iter().find(leads).cloned().ok_or("it leads to no single root")?;
+        let roots = Arc::new(store);
+        let clients = tls::client_chains(&roots).map_err(|error| error.to_string())?;
+        Ok(Self { roots, clients, bundle, signer })
+    }
+
+    pub(super) fn roots(&self) -> &Arc<RootCertStore> {
+        &self.roots
+    }
+
+    /// The roots, in no particular order.
+    pub(super) fn bundle(&self) -> &[CertificateDer<'static>] {
+        &self.bundle
+    }
+
+    /// Whether a certificate of the same issuer would be signed by the same root.
+    pub fn has_signer_of(&self, other: &Self) -> bool {
+        self.signer == other.signer
+    }
+
+    /// Whether a peer that was verified before would still lead to one of these roots. Its expiry does not count: a peer
+    /// whose certificate has expired keeps what it has open, and opens nothing new.
+    ///
+    /// **Errors**: for the log, why not.
+    pub fn verify(&self, chain: &[CertificateDer<'_>], role: Role) -> Result<(), String> {
+        let (leaf, intermediates) = chain.split_first().ok_or("there is no certificate")?;
+        let (_, end) = peer::validity(leaf).map_err(|error| error.to_string())?;
+        let while_valid = tls::unix(end.checked_sub(Duration::from_secs(1)).unwrap_or(end));
+        match role {
+            Role::Server => tls::verify_chain(leaf, intermediates, &self.roots, while_valid),
+            Role::Client => self.clients.verify_client_cert(leaf, intermediates, while_valid).map(drop),
+        }
+        .map_err(|error| error.to_string())
+    }
+}
+
+impl PartialEq for Trust {
+    fn eq(&self, other: &Self) -> bool {
+        self.signer == other.signer && self.bundle == other.bundle
+    }
+}
+
+impl fmt::Debug for Trust {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Trust").field("roots", &self.bundle.len()).finish_non_exhaustive()
+    }
+}
+
+fn store(roots: &[CertificateDer<'static>]) -> (RootCertStore, usize) {
+    let mut store = RootCertStore::empty();
+    let (read, _unreadable) = store.add_parsable_certificates(roots.iter().cloned());
+    (store, read)
+}
