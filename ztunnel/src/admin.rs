@@ -1,11 +1,12 @@
 //! The admin pages on loopback: what they are called and what they do.
 //!
-//! To add a page, push a [`Route`] in [`routes`]: `Route::read` for one that only tells, `Route::change` for one that is
+//! To add a page, add a [`Route`] in [`routes`]: `Route::read` for one that only tells, `Route::change` for one that is
 //! asked for by POST. A handler gets the request without its body and answers with `text`, `json` or `typed`; it runs on
 //! the control runtime, so it may await but must not block. Each page also gets a row in `docs/admin.md`; pages that the
 //! reference node proxy does not have begin with `/culvert/`.
 
 mod config;
+mod connections;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,11 +14,12 @@ use std::time::Duration;
 use culvert_common::admin::{Answer, DumpParts, Request, Route, Routes, dump, dump_certificates, text};
 use culvert_common::telemetry::Logger;
 use http::StatusCode;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 
 use crate::settings::Settings;
 use crate::shared::Shared;
+use crate::worker::Workers;
 
 /// What the pages need beside what the workers share.
 #[derive(Clone)]
@@ -63,27 +65,36 @@ impl Stopping {
 }
 
 /// All pages, in the order of the index.
-pub(crate) fn routes(shared: &Arc<Shared>, settings: &AdminSettings, stop: &Stop) -> Arc<Routes> {
-    let mut routes = Vec::new();
+pub(crate) fn routes(
+    shared: &Arc<Shared>,
+    workers: &Workers,
+    settings: &AdminSettings,
+    stop: &Stop,
+) -> Arc<Routes> {
     let (state, own) = (Arc::clone(shared), settings.clone());
-    routes.push(Route::read(
-        "/config_dump",
-        "state, settings, certificates and open connections",
-        move |_| std::future::ready(config_dump(&state, &own)),
-    ));
+    let (all, listed) = (workers.clone(), workers.clone());
     let logger = shared.telemetry.logger().clone();
-    routes.push(Route::change("/logging", "log levels: ask, change, reset", LOGGING, move |request| {
-        std::future::ready(logging(&logger, &request))
-    }));
     let (stop, deadline) = (stop.clone(), settings.deadline);
-    let about = "drain and end the agent, as SIGTERM does";
-    routes.push(Route::change("/quitquitquit", about, QUIT, move |_| quit(stop.clone(), deadline)));
-    routes.push(Route::read("/debug/pprof/profile", "CPU profile (not built in; says how)", |_| async {
-        text(StatusCode::NOT_IMPLEMENTED, PROFILE)
-    }));
-    routes.push(Route::read("/debug/pprof/heap", "heap profile (not built in; says how)", |_| async {
-        text(StatusCode::INTERNAL_SERVER_ERROR, HEAP)
-    }));
+    let routes = vec![
+        Route::read("/config_dump", "state, settings, certificates and open connections", move |_| {
+            config_dump(Arc::clone(&state), all.clone(), own.clone())
+        }),
+        Route::read("/culvert/connections", "open connections, with bytes and age", move |_| {
+            connections::page(listed.clone())
+        }),
+        Route::change("/logging", "log levels: ask, change, reset", LOGGING, move |request| {
+            std::future::ready(logging(&logger, &request))
+        }),
+        Route::change("/quitquitquit", "drain and end the agent, as SIGTERM does", QUIT, move |_| {
+            quit(stop.clone(), deadline)
+        }),
+        Route::read("/debug/pprof/profile", "CPU profile (not built in; says how)", |_| async {
+            text(StatusCode::NOT_IMPLEMENTED, PROFILE)
+        }),
+        Route::read("/debug/pprof/heap", "heap profile (not built in; says how)", |_| async {
+            text(StatusCode::INTERNAL_SERVER_ERROR, HEAP)
+        }),
+    ];
     Routes::new(routes, Arc::clone(shared.telemetry.metrics()))
 }
 
@@ -111,20 +122,15 @@ const HEAP: &str = "no heap profiler is built in
 from the node: heaptrack --pid $(pidof ztunnel), or compare process memory with culvert_hbone_* metrics
 ";
 
-fn config_dump(shared: &Shared, settings: &AdminSettings) -> Answer {
+async fn config_dump(shared: Arc<Shared>, workers: Workers, settings: AdminSettings) -> Answer {
+    let open = workers.connections().await;
     let snapshot = shared.state.snapshot();
-    let pods = snapshot.pods().iter().map(|pod| {
-        let account = snapshot.workload(&pod.workload).map(|w| w.identity.service_account().to_owned());
-        let info = json!({"name": *pod.name, "namespace": *pod.namespace, "serviceAccount": account});
-        let connections = json!({"inbound": [], "outbound": []});
-        (pod.uid.to_string(), json!({"state": "Up", "connections": connections, "info": info}))
-    });
     let parts = DumpParts {
-        network: Arc::clone(&settings.network),
+        network: settings.network,
         version: config::version(),
-        config: settings.config.clone(),
+        config: settings.config,
         certificates: dump_certificates(&shared.certs),
-        workload_state: Value::Object(pods.collect()),
+        workload_state: Box::new(connections::by_pod(&snapshot, open)),
     };
     dump(&snapshot, parts)
 }

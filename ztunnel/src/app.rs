@@ -105,7 +105,8 @@ async fn agent(settings: &Settings, telemetry: Arc<Telemetry>) -> Result<(), App
         adopt: settings.capture.adopt,
         grace: settings.deadline(),
     };
-    let pods = Redirect::new(Arc::clone(&shared), workers, capture, readiness.clone(), traffic.clone());
+    let pods =
+        Redirect::new(Arc::clone(&shared), workers.clone(), capture, readiness.clone(), traffic.clone());
     traffic.spawn(pods.run());
     essential.spawn("the certificate renewal", Arc::clone(&shared.certs).run());
     essential.spawn("the configuration watch", watch(settings, &shared));
@@ -115,7 +116,8 @@ async fn agent(settings: &Settings, telemetry: Arc<Telemetry>) -> Result<(), App
     let (scope, page) = (pages.clone(), readiness.clone());
     essential.spawn("the readiness page", async move { serve_readiness(ready, page, &scope).await });
     let (stop, mut stopping) = Stopping::new();
-    spawn_admin(settings, &shared, admin, (&essential, &pages, stop));
+    spawn_admin(settings, (&shared, &workers), admin, (&essential, &pages, stop));
+    drop(workers);
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         node = settings.source.node.as_deref().unwrap_or(""),
@@ -188,12 +190,12 @@ fn no_such_address(error: &std::io::Error) -> bool {
 
 fn spawn_admin(
     settings: &Settings,
-    shared: &Arc<Shared>,
+    (shared, workers): (&Arc<Shared>, &Workers),
     listeners: Vec<TcpListener>,
     (essential, pages, stop): (&Essential, &Scope, Stop),
 ) {
     let deadline = settings.deadline();
-    let routes = admin::routes(shared, &AdminSettings::new(settings), &stop);
+    let routes = admin::routes(shared, workers, &AdminSettings::new(settings), &stop);
     for listener in listeners {
         let (routes, scope) = (Arc::clone(&routes), pages.clone());
         essential.spawn("the admin pages", async move {

@@ -145,7 +145,6 @@ impl Entry {
 
 /// One open connection, as of the moment it was asked for.
 #[derive(Clone, Debug)]
-#[expect(dead_code, reason = "the admin page that shows all of it comes with its own change")]
 pub(crate) struct ConnectionInfo {
     /// UID of the captured pod whose connection it is.
     pub(crate) pod: Arc<str>,

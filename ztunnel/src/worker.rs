@@ -125,7 +125,6 @@ impl Workers {
     }
 
     /// What is open now, worker by worker.
-    #[expect(dead_code, reason = "the admin page that lists them comes with its own change")]
     pub(crate) async fn connections(&self) -> Vec<ConnectionInfo> {
         let mut all = Vec::new();
         for worker in self.all.iter() {

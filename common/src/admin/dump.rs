@@ -5,7 +5,6 @@
 
 mod shapes;
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -27,7 +26,6 @@ const JSON: &str = "application/json; charset=utf-8";
 const PIECE: usize = 64 << 10;
 
 /// What the dump holds beside the snapshot.
-#[derive(Clone, Debug, Default)]
 pub struct DumpParts {
     /// Id of the network that services' addresses belong to.
     pub network: Arc<str>,
@@ -37,8 +35,8 @@ pub struct DumpParts {
     pub config: Value,
     /// As [`dump_certificates`] makes them.
     pub certificates: Value,
-    /// Captured pods by UID, with their open connections.
-    pub workload_state: Value,
+    /// Captured pods by UID, sorted, with their open connections.
+    pub workload_state: Box<dyn Iterator<Item = (String, Value)> + Send>,
 }
 
 /// An answer of one JSON value, for people's eyes too.
@@ -46,6 +44,18 @@ pub fn json_answer(status: StatusCode, value: &impl Serialize) -> Answer {
     let mut text = pretty(value, 0);
     text.push(b'\n');
     typed(status, JSON, Bytes::from(text))
+}
+
+/// A list of JSON values under one key, made while it is read.
+pub fn json_list<T: Send + 'static>(
+    key: &'static str,
+    items: Vec<T>,
+    show: impl Fn(&T) -> Value + Send + 'static,
+) -> Answer {
+    let whole = std::iter::once(b"{\n".to_vec())
+        .chain(list((key, "[", "]\n"), items.into_iter(), move |item| pretty(&show(&item), 2)))
+        .chain(std::iter::once(b"}\n".to_vec()));
+    typed(StatusCode::OK, JSON, Body::pieces(gathered(whole)))
 }
 
 /// The whole dump.
@@ -72,45 +82,50 @@ fn pieces(snapshot: &Snapshot, parts: DumpParts) -> impl Iterator<Item = Bytes> 
         ("version", parts.version),
         ("config", parts.config),
         ("certificates", parts.certificates),
-        ("workloadState", parts.workload_state),
     ];
-    let last = small.len() - 1;
-    let small = small.into_iter().enumerate().map(move |(at, (key, value))| {
+    let small = small.into_iter().map(|(key, value)| {
         let mut out = format!("  \"{key}\": ").into_bytes();
         out.append(&mut pretty(&value, 1));
-        out.extend_from_slice(if at == last { b"\n}\n" } else { b",\n" });
+        out.extend_from_slice(b",\n");
         out
     });
+    let state = |(uid, state): (String, Value)| [pretty(&uid, 0), b": ".to_vec(), pretty(&state, 2)].concat();
     let whole = std::iter::once(b"{\n".to_vec())
-        .chain(array("workloads", workloads, |(services, w)| pretty(&shapes::workload(w, services), 2)))
-        .chain(array("services", services, move |s| pretty(&shapes::service(s, &network), 2)))
-        .chain(array("policies", policies, |p| pretty(&shapes::policy(p), 2)))
-        .chain(small);
+        .chain(array("workloads", workloads, |(services, w)| pretty(&shapes::workload(&w, &services), 2)))
+        .chain(array("services", services, move |s| pretty(&shapes::service(&s, &network), 2)))
+        .chain(array("policies", policies, |p| pretty(&shapes::policy(&p), 2)))
+        .chain(small)
+        .chain(list(("workloadState", "{", "}\n"), parts.workload_state, state))
+        .chain(std::iter::once(b"}\n".to_vec()));
     gathered(whole)
 }
 
-/// `"key": [ … ],` one element at a time.
-fn array<T>(
+fn array<T: Send>(
     key: &'static str,
     items: Vec<T>,
-    show: impl Fn(&T) -> Vec<u8> + Send,
-) -> impl Iterator<Item = Vec<u8>> + Send
-where
-    T: Send,
-{
-    let empty = items.is_empty();
-    let head = format!("  \"{key}\": [{}", if empty { "" } else { "\n" }).into_bytes();
-    let tail = if empty { &b"],\n"[..] } else { b"\n  ],\n" };
-    let mut items: VecDeque<T> = items.into();
+    show: impl Fn(T) -> Vec<u8> + Send,
+) -> impl Iterator<Item = Vec<u8>> + Send {
+    list((key, "[", "],\n"), items.into_iter(), show)
+}
+
+/// `"key":`, then the elements one at a time between the two texts.
+fn list<T>(
+    (key, open, close): (&'static str, &'static str, &'static str),
+    items: impl Iterator<Item = T> + Send,
+    show: impl Fn(T) -> Vec<u8> + Send,
+) -> impl Iterator<Item = Vec<u8>> + Send {
+    let head = format!("  \"{key}\": {open}").into_bytes();
+    let (mut items, mut first, mut open) = (items, true, true);
     let elements = std::iter::from_fn(move || {
-        let mut out = b"    ".to_vec();
-        out.append(&mut show(&items.pop_front()?));
-        if !items.is_empty() {
-            out.extend_from_slice(b",\n");
-        }
+        let Some(item) = items.next() else {
+            let indent = if first { "" } else { "\n  " };
+            return std::mem::take(&mut open).then(|| format!("{indent}{close}").into_bytes());
+        };
+        let mut out = if std::mem::take(&mut first) { b"\n    ".to_vec() } else { b",\n    ".to_vec() };
+        out.append(&mut show(item));
         Some(out)
     });
-    std::iter::once(head).chain(elements).chain(std::iter::once(tail.to_vec()))
+    std::iter::once(head).chain(elements)
 }
 
 fn gathered(mut small: impl Iterator<Item = Vec<u8>> + Send) -> impl Iterator<Item = Bytes> + Send {

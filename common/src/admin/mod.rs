@@ -13,7 +13,7 @@ mod readiness;
 mod routes;
 mod stats;
 
-pub use dump::{DumpParts, dump, dump_certificates, json_answer};
+pub use dump::{DumpParts, dump, dump_certificates, json_answer, json_list};
 pub use http::{Answer, Answering, Body, Request, text, typed};
 pub use readiness::{Pending, Readiness, serve_readiness};
 pub use routes::{Route, Routes, serve_admin};

@@ -102,7 +102,10 @@ fn the_dump_tells_what_istios_tools_read() {
     mesh.start(&[]);
     let echo = Server::echo(&server, 8080);
     let node = mesh.lab.host(mesh.node("b")).unwrap().clone();
-    exchange(&client, (server.v4.into(), 8080), b"x").unwrap();
+    let mut kept = connect(&client, (server.v6.into(), 8080)).unwrap();
+    let mut word = [0; 3];
+    kept.write_all(b"abc").unwrap();
+    kept.read_exact(&mut word).unwrap();
 
     let (status, body) = get(&node, "/config_dump");
     assert_eq!(status, 200);
@@ -120,7 +123,20 @@ fn the_dump_tells_what_istios_tools_read() {
     let states = dump["workloadState"].as_object().unwrap();
     let state = states.values().find(|s| s["info"]["name"] == server.spec.name.as_str()).expect("its state");
     assert_eq!(state["state"], "Up");
-    assert!(state["connections"]["inbound"].is_array() && state["connections"]["outbound"].is_array());
+    let app = SocketAddr::new(server.v6.into(), 8080).to_string();
+    let inbound = state["connections"]["inbound"].as_array().unwrap();
+    assert_eq!(inbound.len(), 1, "{state}");
+    assert_eq!(
+        (&inbound[0]["actualDst"], &inbound[0]["protocol"]),
+        (&Value::from(app.as_str()), &"HBONE".into())
+    );
+    assert_eq!(state["connections"]["outbound"], Value::Array(Vec::new()));
+    let (_, list) = get(&mesh.lab.host(mesh.node("a")).unwrap().clone(), "/culvert/connections");
+    let list: Value = serde_json::from_str(&list).expect("the list is JSON");
+    let one = &list["connections"][0];
+    assert_eq!((&one["direction"], &one["originalDst"]), (&"outbound".into(), &Value::from(app.as_str())));
+    assert_eq!((&one["bytesToServer"], &one["bytesToClient"]), (&3.into(), &3.into()));
+    drop(kept);
     assert!(dump["config"]["clusterId"].is_string() && dump["version"]["version"].is_string());
     assert!(!body.contains("PRIVATE"));
     drop(echo);

@@ -129,6 +129,16 @@ fn policies() -> [Authorization; 2] {
     [one, other]
 }
 
+fn nothing() -> DumpParts {
+    DumpParts {
+        network: "".into(),
+        version: Value::Null,
+        config: Value::Null,
+        certificates: json!([]),
+        workload_state: Box::new(std::iter::empty()),
+    }
+}
+
 fn text(snapshot: &Snapshot, parts: DumpParts) -> String {
     let pieces: Vec<Bytes> = pieces(snapshot, parts).collect();
     String::from_utf8(pieces.concat()).unwrap()
@@ -147,7 +157,7 @@ fn the_shape_is_the_references() {
         version: json!({"version": "1"}),
         config: json!({"clusterId": "c1"}),
         certificates: json!([]),
-        workload_state: json!({}),
+        workload_state: Box::new([("uid-1".to_owned(), json!({"state": "Up"}))].into_iter()),
     };
     let got = text(&Snapshot::build(1, model), parts);
     assert_eq!(got, include_str!("golden.json"));
@@ -158,7 +168,7 @@ fn the_shape_is_the_references() {
 
 #[test]
 fn an_empty_state_is_a_whole_dump() {
-    let value: Value = serde_json::from_str(&text(&Snapshot::default(), DumpParts::default())).unwrap();
+    let value: Value = serde_json::from_str(&text(&Snapshot::default(), nothing())).unwrap();
     let keys: Vec<&String> = value.as_object().unwrap().keys().collect();
     assert_eq!(
         keys,
@@ -176,12 +186,23 @@ fn an_empty_state_is_a_whole_dump() {
     );
 }
 
+#[tokio::test]
+async fn a_list_is_whole_however_long() {
+    use http_body_util::BodyExt;
+    for count in [0_usize, 1, 2, 20_000] {
+        let answer = json_list("numbers", (0..count).collect(), |n| json!({"n": n}));
+        let body = answer.into_body().collect().await.unwrap().to_bytes();
+        let value: Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!(value["numbers"].as_array().unwrap().len(), count);
+    }
+}
+
 #[test]
 fn hostile_names_stay_inside_their_quotes() {
     let mut hostile = full_workload();
     hostile.name = "a\"\n\u{1b}\\ \u{2028}".into();
     let model = Model { workloads: vec![hostile.clone()], ..Model::default() };
-    let got = text(&Snapshot::build(1, model), DumpParts::default());
+    let got = text(&Snapshot::build(1, model), nothing());
     let value: Value = serde_json::from_str(&got).unwrap();
     assert_eq!(value["workloads"][0]["name"], &*hostile.name);
 }
@@ -191,7 +212,7 @@ fn a_large_state_is_made_piece_by_piece_in_order() {
     let workloads = (0..3000)
         .map(|n| Workload { uid: WorkloadUid(format!("c1//Pod/shop/{n:05}").into()), ..full_workload() });
     let model = Model { workloads: workloads.collect(), ..Model::default() };
-    let pieces: Vec<Bytes> = pieces(&Snapshot::build(1, model), DumpParts::default()).collect();
+    let pieces: Vec<Bytes> = pieces(&Snapshot::build(1, model), nothing()).collect();
     assert!(pieces.len() > 10 && pieces.iter().all(|piece| piece.len() < 2 * PIECE));
     let value: Value = serde_json::from_slice(&pieces.concat()).unwrap();
     let all = value["workloads"].as_array().unwrap();
