@@ -7,6 +7,7 @@
 //!
 //! Start with [`Readiness`], then [`Route`] and [`serve_admin`].
 
+mod accept;
 mod dump;
 mod http;
 mod readiness;

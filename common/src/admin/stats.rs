@@ -1,12 +1,17 @@
 //! The scrape page.
 
+use std::io::Write;
 use std::sync::Arc;
 
-use http::header::{ACCEPT, CONTENT_TYPE};
-use http::{HeaderMap, HeaderValue, StatusCode};
+use bytes::Bytes;
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE, VARY};
+use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use tokio::net::TcpListener;
 
-use super::http::{Answer, not_found, serve_get, text};
+use super::accept::{takes_gzip, wants_openmetrics};
+use super::http::{Answer, Body, not_found, serve_get, typed};
 use crate::task::Scope;
 use crate::telemetry::Metrics;
 
@@ -15,10 +20,13 @@ const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// Connections at a time: each may hold a whole scrape, which is large on a busy node, while it is being read.
 const PLACES: usize = 8;
+/// Text that is compressed at a time.
+const PIECE: usize = 64 << 10;
 
-/// Serves `GET /metrics` and `GET /stats/prometheus` until `scope` drains.
+/// Serves `GET /metrics` and `GET /stats/prometheus` until `scope` drains: the Prometheus text format, or OpenMetrics where
+/// that is preferred, compressed with gzip where that is taken.
 ///
-/// **Source**: l4.md §7.3, without compression. **Cancel safety**: as [`super::serve_readiness`].
+/// **Source**: l4.md §7.3; RFC 9110 §12. **Cancel safety**: as [`super::serve_readiness`].
 pub async fn serve_stats(listener: TcpListener, metrics: Arc<Metrics>, scope: &Scope) {
     serve_get(listener, scope, PLACES, move |path, headers| page(&metrics, path, headers)).await;
 }
@@ -28,22 +36,43 @@ fn page(metrics: &Metrics, path: &str, headers: &HeaderMap) -> Answer {
         return not_found();
     }
     let openmetrics = wants_openmetrics(headers);
-    let mut answer = text(StatusCode::OK, metrics.encode(openmetrics));
     let kind = if openmetrics { OPENMETRICS } else { PROMETHEUS };
-    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    let text = metrics.encode(openmetrics);
+    let mut answer = if takes_gzip(headers) {
+        let mut answer = Response::new(Body::pieces(gzip(text.into_bytes())));
+        answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+        answer.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+        answer
+    } else {
+        typed(StatusCode::OK, kind, text)
+    };
+    answer.headers_mut().insert(VARY, HeaderValue::from_static("accept, accept-encoding"));
     answer
 }
 
-fn wants_openmetrics(headers: &HeaderMap) -> bool {
-    let accepted = headers.get_all(ACCEPT).into_iter().filter_map(|value| value.to_str().ok());
-    accepted.flat_map(|value| value.split(',')).any(|one| {
-        let kind = one.split(';').next().unwrap_or_default();
-        kind.trim().eq_ignore_ascii_case("application/openmetrics-text")
+/// Compresses piece by piece, as the reader takes them: others of this thread get their turn in between.
+fn gzip(text: Vec<u8>) -> impl Iterator<Item = Bytes> + Send {
+    let mut encoder = Some(GzEncoder::new(Vec::new(), Compression::fast()));
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        let rest = text.get(at..).unwrap_or_default();
+        let piece = rest.get(..PIECE).unwrap_or(rest);
+        at += piece.len();
+        if piece.is_empty() {
+            return encoder.take()?.finish().ok().map(Bytes::from);
+        }
+        let open = encoder.as_mut()?;
+        open.write_all(piece).ok()?;
+        Some(std::mem::take(open.get_mut()).into())
     })
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
+
+    use http_body_util::BodyExt;
+
     use super::*;
     use crate::admin::http::tests::{Server, exchange, get};
 
@@ -63,10 +92,31 @@ mod tests {
             assert!(
                 open.contains("content-type: application/openmetrics-text; version=1.0.0; charset=utf-8\r\n")
             );
+            assert!(open.contains("vary: accept, accept-encoding\r\n"));
             assert!(open.ends_with("\n# EOF\n"), "{open}");
         }
         assert_eq!(get(server.addr, "GET", "/", "").await.0, 404);
         assert_eq!(get(server.addr, "POST", "/metrics", "").await.0, 405);
         server.stop().await;
+    }
+
+    #[tokio::test]
+    async fn a_compressed_scrape_is_the_scrape() {
+        let headers: HeaderMap =
+            [(http::header::ACCEPT_ENCODING, HeaderValue::from_static("gzip, br"))].into_iter().collect();
+        let answer = page(&Metrics::new("1.2.3"), "/metrics", &headers);
+        assert_eq!(answer.headers()[CONTENT_ENCODING], "gzip");
+        let packed = answer.into_body().collect().await.unwrap().to_bytes();
+        let mut text = String::new();
+        flate2::read::GzDecoder::new(&packed[..]).read_to_string(&mut text).unwrap();
+        assert!(text.contains("\nculvert_build_info{version=\"1.2.3\"} 1\n"), "{text}");
+
+        for length in [0, 1, PIECE - 1, PIECE, PIECE + 1, 5 * PIECE] {
+            let text: Vec<u8> = (0..length).map(|n| (n % 251) as u8).collect();
+            let packed: Vec<Bytes> = gzip(text.clone()).collect();
+            let mut read = Vec::new();
+            flate2::read::GzDecoder::new(&packed.concat()[..]).read_to_end(&mut read).unwrap();
+            assert_eq!(read, text);
+        }
     }
 }

@@ -3,11 +3,14 @@
 use std::fmt::{self, Display, Write};
 
 /// What a family measures.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Counter,
     Gauge,
 }
+
+/// Units that a family's name may end with.
+const UNITS: [&str; 2] = ["seconds", "bytes"];
 
 /// A scrape that is being written.
 pub(super) struct Scrape {
@@ -20,7 +23,7 @@ impl Scrape {
         Self { out: String::new(), openmetrics }
     }
 
-    /// Starts a family. In OpenMetrics a counter's family is named without `_total`.
+    /// Starts a family. In OpenMetrics a counter's family is named without `_total`, and a unit is told.
     pub(super) fn family(&mut self, name: &str, kind: Kind, help: &str) {
         let family = if self.openmetrics && kind == Kind::Counter {
             name.strip_suffix("_total").unwrap_or(name)
@@ -28,7 +31,17 @@ impl Scrape {
             name
         };
         let kind = if kind == Kind::Counter { "counter" } else { "gauge" };
-        self.put(format_args!("# HELP {family} {help}\n# TYPE {family} {kind}\n"));
+        self.put(format_args!("# HELP {family} "));
+        push_escaped(&mut self.out, help, self.openmetrics);
+        self.put(format_args!("\n# TYPE {family} {kind}\n"));
+        let is_unit = |unit: &&&str| {
+            family.strip_suffix(**unit).is_some_and(|rest| rest.len() > 1 && rest.ends_with('_'))
+        };
+        if self.openmetrics
+            && let Some(unit) = UNITS.iter().find(is_unit)
+        {
+            self.put(format_args!("# UNIT {family} {unit}\n"));
+        }
     }
 
     /// Adds a sample to the family that was started last; `labels` is the rendered inside of the braces.
@@ -62,17 +75,23 @@ pub(super) fn push_label(out: &mut String, name: &str, value: &str) {
     }
     out.push_str(name);
     out.push_str("=\"");
-    if value.bytes().any(|b| matches!(b, b'\\' | b'"' | b'\n')) {
-        for c in value.chars() {
-            match c {
-                '\\' => out.push_str("\\\\"),
-                '"' => out.push_str("\\\""),
-                '\n' => out.push_str("\\n"),
-                c => out.push(c),
-            }
-        }
-    } else {
-        out.push_str(value);
-    }
+    push_escaped(out, value, true);
     out.push('"');
 }
+
+fn push_escaped(out: &mut String, value: &str, quotes: bool) {
+    if !value.bytes().any(|b| matches!(b, b'\\' | b'"' | b'\n')) {
+        return out.push_str(value);
+    }
+    for c in value.chars() {
+        match c {
+            '\\' => out.push_str("\\\\"),
+            '"' if quotes => out.push_str("\\\""),
+            '\n' => out.push_str("\\n"),
+            c => out.push(c),
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -1,5 +1,6 @@
 use std::time::Duration;
 
+use super::super::encode::tests::read;
 use super::super::fixtures::*;
 use super::super::{LogFormat, ResponseFlag, Telemetry};
 use super::*;
@@ -117,22 +118,33 @@ fn families_without_samples_are_left_out() {
 }
 
 #[test]
-fn openmetrics_names_counter_families_without_their_suffix() {
+fn a_strict_reader_takes_both_forms_and_finds_the_same_in_them() {
     let telemetry = all();
-    let text = telemetry.metrics().encode(true);
-    assert!(text.ends_with("\n# EOF\n"));
-    assert_eq!(text.matches("# EOF").count(), 1);
-    let mut family = ("", "");
-    for line in text.lines().filter(|l| *l != "# EOF") {
-        if let Some(kind) = line.strip_prefix("# TYPE ") {
-            family = kind.split_once(' ').unwrap();
-            assert!(!family.0.ends_with("_total"), "{line}");
-        } else if !line.starts_with('#') {
-            let name = line.split(['{', ' ']).next().unwrap();
-            let suffix = if family.1 == "counter" { "_total" } else { "" };
-            assert_eq!(name, format!("{}{suffix}", family.0));
-        }
+    let mut hostile = outbound();
+    let mut workload = (*workload("front", "web", "eu-1")).clone();
+    workload.cluster = "a\\b\"c\nd} 7\r\t\u{0}\u{2028}# EOF".into();
+    hostile.source = Some(workload.into());
+    telemetry.open(hostile, std::time::Instant::now()).finish(Ok(()));
+    let [plain, open] = [false, true].map(|openmetrics| {
+        let text = telemetry.metrics().encode(openmetrics);
+        read(&text, openmetrics).unwrap_or_else(|e| panic!("{e}\n{text}"))
+    });
+    assert!(plain.len() > 20 && plain.len() == open.len());
+    let moving = ["process_open_fds", "culvert_certificate_expiry_seconds"];
+    for (plain, open) in plain.iter().zip(&open) {
+        assert_eq!((&plain.kind, &plain.help), (&open.kind, &open.help));
+        assert!(moving.contains(&&*plain.name) || plain.samples == open.samples, "{}", plain.name);
     }
+    let clusters: Vec<&str> = plain
+        .iter()
+        .flat_map(|family| &family.samples)
+        .flat_map(|sample| &sample.labels)
+        .filter(|(name, _)| name == "source_cluster")
+        .map(|(_, value)| value.as_str())
+        .collect();
+    assert!(clusters.contains(&"a\\b\"c\nd} 7\r\t\u{0}\u{2028}# EOF"), "{clusters:?}");
+    let bytes = open.iter().find(|f| f.name == "istio_tcp_sent_bytes").expect("named without _total");
+    assert_eq!(bytes.unit.as_deref(), Some("bytes"));
 }
 
 #[test]
