@@ -216,6 +216,8 @@ fn shared(settings: &Settings, telemetry: Arc<Telemetry>) -> Result<Arc<Shared>,
         budget: Budget::new(tunnel.memory_budget),
         http2: settings.http2(),
         limits: settings.limits(),
+        hurried: settings.limits().hurried(),
+        hold: tunnel.hold_timeout,
         mark: settings.capture.packet_mark,
         keepalive: tunnel.keepalive.then_some(Keepalive {
             time: tunnel.keepalive_time,

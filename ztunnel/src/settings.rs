@@ -176,6 +176,13 @@ pub(crate) struct Tunnel {
     /// Limit of the answer to a CONNECT
     #[arg(long, env = "CULVERT_ANSWER_TIMEOUT", value_name = "TIME", default_value = "15s", value_parser = duration)]
     pub(crate) answer_timeout: Duration,
+    /// Limit of each of the four above while there is something else to try: another endpoint of the service, or a new
+    /// tunnel in place of one that answers nothing
+    #[arg(long, env = "CULVERT_FAILOVER_TIMEOUT", value_name = "TIME", default_value = "1500ms", value_parser = duration)]
+    pub(crate) failover_timeout: Duration,
+    /// A connection waits so long for a destination that is about to be captured or known; then it is refused
+    #[arg(long, env = "CULVERT_HOLD_TIMEOUT", value_name = "TIME", default_value = "2s", value_parser = duration)]
+    pub(crate) hold_timeout: Duration,
     /// Say in answers who serves them
     #[arg(long, env = "ENABLE_RESPONSE_BAGGAGE", value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
     pub(crate) response_baggage: bool,
@@ -393,6 +400,7 @@ impl Settings {
             tls: self.tunnel.tls_timeout,
             preface: self.tunnel.preface_timeout,
             answer: self.tunnel.answer_timeout,
+            failover: self.tunnel.failover_timeout,
             idle: self.tunnel.pool_unused_release,
             ..Limits::default()
         }

@@ -23,6 +23,10 @@ pub(crate) struct Shared {
     pub(crate) budget: Arc<Budget>,
     pub(crate) http2: Http2,
     pub(crate) limits: Limits,
+    /// The same for tries that are not the last.
+    pub(crate) hurried: Limits,
+    /// How long a connection waits for its destination to be captured or known.
+    pub(crate) hold: Duration,
     pub(crate) mark: u32,
     pub(crate) keepalive: Option<Keepalive>,
     pub(crate) response_baggage: bool,
@@ -91,6 +95,36 @@ impl Pod {
         source: Option<IpAddr>,
         is_app: bool,
     ) -> Result<tokio::net::TcpStream, ConnectError> {
+        self.connect(shared, (to, source), is_app, &shared.limits).await
+    }
+
+    /// Connects to where the pod's app wanted to go, as [`Pod::dial`] does.
+    pub(crate) async fn dial_out(
+        &self,
+        shared: &Shared,
+        to: SocketAddr,
+        limits: &Limits,
+    ) -> Result<tokio::net::TcpStream, ConnectError> {
+        self.connect(shared, (to, None), true, limits).await
+    }
+
+    /// Connects for a tunnel. The socket closes in order when it is dropped.
+    pub(crate) async fn dial_tunnel(
+        &self,
+        shared: &Shared,
+        peer: SocketAddr,
+        limits: &Limits,
+    ) -> Result<tokio::net::TcpStream, ConnectError> {
+        self.connect(shared, (peer, None), false, limits).await
+    }
+
+    async fn connect(
+        &self,
+        shared: &Shared,
+        (to, source): (SocketAddr, Option<IpAddr>),
+        is_app: bool,
+        limits: &Limits,
+    ) -> Result<tokio::net::TcpStream, ConnectError> {
         let options = DialOptions {
             mark: Some(shared.mark),
             source,
@@ -102,7 +136,7 @@ impl Pod {
             .enter(|| socket::dial_socket(to, &options))
             .and_then(|made| made)
             .map_err(|source| ConnectError::Io { to, source })?;
-        socket::connect(socket, to, shared.limits.connect).await
+        socket::connect(socket, to, limits.connect).await
     }
 }
 

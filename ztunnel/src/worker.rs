@@ -1,7 +1,7 @@
 //! Traffic workers: each is one thread with a current-thread runtime that owns its connections, its tunnels and both
 //! ends of every relay. A worker that accepts a connection hands it to the least loaded one, itself included.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, interval, timeout};
 
 use crate::connections::{ConnectionInfo, Connections};
+use crate::outbound::failing::Failing;
 use crate::shared::{Pod, Shared};
 use crate::{inbound, outbound, passthrough, recheck};
 
@@ -63,6 +64,9 @@ pub(crate) struct Worker {
     pub(crate) pool: Pool,
     pub(crate) board: Board,
     pub(crate) connections: Connections,
+    pub(crate) failing: Failing,
+    /// Outgoing connections that wait for their destination.
+    pub(crate) held: Cell<usize>,
     load: Arc<AtomicUsize>,
     workers: RefCell<Option<Workers>>,
 }
@@ -106,6 +110,8 @@ impl Workers {
                     board: Board::new(Arc::clone(&shared.budget)),
                     pool: Pool::default(),
                     connections: Connections::default(),
+                    failing: Failing::default(),
+                    held: Cell::new(0),
                     workers: RefCell::new((workers.all.len() > 1).then_some(workers)),
                     shared,
                     load,

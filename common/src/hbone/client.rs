@@ -14,10 +14,11 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::headers::{DENIAL, DENIAL_CLASS, known_class};
+use super::pulse::Pulse;
 use super::relay::Stream;
 use super::stream::{RecvHalf, SendHalf};
 use super::tail::Tail;
-use super::{Http2, Limits, SMALL_FRAMES, watch_pings};
+use super::{Http2, Limits, SMALL_FRAMES};
 use crate::identity::peer_certificate;
 use crate::identity::tls::{explain, server_name};
 use crate::task::Scope;
@@ -33,6 +34,8 @@ pub enum OpenError {
         peer: SocketAddr,
         /// What the kernel said.
         cause: String,
+        /// Nobody listens there: it may be about to.
+        is_refused: bool,
     },
     /// No answer to the SYN.
     #[error("{peer} did not answer within {limit:?}; maybe a NetworkPolicy is blocking HBONE port 15008")]
@@ -156,6 +159,22 @@ impl Connect {
     }
 }
 
+/// How long to wait for the answer to a CONNECT.
+#[derive(Clone, Copy, Debug)]
+pub struct AnswerWait {
+    /// At most, from a tunnel that lives.
+    pub limit: Duration,
+    /// From one that answers nothing else either.
+    pub patience: Duration,
+}
+
+impl AnswerWait {
+    /// As [`Limits`] have it.
+    pub fn of(limits: &Limits) -> Self {
+        Self { limit: limits.answer, patience: limits.failover }
+    }
+}
+
 /// What establishing a tunnel needs from its surroundings.
 #[derive(Clone, Copy)]
 pub struct Context<'a> {
@@ -180,12 +199,21 @@ pub struct Tunnel {
     learned: RefCell<Rc<Cell<usize>>>,
     window: u32,
     idle_since: Cell<Instant>,
+    established: Instant,
+    pulse: Rc<Pulse>,
     expires: SystemTime,
     lost: RefCell<Option<OpenError>>,
 }
 
 /// A stream's claim on its tunnel; dropping it makes room for another.
 pub struct Slot(Rc<Tunnel>);
+
+impl Slot {
+    /// Whether its tunnel was made after `began`.
+    pub(super) fn is_newer_than(&self, began: Instant) -> bool {
+        self.0.established >= began
+    }
+}
 
 impl Drop for Slot {
     fn drop(&mut self) {
@@ -244,13 +272,16 @@ impl Tunnel {
             learned: RefCell::new(Rc::new(Cell::new(usize::MAX))),
             window: http2.stream_window,
             idle_since: Cell::new(Instant::now()),
+            established: Instant::now(),
+            pulse: Rc::new(Pulse::new()),
             expires,
             lost: RefCell::new(None),
         });
         let counted = metrics.tunnel(Side::Client);
         let (weak, limits, draining) = (Rc::downgrade(&tunnel), limits.clone(), scope.clone());
+        let pulse = Rc::clone(&tunnel.pulse);
         scope.spawn_local(async move {
-            let lost = drive(connection, &weak, &limits, &draining).await;
+            let lost = drive(connection, (&weak, &pulse), &limits, &draining).await;
             drop(counted);
             let orderly = lost.is_none();
             if let Some(tunnel) = weak.upgrade() {
@@ -313,8 +344,9 @@ impl Tunnel {
 
     /// Sends a CONNECT and waits for the answer.
     ///
-    /// **Errors**: see [`OpenError`]. **Cancel safety**: dropping it resets the stream.
-    pub async fn open(slot: &Slot, connect: &Connect, limit: Duration) -> Result<Stream, OpenError> {
+    /// **Errors**: see [`OpenError`]; a tunnel that has answered nothing at all when the patience ends is lost. **Cancel
+    /// safety**: dropping it resets the stream.
+    pub async fn open(slot: &Slot, connect: &Connect, wait: AnswerWait) -> Result<Stream, OpenError> {
         let tunnel = &slot.0;
         let peer = tunnel.peer;
         let request = connect.request().map_err(|e| OpenError::Http2 { peer, cause: e.to_string() })?;
@@ -325,18 +357,50 @@ impl Tunnel {
             let (response, send) = sender.send_request(request, false)?;
             Ok(Some((response.await?, send)))
         };
-        let answered = timeout(limit, answer).await.map_err(|_| OpenError::AnswerTimeout { peer, limit })?;
-        let (response, send) = match answered {
+        let (response, send) = match tunnel.answered(answer, wait).await? {
             Ok(Some(answer)) => answer,
             Ok(None) => return Err(OpenError::Lost { peer, cause: "it takes no new streams".into() }),
             Err(error) => return Err(tunnel.why_lost(&error)),
         };
+        tunnel.pulse.answered();
         if response.status() != StatusCode::OK {
             let denial = Denial::of(response.headers());
             return Err(OpenError::Refused { status: response.status(), denial });
         }
         let recv = RecvHalf::new(response.into_body());
         Ok(Stream { send: SendHalf::new(send), recv, window: tunnel.window })
+    }
+}
+
+impl Tunnel {
+    /// Waits for the answer to a CONNECT. In doubt a PING asks whether the tunnel lives: who has nothing else to try goes
+    /// on waiting for an app that is slow, but not on a tunnel that is stuck.
+    async fn answered<T>(&self, answer: impl Future<Output = T>, wait: AnswerWait) -> Result<T, OpenError> {
+        let (peer, asked, AnswerWait { limit, patience }) = (self.peer, Instant::now(), wait);
+        let half = patience.min(limit) / 2;
+        tokio::pin!(answer);
+        if let Ok(answered) = timeout(half, &mut answer).await {
+            return Ok(answered);
+        }
+        self.pulse.doubt();
+        if let Ok(answered) = timeout(half, &mut answer).await {
+            return Ok(answered);
+        }
+        if patience < limit {
+            if !self.pulse.heard_since(asked) {
+                self.retire();
+                let cause = format!("neither the CONNECT nor a PING was answered within {patience:?}");
+                return Err(OpenError::Lost { peer, cause });
+            }
+            if let Ok(answered) = timeout(limit - patience, &mut answer).await {
+                return Ok(answered);
+            }
+        }
+        // Others had answers meanwhile: it is the app that does not take this one.
+        if !self.pulse.answered_since(asked) {
+            self.retire();
+        }
+        Err(OpenError::AnswerTimeout { peer, limit })
     }
 }
 
@@ -360,14 +424,14 @@ impl Ended {
 /// Moves the tunnel's frames until it ends; `None` is an orderly end. When `scope` drains it takes no new streams.
 async fn drive(
     mut connection: h2::client::Connection<TlsStream<TcpStream>, Bytes>,
-    tunnel: &Weak<Tunnel>,
+    (tunnel, pulse): (&Weak<Tunnel>, &Pulse),
     limits: &Limits,
     scope: &Scope,
 ) -> Option<Ended> {
     let pings = connection.ping_pong();
     let watch = async {
         match pings {
-            Some(pings) => watch_pings(pings, limits).await,
+            Some(pings) => pulse.watch(pings, limits).await,
             None => std::future::pending().await,
         }
     };

@@ -11,7 +11,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 
-use super::client::{Connect, Context, OpenError, Tunnel};
+use super::client::{AnswerWait, Connect, Context, OpenError, Tunnel};
 use super::server::{ConnectRequest, accept};
 use super::{Http2, Limits};
 use crate::identity::WorkloadCert;
@@ -22,6 +22,9 @@ use crate::types::SpiffeId;
 
 /// No test waits longer for anything.
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// For the answer to a CONNECT.
+pub(super) const WAIT: AnswerWait = AnswerWait { limit: PATIENCE, patience: PATIENCE };
 
 /// Runs a test on a thread's own tasks, with an end.
 pub(super) fn local<'a, T>(test: impl Future<Output = T> + 'a) -> impl Future<Output = T> + 'a {

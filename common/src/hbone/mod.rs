@@ -9,6 +9,7 @@ pub mod budget;
 pub mod client;
 pub mod headers;
 pub mod pool;
+mod pulse;
 mod queue;
 pub mod relay;
 pub mod server;
@@ -85,6 +86,9 @@ pub struct Limits {
     pub preface: Duration,
     /// Answer to a CONNECT.
     pub answer: Duration,
+    /// Each of the stages above, while there is something else to try: another endpoint, or a new tunnel in place of one
+    /// that answers nothing.
+    pub failover: Duration,
     /// Pause between two PINGs, and before the first.
     pub ping_interval: Duration,
     /// Answer to a PING.
@@ -100,9 +104,24 @@ impl Default for Limits {
             tls: Duration::from_secs(10),
             preface: Duration::from_secs(10),
             answer: Duration::from_secs(15),
+            failover: Duration::from_millis(1500),
             ping_interval: Duration::from_secs(10),
             ping_timeout: Duration::from_secs(20),
             idle: Duration::from_secs(300),
+        }
+    }
+}
+
+impl Limits {
+    /// For a try that is not the last: no stage takes longer than [`Limits::failover`].
+    pub fn hurried(&self) -> Self {
+        let at_most = |limit: Duration| limit.min(self.failover);
+        Self {
+            connect: at_most(self.connect),
+            tls: at_most(self.tls),
+            preface: at_most(self.preface),
+            answer: at_most(self.answer),
+            ..self.clone()
         }
     }
 }

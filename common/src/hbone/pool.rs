@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::client::{Connect, OpenError, Slot, Tunnel};
+use super::client::{AnswerWait, Connect, OpenError, Slot, Tunnel};
 use super::relay::Stream;
 use crate::types::{SpiffeId, WorkloadUid};
 
@@ -85,8 +85,8 @@ impl Drop for DialGuard<'_> {
 }
 
 impl Pool {
-    /// A stream to `key`: on a tunnel with room, or on a new one that `establish` makes. A tunnel that ends before it
-    /// answers is replaced a bounded number of times; nothing has been relayed by then.
+    /// A stream to `key`: on a tunnel with room, or on a new one that `establish` makes. A tunnel that ends, or
+    /// answers nothing, is replaced a bounded number of times; nothing has been relayed by then.
     ///
     /// **Errors**: see [`OpenError`]; one failed establishment answers all who wait for it. **Cancel safety**: safe;
     /// others who wait start over.
@@ -94,22 +94,24 @@ impl Pool {
         &self,
         key: &Key,
         connect: &Connect,
-        answer: Duration,
+        wait: AnswerWait,
         establish: impl Fn() -> F,
     ) -> Result<Opened, OpenError>
     where
         F: Future<Output = Result<Rc<Tunnel>, OpenError>>,
     {
-        let mut last = None;
+        let (began, mut last) = (Instant::now(), None);
         for _ in 0..TRIES {
             let slot = self.claim(key, &establish).await?;
-            match Tunnel::open(&slot, connect, answer).await {
+            // There is nothing better than a tunnel that was just made: it gets all the time.
+            let patience = if slot.is_newer_than(began) { wait.limit } else { wait.patience };
+            match Tunnel::open(&slot, connect, AnswerWait { patience, ..wait }).await {
                 Ok(stream) => return Ok(Opened { stream, slot }),
                 Err(error @ OpenError::Lost { .. }) => last = Some(error),
                 Err(error) => return Err(error),
             }
         }
-        Err(last.unwrap_or(OpenError::AnswerTimeout { peer: key.peer, limit: answer }))
+        Err(last.unwrap_or(OpenError::AnswerTimeout { peer: key.peer, limit: wait.limit }))
     }
 
     async fn claim<F>(&self, key: &Key, establish: &impl Fn() -> F) -> Result<Slot, OpenError>

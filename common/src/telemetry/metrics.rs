@@ -1,6 +1,6 @@
 //! All metrics of a process behind small typed methods. `docs/metrics.md` describes each.
 
-mod groups;
+pub(super) mod groups;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -13,6 +13,7 @@ use self::groups::{Config, Pods, Process, counter, counters, gauges};
 use super::connection::Reporter;
 use super::encode::{Kind, Scrape, push_label};
 use super::logging::Logger;
+use super::reach::ReachMetrics;
 use super::traffic::Traffic;
 use crate::types::SpiffeId;
 
@@ -84,6 +85,7 @@ impl Drop for Counted {
 pub struct Metrics {
     /// The families that [`super::Telemetry`] counts.
     pub(super) traffic: Traffic,
+    reach: ReachMetrics,
     registry: Registry,
     sockets: IntGaugeVec,
     /// Children of `sockets`, looked up once: every connection needs one.
@@ -113,6 +115,7 @@ impl Metrics {
             .set(1);
         Arc::new(Self {
             traffic: Traffic::new(),
+            reach: ReachMetrics::new(r),
             sockets: gauges(r, "istio_tcp_sockets_open", "Accepted sockets that are open.", &["reporter"]),
             sockets_of: Default::default(),
             pods: Pods::new(r),
@@ -198,6 +201,11 @@ impl Metrics {
     /// The capture of a pod was ended.
     pub fn pod_stopped(&self) {
         self.pods.stopped.inc();
+    }
+
+    /// How outgoing connections found their way.
+    pub fn reach(&self) -> &ReachMetrics {
+        &self.reach
     }
 
     /// Number of traffic workers.

@@ -18,6 +18,7 @@ mod flag;
 mod line;
 mod logging;
 mod metrics;
+mod reach;
 mod traffic;
 
 pub use connection::{
@@ -27,3 +28,4 @@ pub use denials::{Denial, Denials, Party};
 pub use flag::ResponseFlag;
 pub use logging::{FilterError, LogFormat, Logger, LoggingError, init};
 pub use metrics::{Counted, Handshake, Metrics, Side};
+pub use reach::{HoldResult, ReachMetrics};

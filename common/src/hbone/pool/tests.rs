@@ -1,5 +1,5 @@
 use super::*;
-use crate::hbone::fixtures::{Mesh, PATIENCE, connect, local};
+use crate::hbone::fixtures::{Mesh, PATIENCE, WAIT, connect, local};
 
 fn key(mesh: &Mesh, uid: &str) -> Key {
     Key {
@@ -12,7 +12,7 @@ fn key(mesh: &Mesh, uid: &str) -> Key {
 }
 
 async fn open(pool: &Pool, mesh: &Mesh, uid: &str) -> Result<Opened, OpenError> {
-    pool.open(&key(mesh, uid), &connect(), PATIENCE, || mesh.establish()).await
+    pool.open(&key(mesh, uid), &connect(), WAIT, || mesh.establish()).await
 }
 
 #[tokio::test]
@@ -62,8 +62,8 @@ async fn all_who_wait_share_one_establishment_and_its_failure() {
         };
         let connect = connect();
         let (one, two) = tokio::join!(
-            pool.open(&refused, &connect, PATIENCE, fail),
-            pool.open(&refused, &connect, PATIENCE, fail),
+            pool.open(&refused, &connect, WAIT, fail),
+            pool.open(&refused, &connect, WAIT, fail),
         );
         assert!(matches!(
             (one.err(), two.err()),
@@ -71,7 +71,7 @@ async fn all_who_wait_share_one_establishment_and_its_failure() {
         ));
         assert_eq!(tries.get(), 1);
         assert!(
-            pool.open(&refused, &connect, PATIENCE, || mesh.establish()).await.is_ok(),
+            pool.open(&refused, &connect, WAIT, || mesh.establish()).await.is_ok(),
             "a failure is not kept"
         );
     })
@@ -84,7 +84,7 @@ async fn who_waits_for_a_cancelled_establishment_tries_itself() {
         let (mut mesh, pool) = (Mesh::new(100).await, Pool::default());
         mesh.accept_all();
         let (key, connect) = (key(&mesh, "web-1"), connect());
-        let mut stuck = Box::pin(pool.open(&key, &connect, PATIENCE, std::future::pending));
+        let mut stuck = Box::pin(pool.open(&key, &connect, WAIT, std::future::pending));
         let mut waits = Box::pin(open(&pool, &mesh, "web-1"));
         let both = std::future::poll_fn(|cx| {
             let first = stuck.as_mut().poll(cx).is_pending();

@@ -1,6 +1,6 @@
 use super::*;
 use crate::hbone::client::{OpenError, Tunnel};
-use crate::hbone::fixtures::{Mesh, PATIENCE, connect, local};
+use crate::hbone::fixtures::{Mesh, WAIT, connect, local};
 use crate::identity::fixtures::shop;
 
 /// Waits until the client has read the server's GOAWAY.
@@ -17,7 +17,7 @@ async fn a_refusal_carries_status_id_and_class() {
         let tunnel = mesh.establish().await.unwrap();
         let slot = tunnel.claim(SystemTime::now()).unwrap();
         let connect = connect();
-        let (answer, ()) = tokio::join!(Tunnel::open(&slot, &connect, PATIENCE), async {
+        let (answer, ()) = tokio::join!(Tunnel::open(&slot, &connect, WAIT), async {
             let request = mesh.requests.recv().await.unwrap();
             assert!(request.is_connect());
             assert_eq!(request.authority(), "10.0.0.1:80");
@@ -77,7 +77,7 @@ async fn a_drain_sends_goaway_and_lets_open_streams_go_on() {
         mesh.accept_all();
         let tunnel = mesh.establish().await.unwrap();
         let slot = tunnel.claim(SystemTime::now()).unwrap();
-        let mut stream = Tunnel::open(&slot, &connect(), PATIENCE).await.unwrap();
+        let mut stream = Tunnel::open(&slot, &connect(), WAIT).await.unwrap();
         mesh.server.drain();
         closes(&tunnel).await;
         assert!(tunnel.claim(SystemTime::now()).is_none());

@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use super::super::encode::tests::read;
 use super::super::fixtures::*;
-use super::super::{LogFormat, ResponseFlag, Telemetry};
+use super::super::{HoldResult, LogFormat, ResponseFlag, Telemetry};
 use super::*;
 
 /// Metrics of which every family has a sample.
@@ -13,6 +13,9 @@ fn all() -> Arc<Telemetry> {
     drop(metrics.socket(Reporter::Source));
     drop(metrics.tunnel(Side::Client));
     metrics.handshake(Side::Client, Handshake::Complete);
+    metrics.reach().held("not_captured", HoldResult::Passed);
+    metrics.reach().failover("timeout");
+    metrics.reach().downgrade("strict");
     metrics.config_refused(3);
     metrics.admin_refused("host");
     metrics.certificate(&identity("shop", "cart"), SystemTime::now() + Duration::from_millis(90_500));
@@ -41,9 +44,12 @@ fn the_families_and_their_kinds() {
             ("culvert_config_last_reload_successful", "gauge"),
             ("culvert_config_problems", "gauge"),
             ("culvert_config_revision", "gauge"),
+            ("culvert_downgrades_total", "counter"),
+            ("culvert_failovers_total", "counter"),
             ("culvert_hbone_budget_resets_total", "counter"),
             ("culvert_hbone_handshakes_total", "counter"),
             ("culvert_hbone_tunnels_open", "gauge"),
+            ("culvert_held_connections_total", "counter"),
             ("culvert_refusals_total", "counter"),
             ("istio_build", "gauge"),
             ("istio_tcp_sockets_open", "gauge"),

@@ -1,0 +1,371 @@
+//! From an original destination to a connection that carries bytes: decide, hold, dial, and while no byte of the app has
+//! been read try elsewhere what failed. Each turn decides from a fresh snapshot.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use culvert_common::decide::{Choice, Downgrade, NextHop, Outbound, OutboundRefusal, next_hop};
+use culvert_common::hbone::Limits;
+use culvert_common::hbone::client::{AnswerWait, Connect, Context, OpenError, Tunnel};
+use culvert_common::hbone::headers::{TraceParent, baggage_of, forwarded};
+use culvert_common::hbone::pool::{Key, Opened};
+use culvert_common::model::Workload;
+use culvert_common::net::socket::ConnectError;
+use culvert_common::telemetry::{Connection, Flow, Handshake, HoldResult, Reporter, Security, Side};
+use culvert_common::types::WorkloadUid;
+use http::StatusCode;
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+
+use super::OutboundError;
+use super::hold::Hold;
+use crate::shared::{CERTIFICATE_WAIT, Pod, Shared, random};
+use crate::worker::Worker;
+
+/// Endpoints tried for one connection.
+const TRIES: usize = 5;
+/// After that no further endpoint is tried.
+const TIME: Duration = Duration::from_secs(10);
+
+/// One connection on its way.
+pub(super) struct Call<'a> {
+    pub(super) worker: &'a Rc<Worker>,
+    pub(super) pod: &'a Arc<Pod>,
+    pub(super) src: SocketAddr,
+    /// Original destination.
+    pub(super) dst: SocketAddr,
+    pub(super) trace: TraceParent,
+}
+
+/// What takes the app's bytes.
+pub(super) enum Upstream {
+    Plain(TcpStream),
+    Tunnel(Opened),
+}
+
+/// Where a connection is being taken. Dropped without [`Routed::open`] it is logged as cut.
+pub(super) struct Routed<'a> {
+    shared: &'a Shared,
+    start: Instant,
+    flow: Option<Flow>,
+}
+
+impl<'a> Routed<'a> {
+    pub(super) fn new(shared: &'a Shared, start: Instant) -> Self {
+        Self { shared, start, flow: None }
+    }
+
+    /// The connection, if it was routed, as it was at last.
+    pub(super) fn open(&mut self) -> Option<Connection> {
+        let flow = self.flow.take()?;
+        Some(self.shared.telemetry.open(flow, self.start.into_std()))
+    }
+}
+
+impl Drop for Routed<'_> {
+    fn drop(&mut self) {
+        drop(self.open());
+    }
+}
+
+/// Finds an endpoint that takes the connection and opens the way to it.
+///
+/// **Errors**: what the last try met, or a refusal. **Cancel safety**: dropping it gives up; nothing was read.
+pub(super) async fn reach(call: &Call<'_>, routed: &mut Routed<'_>) -> Result<Upstream, OutboundError> {
+    let (worker, mut tries, mut hold) = (call.worker, Tries::new(), None);
+    let reached = loop {
+        let (source, decided) = match decide(call, &tries.tried) {
+            Ok(decided) => decided,
+            Err(error) => break Err(error),
+        };
+        routed.flow = flow(call, &source, &decided);
+        let hop = match decided {
+            Err(refusal) => break Err(refusal.into()),
+            Ok(NextHop::Hold(why)) => {
+                if for_state(&mut hold, worker, why.reason()).await {
+                    continue;
+                }
+                break Err(OutboundRefusal::Downgrade(why).into());
+            }
+            Ok(hop) => hop,
+        };
+        let error = match attempt(call, &source, &hop, tries.limits(call, &hop)).await {
+            Ok(upstream) => break Ok(upstream),
+            Err(error) => error,
+        };
+        match tries.after(call, &hop, &error) {
+            After::Elsewhere(reason) => worker.shared.telemetry.metrics().reach().failover(reason),
+            After::Again(reason) if for_a_moment(&mut hold, worker, reason).await => {}
+            After::Again(_) | After::End => break Err(error),
+        }
+    };
+    if let Some(hold) = hold {
+        hold.end(if reached.is_ok() { HoldResult::Passed } else { HoldResult::Refused });
+    }
+    reached
+}
+
+/// The source and what is to be done, from one snapshot that is freed here: a connection open for days must not pin it.
+fn decide(call: &Call<'_>, avoid: &[WorkloadUid]) -> Result<Decided, OutboundError> {
+    let Call { worker, pod, dst, .. } = call;
+    let snapshot = worker.shared.state.snapshot();
+    let source = pod.workload(&snapshot).map_err(OutboundError::Source)?;
+    let (failing, pick) = (worker.failing.now(), random() as u64);
+    let facts = Outbound { source: &source, destination: *dst, avoid, failing: &failing, pick };
+    let decided = next_hop(&snapshot, &facts);
+    if let Ok(hop) = &decided
+        && let Some((uid, at)) = endpoint(hop)
+    {
+        worker.failing.chosen(uid, at);
+    }
+    Ok((source, decided))
+}
+
+type Decided = (Arc<Workload>, Result<NextHop, OutboundRefusal>);
+
+/// Waits for another state; the first time, only until it is decided once more. False: refuse.
+async fn for_state(hold: &mut Option<Hold>, worker: &Rc<Worker>, reason: &'static str) -> bool {
+    match hold {
+        Some(hold) => hold.for_state().await,
+        None => {
+            *hold = Hold::begin(worker, reason);
+            hold.is_some()
+        }
+    }
+}
+
+/// Waits for another state or a moment. False: give up.
+async fn for_a_moment(hold: &mut Option<Hold>, worker: &Rc<Worker>, reason: &'static str) -> bool {
+    if hold.is_none() {
+        *hold = Hold::begin(worker, reason);
+    }
+    match hold {
+        Some(hold) => hold.for_a_moment().await,
+        None => false,
+    }
+}
+
+/// The workload that is dialled and the address, where it is one.
+fn endpoint(hop: &NextHop) -> Option<(&WorkloadUid, IpAddr)> {
+    match hop {
+        NextHop::Tcp { to: dialled, workload, .. } | NextHop::Hbone { peer: dialled, workload, .. } => {
+            Some((&workload.uid, dialled.ip()))
+        }
+        NextHop::Passthrough { .. } | NextHop::Hold(_) => None,
+    }
+}
+
+/// What has been tried for one connection.
+struct Tries {
+    tried: Vec<WorkloadUid>,
+    left: usize,
+    until: Instant,
+}
+
+/// What to do after a failed try.
+enum After {
+    /// Try another endpoint; why.
+    Elsewhere(&'static str),
+    /// There is no other, but this one may work in a moment; why.
+    Again(&'static str),
+    /// Tell the app.
+    End,
+}
+
+impl Tries {
+    fn new() -> Self {
+        Self { tried: Vec::new(), left: TRIES - 1, until: Instant::now() + TIME }
+    }
+
+    /// Whether this hop is one of several that may still be tried.
+    fn has_others(&self, hop: &NextHop) -> bool {
+        let (NextHop::Tcp { why, .. } | NextHop::Hbone { why, .. }) = hop else { return false };
+        let untried = matches!(why, Choice::Balanced(balance) if balance.untried > 0);
+        untried && self.left > 0 && Instant::now() < self.until
+    }
+
+    fn limits<'a>(&self, call: &Call<'a>, hop: &NextHop) -> &'a Limits {
+        let shared = &call.worker.shared;
+        if self.has_others(hop) { &shared.hurried } else { &shared.limits }
+    }
+
+    fn after(&mut self, call: &Call<'_>, hop: &NextHop, error: &OutboundError) -> After {
+        let (Some((uid, at)), Some(reason)) = (endpoint(hop), reason(error)) else { return After::End };
+        call.worker.failing.failed(uid, at);
+        if self.has_others(hop) {
+            self.left -= 1;
+            self.tried.push(uid.clone());
+            return After::Elsewhere(reason);
+        }
+        match passing(error) {
+            Some(reason) => {
+                self.tried.clear();
+                After::Again(reason)
+            }
+            None => After::End,
+        }
+    }
+}
+
+/// Why another endpoint may do better, as a label's value; none where it would say the same, or must not be asked:
+/// a refusal by policy is an answer.
+fn reason(error: &OutboundError) -> Option<&'static str> {
+    match error {
+        OutboundError::Open(OpenError::Tcp { is_refused: true, .. }) => Some("refused"),
+        OutboundError::Open(OpenError::Tcp { is_refused: false, .. }) => Some("unreachable"),
+        OutboundError::Open(OpenError::TcpTimeout { .. })
+        | OutboundError::Connect(ConnectError::Timeout { .. }) => Some("timeout"),
+        OutboundError::Open(OpenError::Tls { .. }) => Some("tls"),
+        OutboundError::Open(OpenError::Http2 { .. }) => Some("http2"),
+        OutboundError::Open(OpenError::Lost { .. }) => Some("lost"),
+        OutboundError::Open(OpenError::AnswerTimeout { .. }) => Some("no_answer"),
+        OutboundError::Open(OpenError::Refused { status, .. }) => {
+            (*status == StatusCode::SERVICE_UNAVAILABLE).then_some("unavailable")
+        }
+        OutboundError::Connect(ConnectError::Io { source, .. }) => {
+            Some(if is_refused(source) { "refused" } else { "unreachable" })
+        }
+        OutboundError::Open(OpenError::Identity(_))
+        | OutboundError::Source(_)
+        | OutboundError::Refused(_)
+        | OutboundError::Relay(_)
+        | OutboundError::Copy(_) => None,
+    }
+}
+
+/// Why the same endpoint may do better in a moment, as a label's value: the two agents learn of a pod's capture, or of its
+/// end, one after the other, and an agent that is replaced does not listen for a moment.
+fn passing(error: &OutboundError) -> Option<&'static str> {
+    match error {
+        OutboundError::Open(OpenError::Tcp { is_refused: true, .. }) => Some("refused"),
+        OutboundError::Open(OpenError::Refused { denial: Some(denial), .. }) => {
+            (denial.class == "draining").then_some("draining")
+        }
+        _ => None,
+    }
+}
+
+fn is_refused(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::ConnectionRefused
+}
+
+/// One try at one next hop.
+async fn attempt(
+    call: &Call<'_>,
+    source: &Workload,
+    hop: &NextHop,
+    limits: &Limits,
+) -> Result<Upstream, OutboundError> {
+    let Call { worker, pod, .. } = *call;
+    let upstream = match hop {
+        NextHop::Passthrough { to, .. } => Upstream::Plain(pod.dial_out(&worker.shared, *to, limits).await?),
+        NextHop::Tcp { to, downgrade, .. } => {
+            if let Some(downgrade) = downgrade {
+                worker.shared.telemetry.metrics().reach().downgrade(downgrade.reason());
+            }
+            Upstream::Plain(pod.dial_out(&worker.shared, *to, limits).await?)
+        }
+        NextHop::Hold(why) => return Err(OutboundRefusal::Downgrade(why.clone()).into()),
+        NextHop::Hbone { peer, authority, expected, workload, service, .. } => {
+            let key = Key {
+                source: Arc::clone(&pod.local.uid),
+                identity: source.identity.clone(),
+                destination: workload.uid.clone(),
+                peer: *peer,
+                expected: expected.clone(),
+            };
+            let connect = Connect {
+                authority: *authority,
+                baggage: baggage_of(source),
+                forwarded: forwarded(call.src, service.as_deref().map(|s| &*s.key.hostname)),
+                traceparent: call.trace.to_string(),
+            };
+            // Boxed: few connections make a tunnel, and every one would hold the room for it.
+            let establish = || Box::pin(establish(worker, pod, &key, limits));
+            let wait = AnswerWait::of(limits);
+            Upstream::Tunnel(worker.pool.open(&key, &connect, wait, establish).await?)
+        }
+    };
+    if let Some((uid, at)) = endpoint(hop) {
+        worker.failing.works(uid, at);
+    }
+    Ok(upstream)
+}
+
+/// A new tunnel: the pod's certificate, a connection from within its namespace, TLS, HTTP/2.
+async fn establish(
+    worker: &Rc<Worker>,
+    pod: &Arc<Pod>,
+    key: &Key,
+    limits: &Limits,
+) -> Result<Rc<Tunnel>, OpenError> {
+    let shared = &worker.shared;
+    let count = |result| shared.telemetry.metrics().handshake(Side::Client, result);
+    let certificate = match shared.certs.current(&key.identity) {
+        Some(certificate) => certificate,
+        None => shared.certs.wait(&key.identity, CERTIFICATE_WAIT).await.map_err(|error| {
+            count(Handshake::NoCertificate);
+            OpenError::Identity(error.to_string())
+        })?,
+    };
+    let peer = key.peer;
+    let tcp = pod.dial_tunnel(shared, peer, limits).await.map_err(|error| match error {
+        ConnectError::Timeout { limit, .. } => OpenError::TcpTimeout { peer, limit },
+        ConnectError::Io { source, .. } => {
+            OpenError::Tcp { peer, cause: source.to_string(), is_refused: is_refused(&source) }
+        }
+    })?;
+    let tls = certificate.client_config(&key.expected);
+    let context =
+        Context { http2: &shared.http2, limits, scope: &pod.scope, metrics: shared.telemetry.metrics() };
+    let tunnel = Tunnel::establish(tcp, peer, tls, certificate.not_after, &context).await;
+    count(match &tunnel {
+        Ok(_) => Handshake::Complete,
+        Err(OpenError::Http2 { .. }) => Handshake::Http2,
+        Err(_) => Handshake::Tls,
+    });
+    tunnel
+}
+
+/// What the log and the metrics say of it; none for what is refused before it goes anywhere.
+fn flow(call: &Call<'_>, source: &Arc<Workload>, decided: &Result<NextHop, OutboundRefusal>) -> Option<Flow> {
+    let mut flow = Flow {
+        reporter: Reporter::Source,
+        source: Some(Arc::clone(source)),
+        source_identity: Some(source.identity.clone()),
+        destination: None,
+        destination_identity: None,
+        service: None,
+        security: Security::Unknown,
+        src_addr: call.src,
+        dst_addr: call.dst,
+        hbone_addr: None,
+        trace_id: None,
+    };
+    match decided {
+        Ok(NextHop::Passthrough { to, .. }) => flow.dst_addr = *to,
+        Ok(NextHop::Tcp { to, workload, service, .. }) => {
+            (flow.dst_addr, flow.destination) = (*to, Some(Arc::clone(workload)));
+            flow.service.clone_from(service);
+        }
+        Ok(NextHop::Hbone { peer, authority, workload, service, .. }) => {
+            (flow.dst_addr, flow.destination) = (*peer, Some(Arc::clone(workload)));
+            flow.service.clone_from(service);
+            flow.security = Security::MutualTls;
+            flow.hbone_addr = Some(authority.to_string());
+            flow.trace_id = Some(format!("{:032x}", call.trace.trace));
+        }
+        Ok(NextHop::Hold(downgrade)) | Err(OutboundRefusal::Downgrade(downgrade)) => {
+            flow.dst_addr = downgrade.to();
+            if let Downgrade::Workload { workload, service, .. } = &**downgrade {
+                flow.destination = Some(Arc::clone(workload));
+                flow.service.clone_from(service);
+            }
+        }
+        Err(_) => return None,
+    }
+    Some(flow)
+}
