@@ -14,6 +14,7 @@ use culvert_common::state::{Snapshot, State};
 use culvert_common::task::Scope;
 use culvert_common::telemetry::{Early, Failure, Reporter, ResponseFlag, Telemetry};
 use culvert_common::types::SpiffeId;
+use tokio::net::TcpStream;
 
 /// Shared by all workers, read-only.
 pub(crate) struct Shared {
@@ -88,34 +89,34 @@ impl Pod {
     /// Connects from within the pod's namespace, as `source` if it is given.
     ///
     /// The socket resets its peer when it is dropped, until it is told otherwise.
-    pub(crate) async fn dial(
-        &self,
-        shared: &Shared,
+    pub(crate) fn dial<'a>(
+        &'a self,
+        shared: &'a Shared,
         to: SocketAddr,
         source: Option<IpAddr>,
         is_app: bool,
-    ) -> Result<tokio::net::TcpStream, ConnectError> {
-        self.connect(shared, (to, source), is_app, &shared.limits).await
+    ) -> impl Future<Output = Result<TcpStream, ConnectError>> + 'a {
+        self.connect(shared, (to, source), is_app, &shared.limits)
     }
 
     /// Connects to where the pod's app wanted to go, as [`Pod::dial`] does.
-    pub(crate) async fn dial_out(
-        &self,
-        shared: &Shared,
+    pub(crate) fn dial_out<'a>(
+        &'a self,
+        shared: &'a Shared,
         to: SocketAddr,
-        limits: &Limits,
-    ) -> Result<tokio::net::TcpStream, ConnectError> {
-        self.connect(shared, (to, None), true, limits).await
+        limits: &'a Limits,
+    ) -> impl Future<Output = Result<TcpStream, ConnectError>> + 'a {
+        self.connect(shared, (to, None), true, limits)
     }
 
     /// Connects for a tunnel. The socket closes in order when it is dropped.
-    pub(crate) async fn dial_tunnel(
-        &self,
-        shared: &Shared,
+    pub(crate) fn dial_tunnel<'a>(
+        &'a self,
+        shared: &'a Shared,
         peer: SocketAddr,
-        limits: &Limits,
-    ) -> Result<tokio::net::TcpStream, ConnectError> {
-        self.connect(shared, (peer, None), false, limits).await
+        limits: &'a Limits,
+    ) -> impl Future<Output = Result<TcpStream, ConnectError>> + 'a {
+        self.connect(shared, (peer, None), false, limits)
     }
 
     async fn connect(
@@ -124,7 +125,7 @@ impl Pod {
         (to, source): (SocketAddr, Option<IpAddr>),
         is_app: bool,
         limits: &Limits,
-    ) -> Result<tokio::net::TcpStream, ConnectError> {
+    ) -> Result<TcpStream, ConnectError> {
         let options = DialOptions {
             mark: Some(shared.mark),
             source,

@@ -184,7 +184,7 @@ fn candidate<'a>(
     let target = SocketAddr::new(ip, port);
     let withheld = is_withheld(snapshot, workload, target);
     let avoided = facts.avoid.contains(&workload.uid);
-    let failing = facts.failing.iter().any(|(uid, at)| *at == ip && *uid == workload.uid);
+    let failing = facts.failing.iter().any(|(uid, at)| *at == target && *uid == workload.uid);
     Ok(Candidate { workload, target, withheld, avoided, failing, rank })
 }
 

@@ -1,7 +1,7 @@
 //! Where a captured pod's outgoing connection goes.
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::downgrade::{Downgrade, not_plain, unanswered};
@@ -21,8 +21,8 @@ pub struct Outbound<'a> {
     pub destination: SocketAddr,
     /// Endpoints already tried in vain for this connection; chosen again only when no other is left.
     pub avoid: &'a [WorkloadUid],
-    /// Endpoints at which others failed a moment ago; chosen last among those not tried yet.
-    pub failing: &'a [(WorkloadUid, IpAddr)],
+    /// Endpoints at which others failed a moment ago, with address and port; chosen last among those not tried yet.
+    pub failing: &'a [(WorkloadUid, SocketAddr)],
     /// Any number, uniformly random: decides among endpoints by weight.
     pub pick: u64,
 }

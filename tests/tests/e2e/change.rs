@@ -197,7 +197,7 @@ fn bad_documents_leave_the_last_good_state() {
 
 /// While an agent drains and after it has gone: open connections go on until the deadline, new ones are refused.
 fn drained(node: &str) {
-    let (mut mesh, client, server) = world(&["--termination-deadline", "4s"]);
+    let (mut mesh, client, server) = world(&["--termination-deadline", "4s", "--hold-timeout", "100ms"]);
     let echo = Server::echo(&server, PORT);
     let acceptor = Acceptor::new(&server, (server.v6.into(), 9000));
     let marker = b"plaintext-on-the-wire";

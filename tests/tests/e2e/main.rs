@@ -10,6 +10,7 @@ mod ends;
 mod faults;
 mod load;
 mod matrix;
+mod nodowngrade;
 mod policy;
 mod protocols;
 mod routing;

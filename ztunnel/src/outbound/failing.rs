@@ -5,7 +5,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use culvert_common::types::WorkloadUid;
@@ -18,8 +18,8 @@ const PROBE: Duration = Duration::from_secs(3);
 /// Endpoints remembered; of more, those that come free first are forgotten.
 const COUNT_MAX: usize = 256;
 
-/// Workload and the address at which it was tried: a name that comes back elsewhere is another endpoint.
-pub(crate) type Endpoint = (WorkloadUid, IpAddr);
+/// Workload, and the address and port of its app: a name that comes back elsewhere is another endpoint, and so is each port.
+pub(crate) type Endpoint = (WorkloadUid, SocketAddr);
 
 /// Endpoints that failed, and until when they are chosen last. Not `Send`.
 #[derive(Default)]
@@ -39,7 +39,7 @@ impl Failing {
     }
 
     /// It was chosen: whoever comes while it is being tried again waits for the result elsewhere.
-    pub(super) fn chosen(&self, uid: &WorkloadUid, at: IpAddr) {
+    pub(super) fn chosen(&self, uid: &WorkloadUid, at: SocketAddr) {
         let mut until = self.until.borrow_mut();
         if until.is_empty() {
             return;
@@ -51,7 +51,7 @@ impl Failing {
     }
 
     /// It could not be reached.
-    pub(super) fn failed(&self, uid: &WorkloadUid, at: IpAddr) {
+    pub(super) fn failed(&self, uid: &WorkloadUid, at: SocketAddr) {
         let mut until = self.until.borrow_mut();
         if until.len() >= COUNT_MAX
             && let Some(oldest) = until.iter().min_by_key(|(_, until)| **until).map(|(e, _)| e.clone())
@@ -62,7 +62,7 @@ impl Failing {
     }
 
     /// It works.
-    pub(super) fn works(&self, uid: &WorkloadUid, at: IpAddr) {
+    pub(super) fn works(&self, uid: &WorkloadUid, at: SocketAddr) {
         let mut until = self.until.borrow_mut();
         if !until.is_empty() {
             until.remove(&(uid.clone(), at));
@@ -78,7 +78,7 @@ mod tests {
         WorkloadUid(format!("pod-{n}").into())
     }
 
-    const AT: IpAddr = IpAddr::V6(std::net::Ipv6Addr::LOCALHOST);
+    const AT: SocketAddr = SocketAddr::new(std::net::IpAddr::V6(std::net::Ipv6Addr::LOCALHOST), 80);
 
     #[tokio::test(start_paused = true)]
     async fn a_failure_is_remembered_for_a_while_and_one_connection_tries_again() {
@@ -113,7 +113,7 @@ mod tests {
         let now = failing.now();
         assert_eq!(now.len(), COUNT_MAX);
         assert!(!now.contains(&(uid(9), AT)) && now.contains(&(uid(10), AT)));
-        failing.works(&uid(COUNT_MAX), IpAddr::V4(std::net::Ipv4Addr::LOCALHOST));
-        assert_eq!(failing.now().len(), COUNT_MAX, "another address is another endpoint");
+        failing.works(&uid(COUNT_MAX), SocketAddr::new(AT.ip(), 81));
+        assert_eq!(failing.now().len(), COUNT_MAX, "another port is another endpoint");
     }
 }

@@ -2,7 +2,7 @@
 //! been read try elsewhere what failed. Each turn decides from a fresh snapshot.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -148,11 +148,11 @@ async fn for_a_moment(hold: &mut Option<Hold>, worker: &Rc<Worker>, reason: &'st
     }
 }
 
-/// The workload that is dialled and the address, where it is one.
-fn endpoint(hop: &NextHop) -> Option<(&WorkloadUid, IpAddr)> {
+/// The workload that is meant and the address of its app, where it is one.
+fn endpoint(hop: &NextHop) -> Option<(&WorkloadUid, SocketAddr)> {
     match hop {
-        NextHop::Tcp { to: dialled, workload, .. } | NextHop::Hbone { peer: dialled, workload, .. } => {
-            Some((&workload.uid, dialled.ip()))
+        NextHop::Tcp { to: app, workload, .. } | NextHop::Hbone { authority: app, workload, .. } => {
+            Some((&workload.uid, *app))
         }
         NextHop::Passthrough { .. } | NextHop::Hold(_) => None,
     }
