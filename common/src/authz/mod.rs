@@ -11,14 +11,18 @@
 mod matches;
 #[cfg(test)]
 mod tests;
+mod trace;
 
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+pub use trace::{ClauseTrace, FieldTrace, MatchTrace, PolicyTrace, RuleTrace};
+
 use crate::model::{Action, Authorization};
 use crate::types::{PolicyKey, SpiffeId};
 use matches::Subject;
+use trace::{Observer, Trace};
 
 /// What is known of one connection at its destination.
 #[derive(Clone, Copy, Debug)]
@@ -111,17 +115,37 @@ impl Decision {
 ///
 /// **Source**: Istio AuthorizationPolicy reference (order of evaluation), `istio.security.Authorization`.
 pub fn authorize(policies: &[Arc<Authorization>], missing: &[PolicyKey], facts: &Facts<'_>) -> Decision {
+    evaluate(policies, missing, facts, &mut ())
+}
+
+/// As [`authorize`], with what was looked at, in order: policies after the one that decides are not among them.
+pub fn authorize_traced(
+    policies: &[Arc<Authorization>],
+    missing: &[PolicyKey],
+    facts: &Facts<'_>,
+) -> (Decision, Vec<PolicyTrace>) {
+    let mut trace = Trace::default();
+    let decision = evaluate(policies, missing, facts, &mut trace);
+    (decision, trace.policies)
+}
+
+fn evaluate<O: Observer>(
+    policies: &[Arc<Authorization>],
+    missing: &[PolicyKey],
+    facts: &Facts<'_>,
+    observer: &mut O,
+) -> Decision {
     let subject = Subject::of(facts);
     let of = |action: Action, dry_run: bool| {
         policies.iter().filter(move |p| p.action == action && p.dry_run == dry_run)
     };
-    let matching = |p: &&Arc<Authorization>| matches::policy(p, &subject);
+    let mut matching = |p: &&Arc<Authorization>| matches::policy(p, &subject, observer);
 
-    let verdict = if let Some(deny) = of(Action::Deny, false).find(matching) {
+    let verdict = if let Some(deny) = of(Action::Deny, false).find(&mut matching) {
         Verdict::Denied(Denial::ByPolicy(deny.key.clone()))
     } else if let Some(key) = missing.first() {
         Verdict::Denied(Denial::Missing(key.clone()))
-    } else if let Some(allow) = of(Action::Allow, false).find(matching) {
+    } else if let Some(allow) = of(Action::Allow, false).find(&mut matching) {
         Verdict::Allowed { by: Some(allow.key.clone()) }
     } else if of(Action::Allow, false).next().is_some() {
         Verdict::Denied(Denial::NoneAllowed { policies: keys(of(Action::Allow, false)) })
@@ -130,8 +154,8 @@ pub fn authorize(policies: &[Arc<Authorization>], missing: &[PolicyKey], facts: 
     };
 
     let mut dry_run: Vec<DryRun> =
-        of(Action::Deny, true).filter(matching).map(|p| DryRun::WouldDeny(p.key.clone())).collect();
-    if let Some(allow) = of(Action::Allow, true).find(matching) {
+        of(Action::Deny, true).filter(&mut matching).map(|p| DryRun::WouldDeny(p.key.clone())).collect();
+    if let Some(allow) = of(Action::Allow, true).find(&mut matching) {
         dry_run.push(DryRun::WouldAllow(allow.key.clone()));
     } else if of(Action::Allow, true).next().is_some() {
         dry_run.push(DryRun::NoneWouldAllow(keys(of(Action::Allow, true))));

@@ -1,5 +1,6 @@
 //! An authorization policy, in the form that istiod sends to a node proxy.
 
+use std::fmt;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -100,4 +101,23 @@ pub struct ServiceAccountMatch {
     pub namespace: Arc<str>,
     /// Its name.
     pub service_account: Arc<str>,
+}
+
+/// As an AuthorizationPolicy writes it: `web`, `web*`, `*web`, `*`.
+impl fmt::Display for StringMatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exact(text) => f.write_str(text),
+            Self::Prefix(text) => write!(f, "{text}*"),
+            Self::Suffix(text) => write!(f, "*{text}"),
+            Self::Presence => f.write_str("*"),
+        }
+    }
+}
+
+/// `<namespace>/<service account>`
+impl fmt::Display for ServiceAccountMatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.service_account)
+    }
 }
