@@ -3,12 +3,14 @@
 //! Sources build these from YAML or xDS and check while they do; nothing after that parses text again.
 //! Start with [`Workload`], then [`Service`].
 
+mod background;
 mod downgrade;
 mod pod;
 mod policy;
 mod service;
 mod workload;
 
+pub use background::{Background, NotCaptured, PeerMode};
 pub use downgrade::{DowngradeMode, NoDowngrade};
 pub use pod::LocalPod;
 pub use policy::{
@@ -30,4 +32,6 @@ pub struct Model {
     pub policies: Vec<Authorization>,
     /// Pods of this node that are to be captured and whose network namespace is known.
     pub pods: Vec<LocalPod>,
+    /// For people who ask why.
+    pub background: Background,
 }

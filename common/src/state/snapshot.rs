@@ -6,7 +6,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::model::{
-    Authorization, Health, LocalPod, Model, NoDowngrade, Scope, Service, TunnelProtocol, Visibility, Workload,
+    Authorization, Background, Health, LocalPod, Model, NoDowngrade, Scope, Service, TunnelProtocol,
+    Visibility, Workload,
 };
 use crate::types::{PolicyKey, ServiceKey, WorkloadUid};
 
@@ -30,6 +31,7 @@ pub struct Snapshot {
     policies: HashMap<PolicyKey, Arc<Authorization>>,
     wide_policies: Vec<Arc<Authorization>>,
     pods: Vec<Arc<LocalPod>>,
+    background: Arc<Background>,
 }
 
 /// Whether what a snapshot does not have does not exist.
@@ -82,6 +84,7 @@ impl Snapshot {
         }
         next.wide_policies.sort_by(|a, b| a.key.cmp(&b.key));
         next.pods = model.pods.into_iter().map(Arc::new).collect();
+        next.background = Arc::new(model.background);
         next
     }
 
@@ -202,6 +205,11 @@ impl Snapshot {
     /// Whether a workload that is not captured was so under this UID.
     pub fn was_captured(&self, uid: &WorkloadUid) -> bool {
         self.captured_before.contains(uid)
+    }
+
+    /// What the source knows beyond what decisions need.
+    pub fn background(&self) -> &Background {
+        &self.background
     }
 
     /// Pods of this node that are to be captured.

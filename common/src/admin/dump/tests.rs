@@ -151,6 +151,7 @@ fn the_shape_is_the_references() {
         services: vec![full_service(), bare_service()],
         policies: policies().into(),
         pods: Vec::new(),
+        ..Model::default()
     };
     let parts = DumpParts {
         network: "net-a".into(),

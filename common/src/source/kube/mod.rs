@@ -7,6 +7,7 @@
 
 mod authorization;
 mod authorization_policy;
+mod background;
 mod endpoint_slice;
 mod endpoints;
 mod namespace;
@@ -126,7 +127,10 @@ pub fn translate(documents: &[Document<'_>], settings: &Settings) -> Result<Tran
     model.pods = local_pods(&live, &objects, settings, &report);
 
     match report.finish() {
-        (problems, warnings) if problems.is_empty() => Ok(Translated { model, warnings }),
+        (problems, warnings) if problems.is_empty() => {
+            model.background = background::of(&objects, &warnings, settings);
+            Ok(Translated { model, warnings })
+        }
         (problems, _) => Err(problems),
     }
 }

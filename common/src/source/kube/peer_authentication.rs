@@ -10,7 +10,7 @@ use super::authorization_policy::{OBJECT, selector};
 use super::object::{Meta, Objects};
 use super::pod::Pod;
 use super::reader::{Field, Labels, Report, parse_port, selects};
-use crate::model::{Action, Authorization, Clause, Match, Rule, Scope, StringMatch};
+use crate::model::{Action, Authorization, Clause, Match, PeerMode, Rule, Scope, StringMatch};
 use crate::types::PolicyKey;
 
 /// Name of the policy, in the root namespace, that denies all plaintext.
@@ -146,14 +146,8 @@ pub(super) fn translate(objects: &Objects, settings: &Settings, report: &Report)
 
 /// The policies that `pod` lists: that it takes no plaintext, or on which ports not.
 pub(super) fn selecting(pod: &Pod, objects: &Objects, settings: &Settings) -> Vec<PolicyKey> {
-    let namespace = &pod.meta.namespace;
-    let own = |policy: &&PeerAuthentication| {
-        policy.meta.namespace == *namespace
-            && *namespace != settings.root_namespace
-            && policy.selector.as_ref().is_some_and(|selector| selects(selector, &pod.meta.labels))
-    };
-    let own = oldest(objects.peer_authentications.iter().filter(own));
-    let is_strict = base(own, namespace, objects, settings);
+    let own = of_workload(pod, objects, settings);
+    let is_strict = base(own, &pod.meta.namespace, objects, settings);
     match own.and_then(|own| own.exceptions(is_strict)) {
         Some(exceptions) => vec![exceptions.key], // has the rest of a strict workload in it
         None if is_strict => vec![static_strict_key(settings)],
@@ -161,15 +155,48 @@ pub(super) fn selecting(pod: &Pod, objects: &Objects, settings: &Settings) -> Ve
     }
 }
 
+/// Which objects decide for `pod`; none if there are no such objects at all.
+pub(super) fn mode_of(pod: &Pod, objects: &Objects, settings: &Settings) -> Option<PeerMode> {
+    if objects.peer_authentications.is_empty() {
+        return None;
+    }
+    let own = of_workload(pod, objects, settings);
+    let by = deciding(own, &pod.meta.namespace, objects, settings);
+    let is_strict = by.is_some_and(|by| by.mode == Mtls::Strict);
+    let ports_by = own.filter(|own| own.exceptions(is_strict).is_some());
+    let object = |policy: &PeerAuthentication| Arc::clone(&policy.meta.at.object);
+    Some(PeerMode { is_strict, by: by.map(object), ports_by: ports_by.map(object) })
+}
+
+/// The object that selects `pod` by label.
+fn of_workload<'o>(pod: &Pod, objects: &'o Objects, settings: &Settings) -> Option<&'o PeerAuthentication> {
+    let namespace = &pod.meta.namespace;
+    let own = |policy: &&PeerAuthentication| {
+        policy.meta.namespace == *namespace
+            && *namespace != settings.root_namespace
+            && policy.selector.as_ref().is_some_and(|selector| selects(selector, &pod.meta.labels))
+    };
+    oldest(objects.peer_authentications.iter().filter(own))
+}
+
 /// Whether a workload of `namespace` that `own` applies to is strict where no port says otherwise.
 fn base(own: Option<&PeerAuthentication>, namespace: &str, objects: &Objects, settings: &Settings) -> bool {
+    deciding(own, namespace, objects, settings).is_some_and(|policy| policy.mode == Mtls::Strict)
+}
+
+/// The object whose mode counts: of the narrowest level that has one.
+fn deciding<'o>(
+    own: Option<&'o PeerAuthentication>,
+    namespace: &str,
+    objects: &'o Objects,
+    settings: &Settings,
+) -> Option<&'o PeerAuthentication> {
     let of = |namespace: &str| {
         let wide = |p: &&PeerAuthentication| !p.is_workload_level() && &*p.meta.namespace == namespace;
         oldest(objects.peer_authentications.iter().filter(wide))
     };
     let levels = [own, of(namespace), of(&settings.root_namespace)];
-    let mode = levels.into_iter().flatten().map(|policy| policy.mode).find(|mode| *mode != Mtls::Unset);
-    mode == Some(Mtls::Strict)
+    levels.into_iter().flatten().find(|policy| policy.mode != Mtls::Unset)
 }
 
 fn oldest<'a>(policies: impl Iterator<Item = &'a PeerAuthentication>) -> Option<&'a PeerAuthentication> {

@@ -8,7 +8,7 @@ use super::Settings;
 use super::namespace::Namespace;
 use super::object::Meta;
 use super::reader::{Field, Report};
-use crate::model::{Enrolment, Health, LocalPod, WorkloadType};
+use crate::model::{Enrolment, Health, LocalPod, NotCaptured, WorkloadType};
 use crate::types::WorkloadUid;
 
 const DATAPLANE_MODE: &str = "istio.io/dataplane-mode";
@@ -34,7 +34,7 @@ pub(super) struct Pod {
     /// Named TCP ports of its containers.
     ports: Vec<(Arc<str>, u16)>,
     netns: Option<PathBuf>,
-    bypass_inbound: bool,
+    pub(super) bypass_inbound: bool,
     reroute_interfaces: Vec<Arc<str>>,
 }
 
@@ -139,27 +139,50 @@ impl Pod {
 
     /// Whether the pod is to be captured, and thus is reached over HBONE: enrolled, and not said to be without redirection.
     pub(super) fn is_captured(&self, namespace: Option<&Namespace>, settings: &Settings) -> bool {
-        self.enrolment(namespace, settings) == Enrolment::Labelled
-            && self.meta.annotation(REDIRECTION).is_none_or(|redirection| redirection == "enabled")
+        self.not_captured(namespace, settings).is_none()
     }
 
     /// Whether the pod is meant to be in the mesh: labelled itself, or by its namespace unless it says `none`, and not
     /// of those that are never captured.
     pub(super) fn enrolment(&self, namespace: Option<&Namespace>, settings: &Settings) -> Enrolment {
+        match self.not_captured(namespace, settings) {
+            None | Some(NotCaptured::RedirectionOff) => Enrolment::Labelled,
+            Some(NotCaptured::NotLabelled | NotCaptured::LabelledNone) => Enrolment::NotLabelled,
+            Some(
+                NotCaptured::HostNetwork
+                | NotCaptured::Sidecar
+                | NotCaptured::ExcludedNamespace
+                | NotCaptured::NodeAgent,
+            ) => Enrolment::Exempt,
+        }
+    }
+
+    /// Why the pod is not to be captured; none if it is.
+    pub(super) fn not_captured(
+        &self,
+        namespace: Option<&Namespace>,
+        settings: &Settings,
+    ) -> Option<NotCaptured> {
         let mode = self.meta.labels.get(DATAPLANE_MODE).map(|mode| &**mode);
         let of_namespace = namespace.and_then(|n| n.labels.get(DATAPLANE_MODE)).map(|mode| &**mode);
         let own_proxy = self.meta.namespace == settings.root_namespace
             && self.meta.labels.get("app").is_some_and(|app| &**app == "ztunnel");
-        if self.host_network
-            || self.meta.annotation("sidecar.istio.io/status").is_some()
-            || settings.excluded_namespaces.contains(&self.meta.namespace)
-            || own_proxy
-        {
-            Enrolment::Exempt
-        } else if mode == Some("ambient") || (of_namespace == Some("ambient") && mode != Some("none")) {
-            Enrolment::Labelled
+        if self.host_network {
+            Some(NotCaptured::HostNetwork)
+        } else if self.meta.annotation("sidecar.istio.io/status").is_some() {
+            Some(NotCaptured::Sidecar)
+        } else if settings.excluded_namespaces.contains(&self.meta.namespace) {
+            Some(NotCaptured::ExcludedNamespace)
+        } else if own_proxy {
+            Some(NotCaptured::NodeAgent)
+        } else if mode != Some("ambient") && of_namespace != Some("ambient") {
+            Some(NotCaptured::NotLabelled)
+        } else if mode == Some("none") {
+            Some(NotCaptured::LabelledNone)
+        } else if self.meta.annotation(REDIRECTION).is_some_and(|redirection| redirection != "enabled") {
+            Some(NotCaptured::RedirectionOff)
         } else {
-            Enrolment::NotLabelled
+            None
         }
     }
 
