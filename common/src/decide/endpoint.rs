@@ -72,14 +72,22 @@ pub(super) struct Chosen {
 }
 
 /// An endpoint that can take the connection.
-struct Candidate<'a> {
-    workload: &'a Arc<Workload>,
-    target: SocketAddr,
+pub(super) struct Candidate<'a> {
+    pub(super) workload: &'a Arc<Workload>,
+    pub(super) target: SocketAddr,
     /// Would get plaintext, which it may not.
-    withheld: bool,
+    pub(super) withheld: bool,
     avoided: bool,
     failing: bool,
-    rank: usize,
+    pub(super) rank: usize,
+}
+
+impl Candidate<'_> {
+    /// Those that are most preferred share the connections by weight. Those that cannot be had or failed come last,
+    /// whatever their rank: another zone is better than the same failure.
+    pub(super) fn preference(&self) -> (bool, bool, bool, usize) {
+        (!self.withheld, !self.avoided, !self.failing, self.rank)
+    }
 }
 
 /// Chooses an endpoint of `service` for a connection to its `port`.
@@ -99,12 +107,10 @@ pub(super) fn choose(
         }
     }
 
-    // Those that cannot be had or failed come last, whatever their rank: another zone is better than the same failure.
-    let preference = |c: &Candidate<'_>| (!c.withheld, !c.avoided, !c.failing, c.rank);
-    let best = candidates.iter().map(preference).max().ok_or(passed_over)?;
+    let best = candidates.iter().map(Candidate::preference).max().ok_or(passed_over)?;
     let total = candidates.len();
     let untried = candidates.iter().filter(|c| !c.avoided && !c.withheld).count();
-    candidates.retain(|c| preference(c) == best);
+    candidates.retain(|c| c.preference() == best);
 
     let weight: u64 = candidates.iter().map(|c| u64::from(c.workload.capacity)).sum();
     let mut left = facts.pick.checked_rem(weight).ok_or(passed_over)?;
@@ -132,8 +138,9 @@ pub(super) fn choose(
     })
 }
 
-#[derive(Clone, Copy)]
-enum Reason {
+/// Why an endpoint cannot take the connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reason {
     Unknown,
     Unhealthy,
     Terminating,
@@ -159,7 +166,8 @@ impl Reason {
     }
 }
 
-fn candidate<'a>(
+/// Whether `endpoint` can take the connection, or why not.
+pub(super) fn candidate<'a>(
     snapshot: &'a Snapshot,
     service: &Service,
     endpoint: &Endpoint,

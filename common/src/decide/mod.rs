@@ -10,6 +10,7 @@
 
 mod downgrade;
 mod endpoint;
+pub mod explain;
 mod inbound;
 mod next_hop;
 #[cfg(test)]

@@ -1,0 +1,523 @@
+//! The answer in one line, what would change it, and what is doubtful in the objects that decide it.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use super::answer::{Enforced, Explanation, Inbound, Outcome, Route, RouteKind};
+use super::names::{Destination, Source};
+use super::route::{bypasses, is_captured, name_of, to_workload};
+use crate::authz::{ClauseTrace, FieldTrace, RuleTrace};
+use crate::model::{Enrolment, NotCaptured, PeerMode, Workload};
+use crate::state::Snapshot;
+
+/// Pieces of advice: the first ones are the likely ones.
+const ADVICE_MAX: usize = 6;
+
+struct Case<'a> {
+    snapshot: &'a Snapshot,
+    from: &'a Source,
+    to: &'a Destination,
+    /// The workload at the end of the route that matters.
+    end: Option<Arc<Workload>>,
+}
+
+/// Adds the summary, the advice and the remarks.
+pub(super) fn complete(answer: &mut Explanation, snapshot: &Snapshot, from: &Source, to: &Destination) {
+    let case = Case { snapshot, from, to, end: to_workload(snapshot, to, &answer.routes) };
+    let wanted = if answer.verdict == Outcome::Allowed { Outcome::Allowed } else { Outcome::Refused };
+    let Some(route) = answer.routes.iter().find(|route| route.outcome == wanted) else { return };
+    let reason = case.reason(answer, route);
+    let advice = match wanted {
+        Outcome::Allowed => case.when_allowed(answer, route),
+        Outcome::Refused | Outcome::Mixed => case.when_refused(answer, route),
+    };
+    let refused = answer.routes.iter().filter(|route| route.outcome == Outcome::Refused).count();
+    answer.summary = match answer.verdict {
+        Outcome::Mixed => format!("{refused} of {} endpoints refuse: {reason}", answer.routes.len()),
+        Outcome::Allowed | Outcome::Refused => reason,
+    };
+    let mut seen = BTreeSet::new();
+    answer.advice = advice.into_iter().filter(|line| seen.insert(line.clone())).take(ADVICE_MAX).collect();
+    answer.remarks = case.remarks(answer);
+}
+
+impl Case<'_> {
+    fn source_name(&self) -> String {
+        let ip = || self.from.addresses.first().map(ToString::to_string).unwrap_or_default();
+        self.from.workload.as_ref().map_or_else(ip, |workload| name_of(workload))
+    }
+
+    fn end_name(&self) -> String {
+        self.end.as_ref().map_or_else(|| self.to.asked.clone(), |workload| name_of(workload))
+    }
+
+    /// Why a route ends as it does, in one line.
+    fn reason(&self, answer: &Explanation, route: &Route) -> String {
+        let (source, end) = (self.source_name(), self.end_name());
+        match (route.outcome, &route.inbound, route.kind) {
+            (Outcome::Allowed, Some(inbound), RouteKind::Hbone) => {
+                format!("in a tunnel with mutual TLS; {}", inbound.verdict)
+            }
+            (Outcome::Allowed, Some(inbound), _) => {
+                format!("in plaintext, because {source} is outside the mesh; {}", inbound.verdict)
+            }
+            (Outcome::Allowed, None, RouteKind::Passthrough) => {
+                "sent on as it is: the mesh knows no pod or service with this address".to_owned()
+            }
+            (Outcome::Allowed, None, RouteKind::Plaintext) => {
+                format!("in plaintext, because {end} is outside the mesh; no policy is enforced")
+            }
+            (Outcome::Allowed, None, _) if self.end.as_ref().is_some_and(|w| is_captured(w)) => format!(
+                "in plaintext past the mesh: an annotation of {end} keeps plaintext away from its agent; no policy is enforced"
+            ),
+            (Outcome::Allowed, None, _) => {
+                "in plaintext; neither side is in the mesh, so no policy is enforced".to_owned()
+            }
+            (_, None, _) => self.nowhere(answer, route),
+            (_, Some(inbound), _) => self.refusal(inbound),
+        }
+    }
+
+    fn refusal(&self, inbound: &Inbound) -> String {
+        let (source, end) = (self.source_name(), self.end_name());
+        if let Some(refusal) = &inbound.refusal {
+            return refusal.clone();
+        }
+        let deny = inbound.policies.iter().find(|p| is_deciding_deny(p));
+        match (deny, inbound.missing.first()) {
+            (Some(deny), _) if !deny.origin.is_empty() => format!(
+                "{end} takes mutual TLS only ({}), and {source} is outside the mesh and sends plaintext",
+                deny.origin
+            ),
+            (Some(deny), _) => {
+                format!("AuthorizationPolicy {} denies it{}", deny.trace.policy, rule_of(deny))
+            }
+            (None, Some(missing)) => {
+                format!("{end} names policy {missing}, which does not exist, so everything is refused")
+            }
+            (None, None) => {
+                let allows: Vec<&Enforced> = inbound.policies.iter().filter(|p| is_allow(p)).collect();
+                match &allows[..] {
+                    [one] => format!(
+                        "AuthorizationPolicy {} of {end} does not let {source} in: {}",
+                        one.trace.policy,
+                        unmet(one)
+                    ),
+                    all => {
+                        format!("{end} has {} ALLOW policies, and none of them lets {source} in", all.len())
+                    }
+                }
+            }
+        }
+    }
+
+    /// Why nothing leaves the source, in one line.
+    fn nowhere(&self, answer: &Explanation, route: &Route) -> String {
+        if let Some(end) = self.end.as_ref().filter(|_| !route.workload.is_empty()) {
+            let mode = self.snapshot.background().peer_authentication.get(&end.uid);
+            return match (end.enrolment, mode) {
+                (Enrolment::Labelled | Enrolment::Unknown, _) => {
+                    format!(
+                        "{} should be in the mesh and is not captured, so nothing is sent to it in plaintext",
+                        name_of(end)
+                    )
+                }
+                (_, Some(PeerMode { is_strict: true, by: Some(by), .. })) => format!(
+                    "{} takes mutual TLS only ({by}) and is outside the mesh, so nothing is sent to it in plaintext",
+                    name_of(end)
+                ),
+                _ => route.decision.clone(),
+            };
+        }
+        let Some(service) = self.to.service.as_ref().filter(|_| self.has_port()) else {
+            return route.decision.clone();
+        };
+        let name = format!("{}.{}", service.name, service.key.namespace);
+        match &answer.endpoints[..] {
+            [] => format!("service {name} has no endpoints"),
+            [one] if !one.is_in => format!(
+                "the only endpoint of service {name} cannot take it: {}: {}",
+                one.workload, one.reason
+            ),
+            all if all.iter().all(|e| !e.is_in) => {
+                format!("none of the {} endpoints of service {name} can take it", all.len())
+            }
+            _ => route.decision.clone(),
+        }
+    }
+
+    fn has_port(&self) -> bool {
+        let (Some(service), Some(dialled)) = (&self.to.service, self.to.dialled.first()) else { return true };
+        let port = dialled.port();
+        service.ports.contains_key(&port) || service.endpoints.iter().any(|e| e.ports.contains_key(&port))
+    }
+
+    fn when_refused(&self, answer: &Explanation, route: &Route) -> Vec<String> {
+        let Some(inbound) = &route.inbound else {
+            return if route.workload.is_empty() { self.no_way(answer) } else { self.withheld() };
+        };
+        if inbound.refusal.is_some() {
+            return Vec::new();
+        }
+        let mut advice = Vec::new();
+        if let Some(deny) = inbound.policies.iter().find(|p| is_deciding_deny(p)) {
+            self.denied(inbound, deny, &mut advice);
+            return advice;
+        }
+        if let Some(missing) = inbound.missing.first() {
+            advice.push(format!("create AuthorizationPolicy {missing}, or wait until it has arrived"));
+            return advice;
+        }
+        for other in answer.other_policies.iter().filter(|p| p.would_match && p.action == "ALLOW") {
+            advice.push(format!(
+                "AuthorizationPolicy {} would allow it, but {}",
+                other.policy,
+                self.not_selecting(&other.policy, &other.selector, &other.selects)
+            ));
+        }
+        if inbound.seen_identity.is_none() && inbound.policies.iter().any(|p| is_allow(p) && asks_who(p)) {
+            advice.push(format!(
+                "plaintext proves no identity, so no rule with principals, namespaces or service accounts can match: {}",
+                self.enrol_source()
+            ));
+        }
+        let mut rules: Vec<(usize, String)> = Vec::new();
+        for policy in inbound.policies.iter().filter(|p| is_allow(p)) {
+            let name = &policy.trace.policy;
+            if policy.trace.rules.is_empty() {
+                let wanted = route.proves.as_deref().map(|id| id.trim_start_matches("spiffe://"));
+                let from = wanted
+                    .map_or_else(|| "the source".to_owned(), |principal| format!("principal {principal:?}"));
+                rules.push((9, format!(
+                    "AuthorizationPolicy {name} allows nobody, as it has no rule that the node agent can match: add one for {from}, or \
+                     another ALLOW policy"
+                )));
+            }
+            for (number, rule) in policy.trace.rules.iter().enumerate() {
+                let failed: Vec<&ClauseTrace> = rule.clauses.iter().filter(|c| !c.held).collect();
+                let fixes: Vec<String> =
+                    failed.iter().filter_map(|clause| self.fix(clause, inbound)).collect();
+                if !fixes.is_empty() && fixes.len() == failed.len() {
+                    let line = format!(
+                        "in AuthorizationPolicy {name}, rule {}: {}",
+                        number + 1,
+                        fixes.join(", and ")
+                    );
+                    rules.push((fixes.len(), line));
+                }
+            }
+        }
+        rules.sort_by_key(|(effort, _)| *effort);
+        advice.extend(rules.into_iter().map(|(_, line)| line));
+        advice
+    }
+
+    /// What would make a clause hold: a change of its first match.
+    fn fix(&self, clause: &ClauseTrace, inbound: &Inbound) -> Option<String> {
+        let easiest = clause.matches.iter().min_by_key(|m| m.fields.iter().filter(|f| !f.held).count())?;
+        let fixes: Vec<String> =
+            easiest.fields.iter().filter(|f| !f.held).filter_map(|f| self.fix_field(f, inbound)).collect();
+        (!fixes.is_empty()).then(|| fixes.join(", and "))
+    }
+
+    fn fix_field(&self, field: &FieldTrace, inbound: &Inbound) -> Option<String> {
+        let found = field.found.as_str();
+        let name = field.field.as_str();
+        if field.listed.is_empty() {
+            return Some(format!("repair {name}, of which nothing could be read"));
+        }
+        let is_of_identity = !matches!(name, "ports" | "notPorts" | "ipBlocks" | "notIpBlocks")
+            && !name.contains("destination.ip");
+        if is_of_identity && inbound.seen_identity.is_none() {
+            return None; // said once, for all rules
+        }
+        if name.starts_with("not") {
+            return Some(format!("take what matches {found:?} out of {name}"));
+        }
+        Some(match name {
+            "principals" => fix_principal(field),
+            "ports" => self.fix_port(field),
+            "ipBlocks" => format!(
+                "add {found} to ipBlocks: the address that counts is the pod's own, and {} does not hold it",
+                field.listed.join(", ")
+            ),
+            _ => format!("add {found:?} to {name}"),
+        })
+    }
+
+    fn fix_port(&self, field: &FieldTrace) -> String {
+        let found = field.found.as_str();
+        let of_service = self.to.service.as_ref().and_then(|service| {
+            let asked = self.to.dialled.first()?.port().to_string();
+            (field.listed.contains(&asked) && asked != found).then(|| (asked, Arc::clone(&service.name)))
+        });
+        match of_service {
+            Some((port, service)) => format!(
+                "write {found:?} in place of {port:?} in ports: {port} is the port of Service {service}, and policies see the \
+                 pod's own port"
+            ),
+            None => format!("add {found:?} to ports"),
+        }
+    }
+
+    fn denied(&self, inbound: &Inbound, deny: &Enforced, advice: &mut Vec<String>) {
+        if !deny.origin.is_empty() {
+            advice.push(self.enrol_source());
+            advice.push(format!(
+                "or let {} take plaintext: mode PERMISSIVE in {}",
+                self.end_name(),
+                deny.origin
+            ));
+            return;
+        }
+        let name = &deny.trace.policy;
+        let matched = deny.trace.rules.iter().enumerate().find(|(_, rule)| rule.matched);
+        let Some((number, rule)) = matched else { return };
+        let number = number + 1;
+        if rule.clauses.is_empty() {
+            advice.push(format!(
+                "rule {number} of AuthorizationPolicy {name} denies everybody: narrow or remove it"
+            ));
+            return;
+        }
+        let held: Vec<String> = fields(rule).filter(|f| f.held).map(describe_held).collect();
+        advice.push(format!(
+            "rule {number} of AuthorizationPolicy {name} matches ({}): change that, or except the source in it",
+            held.join("; ")
+        ));
+        if inbound.seen_identity.is_none()
+            && fields(rule).any(|f| f.held && f.field.starts_with("notPrincipals"))
+        {
+            advice.push(self.enrol_source());
+        }
+    }
+
+    /// What would put the source into the mesh.
+    fn enrol_source(&self) -> String {
+        match &self.from.workload {
+            Some(source) => enrol(self.snapshot, source),
+            None => format!("{} is no known pod: only pods of the mesh have an identity", self.source_name()),
+        }
+    }
+
+    fn not_selecting(&self, policy: &str, selector: &str, selects: &[String]) -> String {
+        let end = self.end_name();
+        let selector =
+            if selector.is_empty() { "its selector".to_owned() } else { format!("its selector {selector}") };
+        let own = self.end.as_ref().is_some_and(|w| policy.split('/').next() == Some(&*w.namespace));
+        if !own {
+            return format!("it lies in another namespace than {end}: move it there");
+        }
+        match selects {
+            [] => format!("{selector} selects no pod: write the labels of {end} into it"),
+            some => format!(
+                "{selector} selects {} and not {end}: change it, or the labels of {end}",
+                some.join(", ")
+            ),
+        }
+    }
+
+    /// Plaintext would leave the source and may not.
+    fn withheld(&self) -> Vec<String> {
+        let Some(end) = &self.end else { return Vec::new() };
+        let mut advice = vec![match end.enrolment {
+            Enrolment::Labelled | Enrolment::Unknown => format!(
+                "see what the agent of node {} says of {}: {}",
+                if end.node.is_empty() { "(unknown)" } else { &end.node },
+                name_of(end),
+                match self.snapshot.background().not_captured.get(&end.uid) {
+                    Some(why) => why.to_string(),
+                    None => "it is labelled for the mesh".to_owned(),
+                }
+            ),
+            Enrolment::NotLabelled | Enrolment::Exempt => enrol(self.snapshot, end),
+        }];
+        let mode = self.snapshot.background().peer_authentication.get(&end.uid);
+        if let Some(PeerMode { is_strict: true, by: Some(by), .. }) = mode
+            && end.enrolment == Enrolment::NotLabelled
+        {
+            advice.push(format!("or let {} take plaintext: mode PERMISSIVE in {by}", name_of(end)));
+        }
+        advice
+    }
+
+    /// Nothing leaves the source: what would give it somewhere to go.
+    fn no_way(&self, answer: &Explanation) -> Vec<String> {
+        let Some(service) = &self.to.service else { return Vec::new() };
+        let name = format!("{}/{}", service.key.namespace, service.name);
+        if !self.has_port() {
+            let ports: Vec<String> = service.ports.keys().map(ToString::to_string).collect();
+            let port = self.to.dialled.first().map_or(0, |addr| addr.port());
+            return vec![format!(
+                "ask for one of the ports that Service {name} has ({}), or add port {port} to it",
+                ports.join(", ")
+            )];
+        }
+        if answer.endpoints.is_empty() {
+            return vec![match self.snapshot.background().service_selectors.get(&service.key) {
+                Some(selector) => format!(
+                    "no running pod in namespace {} has the labels {selector} that Service {name} selects by: correct its \
+                     selector or the pods' labels, or start pods",
+                    service.key.namespace
+                ),
+                None => {
+                    format!("Service {name} has no selector and no EndpointSlice with addresses: add either")
+                }
+            }];
+        }
+        answer.endpoints.iter().filter(|e| !e.fix.is_empty()).map(|e| e.fix.clone()).collect()
+    }
+
+    fn when_allowed(&self, answer: &Explanation, route: &Route) -> Vec<String> {
+        let mut advice = Vec::new();
+        if let (RouteKind::Plaintext | RouteKind::Direct, None, Some(end)) =
+            (route.kind, &route.inbound, &self.end)
+        {
+            if !is_captured(end) {
+                let policies = self.snapshot.policies_for(end);
+                let written: Vec<String> = policies.all.iter().map(|p| p.key.to_string()).collect();
+                let not_enforced = match &written[..] {
+                    [] => String::new(),
+                    some => format!("; policies that are not enforced there: {}", some.join(", ")),
+                };
+                advice.push(format!(
+                    "to have it encrypted and checked: {}{not_enforced}",
+                    enrol(self.snapshot, end)
+                ));
+            } else if bypasses(self.snapshot, end) {
+                advice.push(format!(
+                    "{} has the annotation ambient.istio.io/bypass-inbound-capture",
+                    name_of(end)
+                ));
+            }
+        }
+        if route.kind == RouteKind::Direct && route.inbound.is_some() {
+            advice.push(format!("to have it encrypted: {}", self.enrol_source()));
+        }
+        for other in answer.other_policies.iter().filter(|p| p.would_match && p.action == "DENY") {
+            advice.push(format!(
+                "AuthorizationPolicy {} would deny it, but {}",
+                other.policy,
+                self.not_selecting(&other.policy, &other.selector, &other.selects)
+            ));
+        }
+        let inbound = route.inbound.iter();
+        for policy in inbound.flat_map(|inbound| &inbound.policies).filter(|p| p.trace.action == "DENY") {
+            if policy
+                .trace
+                .rules
+                .iter()
+                .any(|rule| rule.clauses.iter().any(|c| !c.held && c.matches.is_empty()))
+            {
+                advice.push(format!(
+                    "AuthorizationPolicy {} denies by HTTP fields only, which the node agent does not see: it has no effect \
+                     without a waypoint; deny by port, principal or namespace, or set POLICY_STRICT=true",
+                    policy.trace.policy
+                ));
+            }
+        }
+        advice
+    }
+
+    fn remarks(&self, answer: &Explanation) -> Vec<String> {
+        let mut objects: BTreeSet<String> = BTreeSet::new();
+        let pods = self.from.workload.iter().chain(&self.end).chain(&self.to.workload);
+        objects.extend(pods.map(|w| format!("Pod {}", name_of(w))));
+        objects.extend(self.to.service.iter().map(|s| format!("Service {}/{}", s.key.namespace, s.name)));
+        let inbound = answer.routes.iter().filter_map(|route| route.inbound.as_ref());
+        let policies = inbound.flat_map(|i| &i.policies).map(|p| p.trace.policy.as_str());
+        let policies = policies.chain(answer.other_policies.iter().map(|p| p.policy.as_str()));
+        objects.extend(policies.map(|name| format!("AuthorizationPolicy {name}")));
+        let namespace = self.end.as_ref().map(|w| Arc::clone(&w.namespace));
+        let of_namespace = |object: &str| {
+            namespace.as_ref().is_some_and(|ns| {
+                ["AuthorizationPolicy", "PeerAuthentication"]
+                    .iter()
+                    .any(|kind| object.starts_with(&format!("{kind} {ns}/")))
+            })
+        };
+        let remarks = self.snapshot.background().remarks.iter();
+        remarks
+            .filter(|(object, _)| objects.contains(&**object) || of_namespace(object))
+            .map(|(_, line)| line.to_string())
+            .collect()
+    }
+}
+
+/// What would put a pod into the mesh.
+fn enrol(snapshot: &Snapshot, workload: &Workload) -> String {
+    let (name, namespace) = (name_of(workload), &workload.namespace);
+    match snapshot.background().not_captured.get(&workload.uid) {
+        Some(NotCaptured::LabelledNone) => {
+            format!("put {name} into the mesh: remove its label istio.io/dataplane-mode=none")
+        }
+        Some(NotCaptured::NotLabelled) | None => format!(
+            "put {name} into the mesh: kubectl label namespace {namespace} istio.io/dataplane-mode=ambient"
+        ),
+        Some(why) => format!("put {name} into the mesh, which it is not: {why}"),
+    }
+}
+
+fn is_deciding_deny(policy: &Enforced) -> bool {
+    policy.trace.action == "DENY" && policy.trace.matched && !policy.trace.dry_run
+}
+
+fn is_allow(policy: &Enforced) -> bool {
+    policy.trace.action == "ALLOW" && !policy.trace.dry_run
+}
+
+fn fields(rule: &RuleTrace) -> impl Iterator<Item = &FieldTrace> {
+    rule.clauses.iter().flat_map(|clause| &clause.matches).flat_map(|one| &one.fields)
+}
+
+/// Whether a rule of it asks for an identity.
+fn asks_who(policy: &Enforced) -> bool {
+    let of_identity =
+        |f: &FieldTrace| matches!(f.field.as_str(), "principals" | "namespaces" | "serviceAccounts");
+    policy.trace.rules.iter().flat_map(fields).any(of_identity)
+}
+
+/// Why an ALLOW policy does not match: the rule that is nearest to it.
+fn unmet(policy: &Enforced) -> String {
+    let effort = |rule: &&RuleTrace| fields(rule).filter(|f| !f.held).count();
+    match policy.trace.rules.iter().min_by_key(effort) {
+        Some(rule) => super::text::failed(rule),
+        None => "it allows nobody".to_owned(),
+    }
+}
+
+fn rule_of(policy: &Enforced) -> String {
+    let matched = policy.trace.rules.iter().position(|rule| rule.matched);
+    matched.map(|number| format!(": its rule {} matches", number + 1)).unwrap_or_default()
+}
+
+fn describe_held(field: &FieldTrace) -> String {
+    let list = super::text::listed(field);
+    if field.field.starts_with("not") {
+        let found = if field.found.is_empty() { "nothing" } else { &field.found };
+        return format!("{} {list} does not hold {found}", field.field);
+    }
+    format!("{} {list} holds {}", field.field, field.found)
+}
+
+/// What is wrong with a list of principals that the source's is not in.
+fn fix_principal(field: &FieldTrace) -> String {
+    let found = field.found.as_str();
+    let without_domain = |principal: &str| principal.split_once('/').map(|(_, rest)| rest.to_owned());
+    for listed in &field.listed {
+        if listed.strip_prefix("spiffe://") == Some(found) {
+            return format!("write {found:?} in principals, without spiffe://");
+        }
+        if let (Some(a), Some(b)) = (without_domain(listed), without_domain(found))
+            && a == b
+        {
+            let domain = |p: &str| p.split('/').next().unwrap_or_default().to_owned();
+            return format!(
+                "write {found:?} in principals: {listed:?} has the trust domain {:?}, and this mesh's is {:?}",
+                domain(listed),
+                domain(found)
+            );
+        }
+    }
+    format!("add {found:?} to principals")
+}
