@@ -7,6 +7,7 @@
 
 mod config;
 mod connections;
+mod why;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -73,6 +74,7 @@ pub(crate) fn routes(
 ) -> Arc<Routes> {
     let (state, own) = (Arc::clone(shared), settings.clone());
     let (all, listed) = (workers.clone(), workers.clone());
+    let [why, denials] = why::routes(shared);
     let logger = shared.telemetry.logger().clone();
     let (stop, deadline) = (stop.clone(), settings.deadline);
     let routes = vec![
@@ -82,6 +84,8 @@ pub(crate) fn routes(
         Route::read("/culvert/connections", "open connections, with bytes and age", move |_| {
             connections::page(listed.clone())
         }),
+        why,
+        denials,
         Route::change("/logging", "log levels: ask, change, reset", LOGGING, move |request| {
             std::future::ready(logging(&logger, &request))
         }),

@@ -8,12 +8,14 @@
 //! Start with [`Readiness`], then [`Route`] and [`serve_admin`].
 
 mod accept;
+mod denials;
 mod dump;
 mod http;
 mod readiness;
 mod routes;
 mod stats;
 
+pub use denials::{RefusalPage, RefusalView, refusals};
 pub use dump::{DumpParts, dump, dump_certificates, json_answer, json_list};
 pub use http::{Answer, Answering, Body, Request, text, typed};
 pub use readiness::{Pending, Readiness, serve_readiness};

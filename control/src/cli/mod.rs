@@ -3,6 +3,7 @@
 mod demo;
 mod interrupt;
 mod paint;
+mod why;
 
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -26,12 +27,14 @@ struct Cli {
 #[derive(Subcommand, Debug)]
 enum Command {
     Demo(demo::DemoArgs),
+    Why(why::WhyArgs),
 }
 
 /// Runs what the command line asks for.
 pub(crate) fn run() -> ExitCode {
     let ended = match Cli::parse().command {
         Command::Demo(args) => demo::run(&args),
+        Command::Why(args) => Ok(why::run(&args)),
     };
     interrupt::hold_if_signalled();
     ended.unwrap_or_else(|e| {

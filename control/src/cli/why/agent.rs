@@ -1,0 +1,64 @@
+//! Asks a running agent over its admin port.
+
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use culvert::lab::http;
+use culvert_common::admin::RefusalPage;
+use culvert_common::decide::explain::Explanation;
+use serde::de::DeserializeOwned;
+
+/// Limit of each step of a request.
+const LIMIT: Duration = Duration::from_secs(5);
+
+/// What the agent's own state says of the pair.
+///
+/// **Errors:** no agent, or it does not understand the question; says why.
+pub(super) fn explain(agent: SocketAddr, source: &str, destination: &str) -> anyhow::Result<Explanation> {
+    let (source, destination) = (encode(source), encode(destination));
+    ask(agent, &format!("/culvert/why?source={source}&destination={destination}"))
+}
+
+/// The refusals with this id that the agent remembers.
+pub(super) fn refusals(agent: SocketAddr, id: &str) -> anyhow::Result<RefusalPage> {
+    ask(agent, &format!("/culvert/denials?id={}", encode(id)))
+}
+
+fn ask<T: DeserializeOwned>(agent: SocketAddr, path: &str) -> anyhow::Result<T> {
+    let answer = http::get(agent, path, LIMIT).with_context(|| {
+        format!("no agent answers at {agent}; is it running on this node, and is this its admin address?")
+    })?;
+    match answer.status {
+        200 => serde_json::from_str(&answer.body)
+            .with_context(|| format!("what answers at {agent} is no agent of this version")),
+        404 => anyhow::bail!("the agent at {agent} has no such page; is it older than this program?"),
+        400 => anyhow::bail!("{}", answer.body.trim_end()),
+        status => anyhow::bail!("the agent at {agent} answers {status}: {}", answer.body.trim_end()),
+    }
+}
+
+/// A value of a query.
+fn encode(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            let _infallible = write!(out, "%{byte:02X}");
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_query_carries_any_text() {
+        assert_eq!(encode("shop/web-0"), "shop%2Fweb-0");
+        assert_eq!(encode("[fd00::1]:80&x=é"), "%5Bfd00%3A%3A1%5D%3A80%26x%3D%C3%A9");
+    }
+}
