@@ -14,3 +14,4 @@ mod nodowngrade;
 mod policy;
 mod protocols;
 mod routing;
+mod why;
