@@ -24,6 +24,7 @@ use tokio::sync::mpsc;
 
 use crate::admin::{self, AdminSettings, Stop, Stopping};
 use crate::redirect::{self, CaptureSettings, Redirect};
+use crate::sandbox::{self, Role, SandboxError};
 use crate::settings::{Format, Mode, Settings};
 use crate::shared::Shared;
 use crate::worker::Workers;
@@ -48,6 +49,8 @@ pub(crate) enum AppError {
         "cannot listen on {addr} for {what}: {source}; is another agent running in this network namespace?"
     )]
     Listen { addr: SocketAddr, what: &'static str, source: std::io::Error },
+    #[error("the process cannot be confined: {0}")]
+    Sandbox(#[from] SandboxError),
     #[error("cannot start: {0}")]
     Start(#[from] std::io::Error),
     #[error("{0} ended unexpectedly; see the log")]
@@ -60,7 +63,12 @@ impl AppError {
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
             Self::Settings(_) | Self::Config(_) | Self::Logging(_) => 64,
-            Self::Ca(_) | Self::Listen { .. } | Self::Start(_) | Self::Ended(_) | Self::Release(_) => 1,
+            Self::Ca(_)
+            | Self::Listen { .. }
+            | Self::Sandbox(_)
+            | Self::Start(_)
+            | Self::Ended(_)
+            | Self::Release(_) => 1,
         }
     }
 }
@@ -71,12 +79,16 @@ pub(crate) fn run(settings: &Settings) -> Result<(), AppError> {
     if !problems.is_empty() {
         return Err(AppError::Settings(problems));
     }
+    // Before the first thread: capabilities are a thread's own, and the log has one.
+    let confined = sandbox::enter(Role::Enroll, settings.process.syscall_filter)?;
     let format = match settings.process.log_format {
         Format::Plain => LogFormat::Plain,
         Format::Json => LogFormat::Json,
     };
     let logger = telemetry::init(format, &settings.process.log)?;
+    confined.log();
     raise_descriptor_limit();
+    sandbox::check_means(settings.capture.packet_mark)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let result = runtime
         .block_on(agent(settings, Telemetry::new(Metrics::new(env!("CARGO_PKG_VERSION")), logger.clone())));

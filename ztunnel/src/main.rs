@@ -11,6 +11,7 @@ mod passthrough;
 mod permit;
 mod recheck;
 mod redirect;
+mod sandbox;
 mod settings;
 mod shared;
 mod worker;

@@ -231,6 +231,9 @@ pub(crate) struct Process {
     /// Levels by scope, for example info,access=off
     #[arg(long, env = "RUST_LOG", value_name = "FILTER", default_value = "info")]
     pub(crate) log: String,
+    /// Deny system calls that the agent never makes; with false only capabilities are dropped
+    #[arg(long, env = "CULVERT_SYSCALL_FILTER", value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
+    pub(crate) syscall_filter: bool,
     /// Log each policy decision at info instead of debug
     #[arg(long, env = "AUTHZ_POLICY_INFO_LOGGING", value_name = "BOOL", default_value_t = false, action = clap::ArgAction::Set)]
     pub(crate) policy_info_logging: bool,

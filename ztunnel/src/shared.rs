@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use culvert_common::hbone::budget::Budget;
@@ -58,6 +59,9 @@ pub(crate) fn failed(flag: ResponseFlag, error: impl ToString) -> Failure {
 /// How long a connection waits for a certificate of its pod.
 pub(crate) const CERTIFICATE_WAIT: Duration = Duration::from_secs(10);
 
+/// How long a connection waits for its pod's workload: the state may be later than the pod.
+const WORKLOAD_WAIT: Duration = Duration::from_secs(5);
+
 /// A captured pod.
 pub(crate) struct Pod {
     pub(crate) local: Arc<LocalPod>,
@@ -66,6 +70,8 @@ pub(crate) struct Pod {
     pub(crate) spoof_source: bool,
     /// Accept loops and connections of this pod.
     pub(crate) scope: Scope,
+    /// Whether the state has had its workload.
+    pub(crate) is_known: AtomicBool,
 }
 
 impl Pod {
@@ -76,6 +82,30 @@ impl Pod {
         let uid = &self.local.workload;
         let missing = || format!("failed to fetch information about local workload {uid}");
         snapshot.workload(uid).cloned().ok_or_else(missing)
+    }
+
+    /// Waits until the state has the pod's workload, up to 5 s; the decision after it tells if it never came.
+    ///
+    /// Once known, this is one load: a workload that goes missing later is a pod that goes.
+    /// **Cancel safety**: a dropped call has done nothing. **Source**: l4.md §9.1 row 2.
+    pub(crate) async fn known(&self, shared: &Shared) {
+        if !self.is_known.load(Ordering::Relaxed) {
+            // Boxed: few connections wait, and every one would hold the room for it.
+            Box::pin(self.become_known(shared)).await;
+        }
+    }
+
+    async fn become_known(&self, shared: &Shared) {
+        let mut revisions = shared.state.changed();
+        let waiting = async {
+            while self.workload(&shared.state.snapshot()).is_err() {
+                if revisions.changed().await.is_err() {
+                    return;
+                }
+            }
+            self.is_known.store(true, Ordering::Relaxed);
+        };
+        let _decided_by_look_up = tokio::time::timeout(WORKLOAD_WAIT, waiting).await;
     }
 
     /// Runs `work` in the pod's network namespace.

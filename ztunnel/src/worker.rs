@@ -243,14 +243,17 @@ impl Worker {
         let (worker, load, scope) = (Rc::clone(self), Load::new(&self.load), pod.scope.clone());
         match port {
             Port::Outbound => scope.spawn_local(async move {
+                pod.known(&worker.shared).await;
                 outbound::serve(&worker, &pod, stream, peer).await;
                 drop(load);
             }),
             Port::Passthrough => scope.spawn_local(async move {
+                pod.known(&worker.shared).await;
                 passthrough::serve(&worker, &pod, stream, peer).await;
                 drop(load);
             }),
             Port::Hbone => scope.spawn_local(async move {
+                pod.known(&worker.shared).await;
                 inbound::serve(&worker, &pod, stream, peer).await;
                 drop(load);
             }),

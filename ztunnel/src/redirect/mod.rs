@@ -9,6 +9,7 @@ mod namespace;
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use culvert_common::admin::{Pending, Readiness};
@@ -221,6 +222,7 @@ impl Redirect {
             spoof_source: transparent && self.settings.original_source != OriginalSource::False,
             netns,
             scope,
+            is_known: AtomicBool::new(false),
         });
         for (port, listener) in listeners {
             self.workers.listen(&pod, port, listener).await;
