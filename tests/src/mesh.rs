@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::IpAddr;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -86,6 +87,24 @@ impl Mesh {
         self.keep(node, agent);
     }
 
+    /// Publishes the pods and starts the agents of both nodes, that of `node` by a shell line in which `$@` is its command.
+    pub fn start_by(&mut self, node: &str, line: &str, args: &[&str]) {
+        self.lab.publish().expect("publish the pods");
+        for name in ["a", "b"] {
+            let mut options = options(args);
+            if name == node {
+                let script = self.lab.dir().join("agent.sh");
+                let binary = options.binary.take().expect("the agent's program");
+                let text = format!("#!/bin/sh\nset -- {} \"$@\"\n{line}\n", binary.display());
+                fs::write(&script, text).expect("write the script");
+                fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).expect("make it a program");
+                options.binary = Some(script);
+            }
+            let agent = self.lab.start_agent(self.node(name), &options).expect("start an agent");
+            self.keep(name, agent);
+        }
+    }
+
     /// Publishes the pods and starts an agent in each captured pod's own namespace.
     pub fn start_dedicated(&mut self, args: &[&str]) {
         self.lab.publish().expect("publish the pods");
@@ -163,8 +182,10 @@ impl Mesh {
             let ended = running.agent.terminate(SOON).unwrap_or_else(|e| panic!("agent of {name}: {e}"));
             let log = log_of(&running.agent);
             assert!(ended.success(), "agent of {name}: {ended}\n{log}");
+            let panicked = |text: &str| text.contains("panicked");
+            let lines = running.agent.log();
             assert!(
-                !running.agent.process().stderr().contains("panicked"),
+                !panicked(&running.agent.process().stderr()) && !lines.iter().any(|l| panicked(l.as_str())),
                 "agent of {name} panicked\n{log}"
             );
         }

@@ -1,10 +1,12 @@
 //! The logger: one bounded queue and one writer thread, for the access log and for `tracing` events of all crates.
 //!
 //! A caller formats its line and appends it to the queue under a lock that is only ever held for a copy; it never
-//! waits for the sink. When the sink stalls and the queue is full, lines are dropped and counted, and one line says
-//! how many as soon as there is room again.
+//! waits for the sink. When the sink stalls and the queue is full, or fails, lines are dropped and counted, and one line
+//! says how many as soon as it takes lines again.
 
-use std::io::Write;
+use std::fs::File;
+use std::io::{ErrorKind, Write};
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -29,6 +31,8 @@ const MAX_BYTES: usize = 2 << 20;
 const GATHER: Duration = Duration::from_millis(100);
 /// Bytes at which it stops gathering.
 const BATCH_BYTES: usize = 48 << 10;
+/// Pause before a sink that takes nothing without waiting is asked again.
+const RETRY: Duration = Duration::from_millis(20);
 /// A buffer that grew beyond this in a burst is given back.
 const KEEP_BYTES: usize = 128 << 10;
 
@@ -38,8 +42,10 @@ pub enum LoggingError {
     /// The filter does not parse.
     #[error(transparent)]
     Filter(#[from] FilterError),
-    /// The writer thread could not be started.
-    #[error("the log writer could not be started: {0}; check the limit on threads")]
+    /// The writer thread could not be started, or standard output is closed.
+    #[error(
+        "the log writer could not be started: {0}; check the limit on threads and that standard output is open"
+    )]
     Thread(#[from] std::io::Error),
     /// Somebody set a subscriber before.
     #[error("logging is set up already; it can be set up once a process")]
@@ -63,6 +69,7 @@ struct Shared {
     /// [`Logger::flush`] waits here for the writer.
     drained: Condvar,
     dropped: AtomicU64,
+    panics: AtomicU64,
     /// The most talkative level that the access log takes, as [`access_rank`] counts.
     access: AtomicU8,
 }
@@ -75,6 +82,8 @@ struct Queue {
     dropped: u64,
     /// A batch is on its way into the sink.
     writing: bool,
+    /// The sink failed last time: what was dropped is told with the next line, not at once.
+    failing: bool,
     /// Somebody waits: do not gather.
     hurry: bool,
     closed: bool,
@@ -93,10 +102,32 @@ pub fn init(format: LogFormat, filter: &str) -> Result<Logger, LoggingError> {
         let _subscriber_gone = handle.reload(targets);
     });
     filter.on_change(install);
-    let logger = Logger::start(format, filter, Box::new(std::io::stdout()))?;
+    // Its own descriptor: nothing of the standard library's buffers is between a line and the sink.
+    let sink = File::from(std::io::stdout().as_fd().try_clone_to_owned()?);
+    let logger = Logger::start(format, filter, Box::new(sink))?;
     let subscriber = Registry::default().with(targets).with(Events::new(logger.clone()));
     tracing::subscriber::set_global_default(subscriber).map_err(|_| LoggingError::AlreadySet)?;
+    log_panics(&logger);
     Ok(logger)
+}
+
+/// A panic is logged and counted. Only the main thread also writes to standard error, which could block: it carries no
+/// traffic, and its panic may be the last thing that the process says.
+fn log_panics(logger: &Logger) {
+    let (before, logger) = (std::panic::take_hook(), logger.clone());
+    std::panic::set_hook(Box::new(move |info| {
+        logger.owner.0.panics.fetch_add(1, Ordering::Relaxed);
+        let thread = std::thread::current();
+        let name = thread.name().unwrap_or_default();
+        logger.line(Level::ERROR, ("panic", "panicked"), |line| {
+            line.text("thread", name);
+            line.text("at", &info.location().map(ToString::to_string).unwrap_or_default());
+            line.text("message", info.payload_as_str().unwrap_or("of another kind than text"));
+        });
+        if name == "main" {
+            before(info);
+        }
+    }));
 }
 
 impl Logger {
@@ -117,6 +148,7 @@ impl Logger {
             filled: Condvar::new(),
             drained: Condvar::new(),
             dropped: AtomicU64::new(0),
+            panics: AtomicU64::new(0),
             access: AtomicU8::new(access_rank(&filter)),
         });
         let writer = Arc::clone(&shared);
@@ -176,7 +208,12 @@ impl Logger {
         self.owner.0.dropped.load(Ordering::Relaxed)
     }
 
-    /// Waits until everything logged before is in the sink, at most for `limit`; returns whether it is.
+    /// Panics since the start, of all threads (`culvert_panics_total`).
+    pub fn panics(&self) -> u64 {
+        self.owner.0.panics.load(Ordering::Relaxed)
+    }
+
+    /// Waits until everything logged before is in the sink or given up, at most for `limit`; returns whether it is.
     ///
     /// Blocks the thread: for the end of the process and for tests, never for a worker.
     pub fn flush(&self, limit: Duration) -> bool {
@@ -184,7 +221,7 @@ impl Logger {
         let mut queue = shared.lock();
         queue.hurry = true;
         shared.filled.notify_one();
-        let busy = |q: &mut Queue| q.lines > 0 || q.dropped > 0 || q.writing;
+        let busy = |q: &mut Queue| q.has_work() || q.writing;
         let (_queue, waited) =
             shared.drained.wait_timeout_while(queue, limit, busy).unwrap_or_else(PoisonError::into_inner);
         !waited.timed_out()
@@ -195,6 +232,12 @@ impl Drop for Owner {
     fn drop(&mut self) {
         self.0.lock().closed = true;
         self.0.filled.notify_one();
+    }
+}
+
+impl Queue {
+    fn has_work(&self) -> bool {
+        self.lines > 0 || self.dropped > 0 && !self.failing
     }
 }
 
@@ -224,28 +267,60 @@ impl Shared {
 
     fn run(&self, format: LogFormat, mut sink: Box<dyn Write + Send>) {
         let mut batch = Vec::new();
-        while let Some(dropped) = self.next_batch(&mut batch) {
-            if dropped > 0 {
-                push_notice(&mut batch, format, dropped);
+        let mut torn = false;
+        while let Some(told) = self.next_batch(&mut batch) {
+            if torn {
+                batch.insert(0, b'\n'); // ends the line of which the sink took only a part
             }
-            // A sink that is gone (closed pipe) leaves nothing to tell it to; its lines count as dropped.
-            if sink.write_all(&batch).and_then(|()| sink.flush()).is_err() {
-                let lines = batch.iter().filter(|b| **b == b'\n').count();
-                self.dropped.fetch_add(lines as u64, Ordering::Relaxed);
+            let own = batch.len();
+            if told > 0 {
+                push_notice(&mut batch, format, told);
             }
+            let taken = self.deliver(&mut *sink, &batch);
+            let rest = batch.get(taken..own).unwrap_or_default();
+            let lost = rest.iter().filter(|b| **b == b'\n').count() as u64;
+            self.dropped.fetch_add(lost, Ordering::Relaxed);
+            torn = torn && taken == 0 || taken > 0 && batch.get(taken - 1) != Some(&b'\n');
+            let failing = taken < batch.len();
             batch.clear();
             if batch.capacity() > KEEP_BYTES {
                 batch = Vec::new();
             }
-            self.lock().writing = false;
+            let mut queue = self.lock();
+            queue.writing = false;
+            queue.failing = failing;
+            if failing {
+                queue.dropped += told + lost;
+            }
+            drop(queue);
             self.drained.notify_all();
         }
+    }
+
+    /// Writes until the sink fails; returns how many bytes it took.
+    ///
+    /// A sink that would have to wait (a pipe that somebody made non-blocking) is asked again, as a blocking one waits.
+    fn deliver(&self, sink: &mut dyn Write, batch: &[u8]) -> usize {
+        let mut taken = 0;
+        while let Some(rest) = batch.get(taken..).filter(|rest| !rest.is_empty()) {
+            match sink.write(rest) {
+                Ok(0) => break,
+                Ok(count) => taken += count,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock && !self.lock().closed => {
+                    std::thread::park_timeout(RETRY);
+                }
+                Err(_) => break,
+            }
+        }
+        let _nothing_to_tell_it_to = sink.flush();
+        taken
     }
 
     /// Swaps the queue's bytes into `batch` and returns how many lines were dropped since; `None` at the end.
     fn next_batch(&self, batch: &mut Vec<u8>) -> Option<u64> {
         let mut queue = self.lock();
-        while queue.lines == 0 && queue.dropped == 0 {
+        while !queue.has_work() {
             if queue.closed {
                 return None;
             }

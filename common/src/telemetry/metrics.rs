@@ -254,6 +254,9 @@ impl Metrics {
             let name = "culvert_log_lines_dropped_total";
             scrape.family(name, Kind::Counter, "Log lines lost because the output did not keep up.");
             scrape.sample(name, &[], log.dropped());
+            let name = "culvert_panics_total";
+            scrape.family(name, Kind::Counter, "Panics, each of which ended one connection or task.");
+            scrape.sample(name, &[], log.panics());
         }
         scrape.finish()
     }

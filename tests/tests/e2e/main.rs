@@ -9,6 +9,7 @@ mod change;
 mod ends;
 mod faults;
 mod load;
+mod log;
 mod matrix;
 mod nodowngrade;
 mod policy;

@@ -203,20 +203,104 @@ fn without_a_flush_lines_arrive_soon_and_the_last_logger_ends_the_writer() {
     assert_eq!(sink.text(), "a\nb\n");
 }
 
-#[test]
-fn a_sink_that_is_gone_costs_lines_and_nothing_else() {
-    struct Gone;
-    impl Write for Gone {
-        fn write(&mut self, _: &[u8]) -> std::io::Result<usize> {
-            Err(std::io::ErrorKind::BrokenPipe.into())
-        }
-        fn flush(&mut self) -> std::io::Result<()> {
-            Ok(())
+/// A sink that answers as it is told, then takes everything.
+struct Moody {
+    answers: mpsc::Receiver<std::io::Result<usize>>,
+    sink: Sink,
+}
+
+impl Write for Moody {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        match self.answers.try_recv() {
+            Ok(Ok(count)) => self.sink.write(bytes.get(..count).unwrap_or(bytes)),
+            Ok(Err(error)) => Err(error),
+            Err(_) => self.sink.write(bytes),
         }
     }
-    let logger = Logger::to_sink(LogFormat::Plain, "info", Box::new(Gone)).unwrap();
-    logger.push("a\n");
-    logger.push("b\n");
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+fn moody() -> (mpsc::Sender<std::io::Result<usize>>, Sink, Logger) {
+    let (tell, answers) = mpsc::channel();
+    let sink = Sink::default();
+    let moody = Moody { answers, sink: sink.clone() };
+    (tell, sink, Logger::to_sink(LogFormat::Plain, "info", Box::new(moody)).unwrap())
+}
+
+#[test]
+fn a_sink_that_is_gone_costs_lines_and_nothing_else() {
+    let (tell, sink, logger) = moody();
+    for _ in 0..2 {
+        tell.send(Err(ErrorKind::BrokenPipe.into())).unwrap();
+        logger.push("a\n");
+        logger.push("b\n");
+        assert!(logger.flush(LIMIT));
+    }
+    assert_eq!((logger.dropped(), sink.text().as_str()), (4, ""));
+    // It is asked again with the next line only, and told then what is missing.
+    logger.push("c\n");
     assert!(logger.flush(LIMIT));
-    assert_eq!(logger.dropped(), 2);
+    let text = sink.text();
+    assert!(text.starts_with("c\n") && text.ends_with("did not keep up\tlines=4\n"), "{text}");
+    assert_eq!((logger.dropped(), text.lines().count()), (4, 2));
+}
+
+#[test]
+fn a_full_disk_tears_one_line_and_the_next_begins_anew() {
+    let (tell, sink, logger) = moody();
+    tell.send(Ok(6)).unwrap();
+    tell.send(Err(ErrorKind::StorageFull.into())).unwrap();
+    logger.push("one\ntwo\nthree\n");
+    assert!(logger.flush(LIMIT));
+    assert_eq!((logger.dropped(), sink.text().as_str()), (2, "one\ntw"));
+    // Still full.
+    tell.send(Err(ErrorKind::StorageFull.into())).unwrap();
+    logger.push("four\n");
+    assert!(logger.flush(LIMIT));
+    logger.push("five\n");
+    assert!(logger.flush(LIMIT));
+    let text = sink.text();
+    assert!(text.starts_with("one\ntw\nfive\n") && text.ends_with("lines=4\n"), "{text}");
+}
+
+#[test]
+fn a_sink_that_does_not_wait_gets_every_byte_in_order() {
+    let (tell, sink, logger) = moody();
+    for answer in
+        [Err(ErrorKind::WouldBlock), Ok(1), Err(ErrorKind::Interrupted), Ok(2), Err(ErrorKind::WouldBlock)]
+    {
+        tell.send(answer.map_err(Into::into)).unwrap();
+    }
+    logger.push("abcdef\n");
+    assert!(logger.flush(LIMIT));
+    assert_eq!((logger.dropped(), sink.text().as_str()), (0, "abcdef\n"));
+}
+
+#[test]
+fn a_non_blocking_pipe_that_nobody_reads_keeps_what_it_can() {
+    use std::io::Read;
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    let flags = nix::fcntl::OFlag::O_NONBLOCK;
+    nix::fcntl::fcntl(&writer, nix::fcntl::FcntlArg::F_SETFL(flags)).unwrap();
+    let sink = File::from(std::os::fd::OwnedFd::from(writer));
+    let logger = Logger::to_sink(LogFormat::Plain, "info", Box::new(sink)).unwrap();
+    let line = format!("{}\n", "x".repeat(1023));
+    for _ in 0..6000 {
+        logger.push(&line);
+    }
+    assert!(!logger.flush(Duration::from_millis(50)), "nobody reads");
+    let dropped = logger.dropped();
+    assert!(dropped > 0);
+    let reading = std::thread::spawn(move || {
+        let mut text = String::new();
+        reader.read_to_string(&mut text).unwrap();
+        text
+    });
+    assert!(logger.flush(LIMIT));
+    drop(logger);
+    let text = reading.join().unwrap();
+    assert_eq!(text.lines().filter(|l| *l == line.trim_end()).count() as u64, 6000 - dropped);
+    assert!(text.ends_with(&format!("lines={dropped}\n")));
 }

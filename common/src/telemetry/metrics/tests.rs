@@ -62,6 +62,7 @@ fn the_families_and_their_kinds() {
             ("workload_manager_proxies_stopped_total", "counter"),
             ("culvert_certificate_expiry_seconds", "gauge"),
             ("culvert_log_lines_dropped_total", "counter"),
+            ("culvert_panics_total", "counter"),
         ]
     );
 }
