@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use culvert_common::authz::Facts;
 use culvert_common::decide::{InboundTarget, inbound_hbone, inbound_service_guess};
+use culvert_common::hbone::client::Context;
 use culvert_common::hbone::headers::{Baggage, TraceParent, baggage_of, forwarded_host};
 use culvert_common::hbone::relay::{RelayError, relay};
 use culvert_common::hbone::server::{self, AcceptError, ConnectRequest, Refusal};
@@ -56,7 +57,9 @@ pub(crate) async fn serve(worker: &Rc<Worker>, pod: &Arc<Pod>, tcp: TcpStream, s
         }
     };
     let tls = certificate.server_config();
-    let accepted = match server::accept(tcp, src, tls, &shared.http2, &shared.limits).await {
+    let metrics = shared.telemetry.metrics();
+    let context = Context { http2: &shared.http2, limits: &shared.limits, scope: &pod.scope, metrics };
+    let accepted = match server::accept(tcp, src, tls, &context).await {
         Ok(accepted) => accepted,
         Err(error) => {
             count(match &error {

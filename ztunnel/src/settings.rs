@@ -183,6 +183,12 @@ pub(crate) struct Tunnel {
     /// A connection waits so long for a destination that is about to be captured or known; then it is refused
     #[arg(long, env = "CULVERT_HOLD_TIMEOUT", value_name = "TIME", default_value = "2s", value_parser = duration)]
     pub(crate) hold_timeout: Duration,
+    /// Pause between two HTTP/2 PINGs of a tunnel
+    #[arg(long, env = "CULVERT_PING_INTERVAL", value_name = "TIME", default_value = "10s", value_parser = duration)]
+    pub(crate) ping_interval: Duration,
+    /// Limit of the answer to a PING; a tunnel without it is ended
+    #[arg(long, env = "CULVERT_PING_TIMEOUT", value_name = "TIME", default_value = "20s", value_parser = duration)]
+    pub(crate) ping_timeout: Duration,
     /// Say in answers who serves them
     #[arg(long, env = "ENABLE_RESPONSE_BAGGAGE", value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
     pub(crate) response_baggage: bool,
@@ -404,8 +410,9 @@ impl Settings {
             preface: self.tunnel.preface_timeout,
             answer: self.tunnel.answer_timeout,
             failover: self.tunnel.failover_timeout,
+            ping_interval: self.tunnel.ping_interval,
+            ping_timeout: self.tunnel.ping_timeout,
             idle: self.tunnel.pool_unused_release,
-            ..Limits::default()
         }
     }
 

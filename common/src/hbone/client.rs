@@ -13,12 +13,13 @@ use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use super::guard::{Announced, Guard, Report, Role};
 use super::headers::{DENIAL, DENIAL_CLASS, known_class};
 use super::pulse::Pulse;
 use super::relay::Stream;
 use super::stream::{RecvHalf, SendHalf};
 use super::tail::Tail;
-use super::{Http2, Limits, SMALL_FRAMES};
+use super::{CLIENT_HEADER_LIST, Http2, Limits, RESET_STREAMS, SMALL_FRAMES};
 use crate::identity::peer_certificate;
 use crate::identity::tls::{explain, server_name};
 use crate::task::Scope;
@@ -247,13 +248,19 @@ impl Tunnel {
         if tls.get_ref().1.alpn_protocol() != Some(b"h2") {
             return Err(OpenError::Http2 { peer, cause: "the peer did not choose ALPN h2".into() });
         }
+        let announced =
+            Announced { frame: http2.frame_size, header_list: CLIENT_HEADER_LIST, limit: limits.preface };
+        let report = Report { violations: metrics.peer_violations(), peer, identity: theirs.identity };
+        let tls = Guard::new(tls, Role::Client, announced, report);
         let handshake = h2::client::Builder::new()
             .initial_window_size(http2.stream_window)
             .initial_connection_window_size(http2.connection_window)
             .max_frame_size(http2.frame_size)
-            .max_header_list_size(16 * 1024)
+            .max_header_list_size(CLIENT_HEADER_LIST)
             .max_send_buffer_size(http2.send_buffer)
             .data_frame_budget(SMALL_FRAMES)
+            .max_concurrent_reset_streams(RESET_STREAMS)
+            .max_local_error_reset_streams(None) // the guard counts them, by time
             .initial_max_send_streams(http2.client_streams)
             .enable_push(false)
             .handshake(tls);
@@ -283,14 +290,11 @@ impl Tunnel {
         scope.spawn_local(async move {
             let lost = drive(connection, (&weak, &pulse), &limits, &draining).await;
             drop(counted);
-            let orderly = lost.is_none();
             if let Some(tunnel) = weak.upgrade() {
                 tunnel.lost.replace(lost.map(|error| error.of(peer, &limits)));
                 tunnel.retire();
             }
-            if orderly {
-                tail.read_up().await;
-            }
+            tail.read_up().await;
         });
         Ok(tunnel)
     }
@@ -423,7 +427,7 @@ impl Ended {
 
 /// Moves the tunnel's frames until it ends; `None` is an orderly end. When `scope` drains it takes no new streams.
 async fn drive(
-    mut connection: h2::client::Connection<TlsStream<TcpStream>, Bytes>,
+    mut connection: h2::client::Connection<Guard<TlsStream<TcpStream>>, Bytes>,
     (tunnel, pulse): (&Weak<Tunnel>, &Pulse),
     limits: &Limits,
     scope: &Scope,

@@ -58,12 +58,16 @@ impl Mesh {
         let (sender, requests) = mpsc::unbounded_channel();
         let (config, tasks, settings, times) =
             (web.server_config(), server.clone(), http2.clone(), limits.clone());
+        let metrics = Metrics::new("test");
+        let counts = Arc::clone(&metrics);
         server.spawn_local(async move {
             while let Ok((tcp, from)) = listener.accept().await {
                 let (config, settings, times) = (config.clone(), settings.clone(), times.clone());
-                let (sender, scope) = (sender.clone(), tasks.clone());
+                let (sender, scope, metrics) = (sender.clone(), tasks.clone(), Arc::clone(&counts));
                 tasks.spawn_local(async move {
-                    if let Ok(accepted) = accept(tcp, from, config, &settings, &times).await {
+                    let context =
+                        Context { http2: &settings, limits: &times, scope: &scope, metrics: &metrics };
+                    if let Ok(accepted) = accept(tcp, from, config, &context).await {
                         let _ended = accepted.run(&times, &scope, |r| sender.send(r).unwrap()).await;
                     }
                 });
@@ -77,7 +81,7 @@ impl Mesh {
             limits,
             client: Scope::new(),
             server,
-            metrics: Metrics::new("test"),
+            metrics,
             requests,
             dials: Cell::new(0),
         }
@@ -100,6 +104,11 @@ impl Mesh {
     /// A tunnel as it should be.
     pub(super) async fn establish(&self) -> Result<Rc<Tunnel>, OpenError> {
         self.tunnel(&self.web.identity, self.cart.not_after).await
+    }
+
+    /// What a server of this mesh needs.
+    pub(super) fn context(&self) -> Context<'_> {
+        Context { http2: &self.http2, limits: &self.limits, scope: &self.server, metrics: &self.metrics }
     }
 
     /// Answers every CONNECT with 200 and keeps the streams open until the task is cut.

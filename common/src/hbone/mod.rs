@@ -7,6 +7,7 @@
 
 pub mod budget;
 pub mod client;
+pub mod guard;
 pub mod headers;
 pub mod pool;
 mod pulse;
@@ -45,6 +46,12 @@ const SERVER_STREAMS: u32 = 200;
 /// a frame. They are taken each time it has read, so that only a socket buffer full of tiny frames comes near; derived from
 /// a small connection window, as is its default, a few hundred would.
 const SMALL_FRAMES: usize = 64 << 20;
+/// Header lists that a client takes: an answer needs little.
+const CLIENT_HEADER_LIST: u32 = 16 * 1024;
+/// Header lists that a server takes.
+const SERVER_HEADER_LIST: u32 = 64 * 1024;
+/// Streams that were reset and whose late frames are still known to be late: as many as may be open at once.
+const RESET_STREAMS: usize = 400;
 /// HTTP/2 allows no larger window. Source: RFC 9113 §6.9.1.
 const WINDOW_MAX: u64 = (1 << 31) - 1;
 

@@ -11,17 +11,21 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
+use super::client::Context;
+use super::guard::{Announced, Guard, Report, Role};
 use super::headers::{DENIAL, DENIAL_CLASS};
 use super::relay::Stream;
 use super::stream::{RecvHalf, SendHalf};
 use super::tail::{Tail, read_up};
-use super::{Http2, Limits, SMALL_FRAMES, watch_pings};
+use super::{Limits, RESET_STREAMS, SERVER_HEADER_LIST, SMALL_FRAMES, watch_pings};
 use crate::identity::peer_certificate;
 use crate::identity::tls::explain;
 use crate::task::Scope;
 use crate::telemetry::ResponseFlag;
 use crate::types::SpiffeId;
 
+/// Streams that were reset before they were looked at; more than the guard lets through in one go.
+const PENDING_RESETS: usize = 2000;
 /// A timer that is set further ahead overflows; no certificate of ours lives as long.
 const LONGEST_SLEEP: Duration = Duration::from_secs(365 * 24 * 3600);
 
@@ -64,7 +68,7 @@ pub struct Accepted {
     expires: SystemTime,
     /// Announced to the client.
     window: u32,
-    connection: h2::server::Connection<tokio_rustls::server::TlsStream<TcpStream>, Bytes>,
+    connection: h2::server::Connection<Guard<tokio_rustls::server::TlsStream<TcpStream>>, Bytes>,
     tail: Tail,
 }
 
@@ -76,9 +80,9 @@ pub async fn accept(
     tcp: TcpStream,
     peer: SocketAddr,
     tls: Arc<rustls::ServerConfig>,
-    http2: &Http2,
-    limits: &Limits,
+    context: &Context<'_>,
 ) -> Result<Accepted, AcceptError> {
+    let Context { http2, limits, metrics, .. } = *context;
     let tls = timeout(limits.tls, TlsAcceptor::from(tls).accept(tcp).into_fallible())
         .await
         .map_err(|_| AcceptError::Tls { peer, cause: format!("no handshake within {:?}", limits.tls) })?;
@@ -98,13 +102,21 @@ pub async fn accept(
     if session.alpn_protocol() != Some(b"h2") {
         return Err(AcceptError::Http2 { peer, cause: "the client did not offer ALPN h2".into() });
     }
+    let announced =
+        Announced { frame: http2.frame_size, header_list: SERVER_HEADER_LIST, limit: limits.preface };
+    let report =
+        Report { violations: metrics.peer_violations(), peer, identity: certificate.identity.clone() };
+    let tls = Guard::new(tls, Role::Server, announced, report);
     let handshake = h2::server::Builder::new()
         .initial_window_size(http2.stream_window)
         .initial_connection_window_size(http2.connection_window)
         .max_frame_size(http2.frame_size)
-        .max_header_list_size(64 * 1024)
+        .max_header_list_size(SERVER_HEADER_LIST)
         .max_send_buffer_size(http2.send_buffer)
         .data_frame_budget(SMALL_FRAMES)
+        .max_concurrent_reset_streams(RESET_STREAMS)
+        .max_pending_accept_reset_streams(PENDING_RESETS)
+        .max_local_error_reset_streams(None) // the guard counts them, by time
         .max_concurrent_streams(http2.server_streams)
         .handshake(tls);
     let connection = timeout(limits.preface, handshake)
@@ -140,11 +152,11 @@ impl Accepted {
         let expired = tokio::time::sleep(expires.min(LONGEST_SLEEP));
         tokio::pin!(expired);
         let mut draining = false;
-        loop {
+        let ended = loop {
             tokio::select! {
                 next = self.connection.accept() => match next {
-                    None => break,
-                    Some(Err(error)) => return Err(error.to_string()),
+                    None => break Ok(()),
+                    Some(Err(error)) => break Err(error.to_string()),
                     Some(Ok((request, respond))) => {
                         serve(ConnectRequest { request, respond, window: self.window });
                     }
@@ -158,13 +170,13 @@ impl Accepted {
                     self.connection.graceful_shutdown();
                 }
                 () = &mut watch => {
-                    return Err(format!("no PING answer within {:?}", limits.ping_timeout));
+                    break Err(format!("no PING answer within {:?}", limits.ping_timeout));
                 }
             }
-        }
+        };
         drop(self.connection);
         self.tail.read_up().await;
-        Ok(())
+        ended
     }
 }
 

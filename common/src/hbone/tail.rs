@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -26,9 +26,10 @@ impl Tail {
         Self(tcp.as_fd().try_clone_to_owned().ok().map(Into::into))
     }
 
-    /// Call when the codec has sent its last frame and its FIN.
+    /// Call when the codec is gone. One that ended for an error has not sent its FIN.
     pub(super) async fn read_up(self) {
-        if let Some(tcp) = self.0.and_then(|tcp| TcpStream::from_std(tcp).ok()) {
+        if let Some(mut tcp) = self.0.and_then(|tcp| TcpStream::from_std(tcp).ok()) {
+            let _gone = tcp.shutdown().await;
             read_up(tcp).await;
         }
     }

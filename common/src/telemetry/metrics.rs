@@ -64,6 +64,17 @@ impl Handshake {
     }
 }
 
+/// Counts what peers did that no right peer does.
+#[derive(Clone)]
+pub struct PeerViolations(IntCounterVec);
+
+impl PeerViolations {
+    /// Once for each tunnel that was ended for it, and for each stream. `kind` is one of a bounded set.
+    pub fn count(&self, side: Side, kind: &'static str) {
+        self.0.with_label_values(&[side.as_str(), kind]).inc();
+    }
+}
+
 /// Something that a gauge counts for as long as this lives.
 #[must_use = "it is counted only while this lives"]
 pub struct Counted(IntGauge);
@@ -98,6 +109,7 @@ pub struct Metrics {
     budget_resets: IntCounter,
     admin_refused: IntCounterVec,
     config: Config,
+    violations: IntCounterVec,
     certificates: Mutex<BTreeMap<String, SystemTime>>,
     log: OnceLock<Logger>,
 }
@@ -137,6 +149,12 @@ impl Metrics {
                 r,
                 "culvert_hbone_budget_resets_total",
                 "Stalled streams reset because the byte budget was used up.",
+            ),
+            violations: counters(
+                r,
+                "culvert_peer_violations_total",
+                "Tunnels ended and streams reset because the peer broke a rule of HTTP/2 or flooded.",
+                &["side", "kind"],
             ),
             admin_refused: counters(
                 r,
@@ -185,6 +203,11 @@ impl Metrics {
     /// Counts a request to the admin pages that was refused for this reason.
     pub fn admin_refused(&self, reason: &'static str) {
         self.admin_refused.with_label_values(&[reason]).inc();
+    }
+
+    /// A counter to be kept by each tunnel.
+    pub fn peer_violations(&self) -> PeerViolations {
+        PeerViolations(self.violations.clone())
     }
 
     /// How many pods are captured, and how many should be and are not.

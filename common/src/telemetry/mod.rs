@@ -27,5 +27,5 @@ pub use connection::{
 pub use denials::{Denial, Denials, Party};
 pub use flag::ResponseFlag;
 pub use logging::{FilterError, LogFormat, Logger, LoggingError, init};
-pub use metrics::{Counted, Handshake, Metrics, Side};
+pub use metrics::{Counted, Handshake, Metrics, PeerViolations, Side};
 pub use reach::{HoldResult, ReachMetrics};

@@ -13,4 +13,5 @@ mod refusals;
 mod right_client;
 mod right_server;
 mod streams;
+mod violations;
 mod wrong_server;

@@ -61,7 +61,7 @@ async fn a_client_without_alpn_is_refused() {
         };
         let server = async {
             let (tcp, from) = listener.accept().await.unwrap();
-            accept(tcp, from, mesh.web.server_config(), &mesh.http2, &mesh.limits).await
+            accept(tcp, from, mesh.web.server_config(), &mesh.context()).await
         };
         let (_client, accepted) = tokio::join!(client, server);
         let error = accepted.err().unwrap();
@@ -94,7 +94,7 @@ async fn the_end_of_the_clients_certificate_sends_goaway() {
         let other = Mesh { addr: listener.local_addr().unwrap(), ..mesh };
         let server = async {
             let (tcp, from) = listener.accept().await.unwrap();
-            accept(tcp, from, other.web.server_config(), &other.http2, &other.limits).await
+            accept(tcp, from, other.web.server_config(), &other.context()).await
         };
         let (tunnel, accepted) = tokio::join!(other.establish(), server);
         let (tunnel, mut accepted) = (tunnel.unwrap(), accepted.unwrap());

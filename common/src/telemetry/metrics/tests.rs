@@ -16,6 +16,7 @@ fn all() -> Arc<Telemetry> {
     metrics.reach().held("not_captured", HoldResult::Passed);
     metrics.reach().failover("timeout");
     metrics.reach().downgrade("strict");
+    metrics.peer_violations().count(Side::Client, "protocol");
     metrics.config_refused(3);
     metrics.admin_refused("host");
     metrics.certificate(&identity("shop", "cart"), SystemTime::now() + Duration::from_millis(90_500));
@@ -50,6 +51,7 @@ fn the_families_and_their_kinds() {
             ("culvert_hbone_handshakes_total", "counter"),
             ("culvert_hbone_tunnels_open", "gauge"),
             ("culvert_held_connections_total", "counter"),
+            ("culvert_peer_violations_total", "counter"),
             ("culvert_refusals_total", "counter"),
             ("istio_build", "gauge"),
             ("istio_tcp_sockets_open", "gauge"),
@@ -87,6 +89,7 @@ fn samples_of_the_small_families() {
         "culvert_hbone_tunnels_open{side=\"client\"} 0",
         "culvert_hbone_handshakes_total{result=\"complete\",side=\"client\"} 1",
         "culvert_hbone_budget_resets_total 1",
+        "culvert_peer_violations_total{kind=\"protocol\",side=\"client\"} 1",
         "culvert_config_last_reload_successful 0",
         "culvert_config_problems 3",
         "culvert_config_revision 0",
