@@ -101,6 +101,13 @@ impl Session {
         (Request::from_parts(head, ()), Incoming { respond, recv, send: None })
     }
 
+    /// The next request of this tunnel, whenever it comes; none at the tunnel's end.
+    pub async fn next(&mut self) -> Option<(Request<()>, Incoming)> {
+        let (request, respond) = self.requests.recv().await?;
+        let (head, recv) = request.into_parts();
+        Some((Request::from_parts(head, ()), Incoming { respond, recv, send: None }))
+    }
+
     /// Panics unless the tunnel ends without another request.
     pub async fn ended(&mut self) {
         assert!(within("the end of a tunnel", self.requests.recv()).await.is_none(), "another request");

@@ -7,6 +7,7 @@
 mod admin;
 mod change;
 mod ends;
+mod failover;
 mod faults;
 mod load;
 mod log;

@@ -153,6 +153,8 @@ fn what_is_held_passes_when_its_destination_is_captured() {
     }
     assert_eq!(count(&mesh, "culvert_held_connections_total", &["result=\"passed\""]), 2.0);
     assert_eq!(tap.seen().unwrap().markers[0], 0, "plaintext between the nodes");
+    // Its listeners have to go too.
+    mesh.settle(|| mesh.put("pods.yaml", &[client.document(true), described(&server, false)].concat()));
     mesh.finish();
 }
 
