@@ -6,7 +6,6 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use bytes::Bytes;
 use http::{Method, Request, StatusCode};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
@@ -15,10 +14,12 @@ use tokio_rustls::client::TlsStream;
 
 use super::guard::{Announced, Guard, Report, Role};
 use super::headers::{DENIAL, DENIAL_CLASS, known_class};
+use super::outbox::{Outbox, Piece};
 use super::pulse::Pulse;
 use super::relay::Stream;
 use super::stream::{RecvHalf, SendHalf};
 use super::tail::Tail;
+use super::wire::Wire;
 use super::{CLIENT_HEADER_LIST, Http2, Limits, RESET_STREAMS, SMALL_FRAMES};
 use crate::identity::peer_certificate;
 use crate::identity::tls::{explain, server_name};
@@ -193,12 +194,13 @@ pub struct Context<'a> {
 pub struct Tunnel {
     peer: SocketAddr,
     /// Gone once the tunnel takes no new streams: with the last stream's it lets the connection close.
-    request: RefCell<Option<h2::client::SendRequest<Bytes>>>,
+    request: RefCell<Option<h2::client::SendRequest<Piece>>>,
     streams: Cell<usize>,
     streams_max: usize,
     /// Streams that the peer was seen to allow; all tunnels to it share this, as a new one does not know yet.
     learned: RefCell<Rc<Cell<usize>>>,
     window: u32,
+    outbox: Rc<Outbox>,
     idle_since: Cell<Instant>,
     established: Instant,
     pulse: Rc<Pulse>,
@@ -237,14 +239,14 @@ impl Tunnel {
         context: &Context<'_>,
     ) -> Result<Rc<Self>, OpenError> {
         let Context { http2, limits, scope, metrics } = *context;
-        let tls = timeout(limits.tls, TlsConnector::from(tls).connect(server_name(), tcp))
+        let tls = timeout(limits.tls, TlsConnector::from(tls).connect(server_name(), Wire::new(tcp)))
             .await
             .map_err(|_| OpenError::Tls { peer, cause: format!("no handshake within {:?}", limits.tls) })?
             .map_err(|e| OpenError::Tls { peer, cause: explain(&e) })?;
         let theirs = peer_certificate(tls.get_ref().1.peer_certificates())
             .map_err(|e| OpenError::Tls { peer, cause: e.to_string() })?;
         let expires = expires.min(theirs.not_after);
-        let tail = Tail::of(tls.get_ref().0);
+        let tail = Tail::of(tls.get_ref().0.tcp());
         if tls.get_ref().1.alpn_protocol() != Some(b"h2") {
             return Err(OpenError::Http2 { peer, cause: "the peer did not choose ALPN h2".into() });
         }
@@ -263,7 +265,7 @@ impl Tunnel {
             .max_local_error_reset_streams(None) // the guard counts them, by time
             .initial_max_send_streams(http2.client_streams)
             .enable_push(false)
-            .handshake(tls);
+            .handshake::<_, Piece>(tls);
         let (request, connection) = timeout(limits.preface, handshake)
             .await
             .map_err(|_| OpenError::Http2 {
@@ -278,6 +280,7 @@ impl Tunnel {
             streams_max: http2.client_streams,
             learned: RefCell::new(Rc::new(Cell::new(usize::MAX))),
             window: http2.stream_window,
+            outbox: Rc::default(),
             idle_since: Cell::new(Instant::now()),
             established: Instant::now(),
             pulse: Rc::new(Pulse::new()),
@@ -372,7 +375,7 @@ impl Tunnel {
             return Err(OpenError::Refused { status: response.status(), denial });
         }
         let recv = RecvHalf::new(response.into_body());
-        Ok(Stream { send: SendHalf::new(send), recv, window: tunnel.window })
+        Ok(Stream { send: SendHalf::new(send, &tunnel.outbox), recv, window: tunnel.window })
     }
 }
 
@@ -427,7 +430,7 @@ impl Ended {
 
 /// Moves the tunnel's frames until it ends; `None` is an orderly end. When `scope` drains it takes no new streams.
 async fn drive(
-    mut connection: h2::client::Connection<Guard<TlsStream<TcpStream>>, Bytes>,
+    mut connection: h2::client::Connection<Guard<TlsStream<Wire>>, Piece>,
     (tunnel, pulse): (&Weak<Tunnel>, &Pulse),
     limits: &Limits,
     scope: &Scope,

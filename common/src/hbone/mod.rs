@@ -9,6 +9,7 @@ pub mod budget;
 pub mod client;
 pub mod guard;
 pub mod headers;
+pub mod outbox;
 pub mod pool;
 mod pulse;
 mod queue;
@@ -16,6 +17,7 @@ pub mod relay;
 pub mod server;
 pub mod stream;
 mod tail;
+mod wire;
 
 #[cfg(test)]
 mod fixtures;

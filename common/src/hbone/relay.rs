@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 use super::budget::{Board, Seat};
 use super::queue::Queue;
 use super::stream::{RecvHalf, ResetReason, SendHalf, StreamEnd};
-use crate::net::copy::{ReadSize, broken, shutdown_write, try_read};
+use crate::net::copy::{ReadSize, TURN, broken, shutdown_write, try_read, yield_turn};
 
 /// Why a relay ended before both directions had closed.
 #[derive(Debug, thiserror::Error)]
@@ -125,7 +125,12 @@ impl Upload<'_> {
             self.done = end.is_orderly();
             return Poll::Ready(if self.done { Ok(()) } else { Err(RelayError::Peer(end)) });
         }
+        let mut moved = 0;
         loop {
+            if moved >= TURN {
+                yield_turn(cx);
+                return Poll::Pending;
+            }
             // Credit is asked for only when the app has something: an idle stream holds none of the tunnel's.
             match self.app.poll_read_ready(cx) {
                 Poll::Ready(ready) => ready.map_err(RelayError::App)?,
@@ -149,6 +154,7 @@ impl Upload<'_> {
                 }
                 Ok(data) => {
                     count(data.len() as u64);
+                    moved += data.len();
                     self.send.send(data).map_err(RelayError::Peer)?;
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
@@ -199,14 +205,18 @@ impl Download<'_> {
                 self.done = true;
                 return Poll::Ready(Ok(()));
             }
+            if taken >= TURN {
+                yield_turn(cx);
+                return Poll::Pending;
+            }
             ready!(self.app.poll_write_ready(cx)).map_err(RelayError::App)?;
         }
     }
 
-    /// Writes what the app takes now.
+    /// Writes what the app takes now, up to a turn.
     fn write(&mut self) -> Result<usize, RelayError> {
         let mut taken = 0;
-        while !self.queue.is_empty() {
+        while !self.queue.is_empty() && taken < TURN {
             let mut slices = [IoSlice::new(&[]); 16];
             let filled = self.queue.slices(&mut slices);
             match self.app.try_write_vectored(slices.get(..filled).unwrap_or(&[])) {

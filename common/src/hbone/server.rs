@@ -1,10 +1,10 @@
 //! The server's end of one tunnel: TLS with the client's certificate, HTTP/2, one [`ConnectRequest`] per stream.
 
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
@@ -14,9 +14,11 @@ use tokio_rustls::TlsAcceptor;
 use super::client::Context;
 use super::guard::{Announced, Guard, Report, Role};
 use super::headers::{DENIAL, DENIAL_CLASS};
+use super::outbox::{Outbox, Piece};
 use super::relay::Stream;
 use super::stream::{RecvHalf, SendHalf};
 use super::tail::{Tail, read_up};
+use super::wire::Wire;
 use super::{Limits, RESET_STREAMS, SERVER_HEADER_LIST, SMALL_FRAMES, watch_pings};
 use crate::identity::peer_certificate;
 use crate::identity::tls::explain;
@@ -68,7 +70,8 @@ pub struct Accepted {
     expires: SystemTime,
     /// Announced to the client.
     window: u32,
-    connection: h2::server::Connection<Guard<tokio_rustls::server::TlsStream<TcpStream>>, Bytes>,
+    outbox: Rc<Outbox>,
+    connection: h2::server::Connection<Guard<tokio_rustls::server::TlsStream<Wire>>, Piece>,
     tail: Tail,
 }
 
@@ -83,20 +86,20 @@ pub async fn accept(
     context: &Context<'_>,
 ) -> Result<Accepted, AcceptError> {
     let Context { http2, limits, metrics, .. } = *context;
-    let tls = timeout(limits.tls, TlsAcceptor::from(tls).accept(tcp).into_fallible())
+    let tls = timeout(limits.tls, TlsAcceptor::from(tls).accept(Wire::new(tcp)).into_fallible())
         .await
         .map_err(|_| AcceptError::Tls { peer, cause: format!("no handshake within {:?}", limits.tls) })?;
     let tls = match tls {
         Ok(tls) => tls,
         Err((error, mut tcp)) => {
             if tcp.shutdown().await.is_ok() {
-                read_up(tcp).await;
+                read_up(tcp.into_tcp()).await;
             }
             return Err(AcceptError::Tls { peer, cause: explain(&error) });
         }
     };
     let (tcp, session) = tls.get_ref();
-    let tail = Tail::of(tcp);
+    let tail = Tail::of(tcp.tcp());
     let certificate = peer_certificate(session.peer_certificates())
         .map_err(|e| AcceptError::Tls { peer, cause: e.to_string() })?;
     if session.alpn_protocol() != Some(b"h2") {
@@ -118,14 +121,14 @@ pub async fn accept(
         .max_pending_accept_reset_streams(PENDING_RESETS)
         .max_local_error_reset_streams(None) // the guard counts them, by time
         .max_concurrent_streams(http2.server_streams)
-        .handshake(tls);
+        .handshake::<_, Piece>(tls);
     let connection = timeout(limits.preface, handshake)
         .await
         .map_err(|_| AcceptError::Http2 { peer, cause: format!("no preface within {:?}", limits.preface) })?
         .map_err(|e| AcceptError::Http2 { peer, cause: e.to_string() })?;
     let expires = certificate.not_after;
     let window = http2.stream_window;
-    Ok(Accepted { peer: certificate.identity, expires, window, connection, tail })
+    Ok(Accepted { peer: certificate.identity, expires, window, outbox: Rc::default(), connection, tail })
 }
 
 impl Accepted {
@@ -158,7 +161,7 @@ impl Accepted {
                     None => break Ok(()),
                     Some(Err(error)) => break Err(error.to_string()),
                     Some(Ok((request, respond))) => {
-                        serve(ConnectRequest { request, respond, window: self.window });
+                        serve(ConnectRequest { request, respond, window: self.window, outbox: Rc::clone(&self.outbox) });
                     }
                 },
                 () = scope.draining(), if !draining => {
@@ -183,8 +186,9 @@ impl Accepted {
 /// One CONNECT, not yet answered. Dropped unanswered it is reset.
 pub struct ConnectRequest {
     request: Request<h2::RecvStream>,
-    respond: h2::server::SendResponse<Bytes>,
+    respond: h2::server::SendResponse<Piece>,
     window: u32,
+    outbox: Rc<Outbox>,
 }
 
 /// Why a stream is refused; with the id it is all that the peer learns.
@@ -224,7 +228,7 @@ impl ConnectRequest {
         }
         let send = self.respond.send_response(response, false)?;
         let recv = RecvHalf::new(self.request.into_body());
-        Ok(Stream { send: SendHalf::new(send), recv, window: self.window })
+        Ok(Stream { send: SendHalf::new(send, &self.outbox), recv, window: self.window })
     }
 
     /// Answers with the status, the denial's id and class, END_STREAM, and nothing else.

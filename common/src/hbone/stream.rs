@@ -3,9 +3,12 @@
 //! The only place where the relay and the HTTP/2 codec meet: a codec of our own takes over by replacing the insides
 //! of these two types.
 
+use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
+
+use super::outbox::{Lane, Outbox, Piece};
 
 /// How a stream ended before its END_STREAM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -46,12 +49,15 @@ pub enum ResetReason {
 }
 
 /// The direction from the app into the tunnel.
-pub struct SendHalf(h2::SendStream<Bytes>);
+pub struct SendHalf {
+    inner: h2::SendStream<Piece>,
+    lane: Rc<Lane>,
+}
 
 impl SendHalf {
-    /// Wraps the codec's half.
-    pub fn new(inner: h2::SendStream<Bytes>) -> Self {
-        Self(inner)
+    /// Wraps the codec's half; `outbox` is the tunnel's.
+    pub fn new(inner: h2::SendStream<Piece>, outbox: &Rc<Outbox>) -> Self {
+        Self { inner, lane: outbox.lane() }
     }
 
     /// Bytes that [`SendHalf::send`] may take now; at least one, at most `want`. Pending while the peer gives no credit
@@ -59,13 +65,14 @@ impl SendHalf {
     ///
     /// **Errors**: the stream or the tunnel is gone.
     pub fn poll_credit(&mut self, cx: &mut Context<'_>, want: usize) -> Poll<Result<usize, StreamEnd>> {
+        let want = ready!(self.lane.poll_room(cx)).min(want);
         loop {
-            let credit = self.0.capacity();
+            let credit = self.inner.capacity();
             if credit > 0 {
                 return Poll::Ready(Ok(credit.min(want)));
             }
-            self.0.reserve_capacity(want);
-            match ready!(self.0.poll_capacity(cx)) {
+            self.inner.reserve_capacity(want);
+            match ready!(self.inner.poll_capacity(cx)) {
                 Some(Ok(_)) => {}
                 Some(Err(error)) => return Poll::Ready(Err(StreamEnd::from_h2(&error))),
                 None => return Poll::Ready(Err(StreamEnd::TunnelLost)),
@@ -75,12 +82,12 @@ impl SendHalf {
 
     /// Gives credit back that is not needed now, so that other streams of the tunnel have it.
     pub fn release_credit(&mut self) {
-        self.0.reserve_capacity(0);
+        self.inner.reserve_capacity(0);
     }
 
     /// Ready when the peer reset the stream or the tunnel broke.
     pub fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<StreamEnd> {
-        Poll::Ready(match ready!(self.0.poll_reset(cx)) {
+        Poll::Ready(match ready!(self.inner.poll_reset(cx)) {
             Ok(reason) => StreamEnd::Reset(reason.into()),
             Err(error) => StreamEnd::from_h2(&error),
         })
@@ -90,19 +97,19 @@ impl SendHalf {
     ///
     /// **Errors**: the stream or the tunnel is gone.
     pub fn send(&mut self, data: Bytes) -> Result<(), StreamEnd> {
-        self.0.send_data(data, false).map_err(|error| StreamEnd::from_h2(&error))
+        self.inner.send_data(self.lane.piece(data), false).map_err(|error| StreamEnd::from_h2(&error))
     }
 
     /// Queues END_STREAM behind all data.
     ///
     /// **Errors**: the stream or the tunnel is gone.
     pub fn finish(&mut self) -> Result<(), StreamEnd> {
-        self.0.send_data(Bytes::new(), true).map_err(|error| StreamEnd::from_h2(&error))
+        self.inner.send_data(self.lane.piece(Bytes::new()), true).map_err(|error| StreamEnd::from_h2(&error))
     }
 
     /// Resets the stream, both directions; what is queued may be lost.
     pub fn reset(&mut self, reason: ResetReason) {
-        self.0.send_reset(match reason {
+        self.inner.send_reset(match reason {
             ResetReason::AppReset => h2::Reason::CONNECT_ERROR,
             ResetReason::Budget => h2::Reason::ENHANCE_YOUR_CALM,
         });

@@ -17,6 +17,8 @@ use tokio::net::TcpStream;
 const READ_MIN: usize = 16 * 1024;
 /// A connection that fills its reads gets there.
 const READ_MAX: usize = 256 * 1024;
+/// A connection that always has more to move lets the others of its worker have their turn after so many bytes.
+pub const TURN: usize = 256 * 1024;
 /// What is read in smaller pieces is copied out of the shared buffer, so that a piece that waits holds no more than
 /// its size.
 const COPY_BELOW: usize = 8 * 1024;
@@ -41,10 +43,10 @@ impl ReadSize {
         self.0
     }
 
-    fn learn(&mut self, got: usize) {
+    fn learn(&mut self, got: usize, asked: usize) {
         if got >= self.0 {
             self.0 = (self.0 * 4).min(READ_MAX);
-        } else if got < self.0 / 8 {
+        } else if got < asked / 8 {
             self.0 = READ_MIN;
         }
     }
@@ -61,9 +63,7 @@ pub fn try_read(from: &TcpStream, size: &mut ReadSize, limit: usize) -> io::Resu
         buffer.reserve(want);
         let read = from.try_read_buf(&mut (&mut *buffer).limit(want));
         let got = read?;
-        if want == size.get() {
-            size.learn(got);
-        }
+        size.learn(got, want);
         if 0 < got && got < want {
             // A short read has emptied the socket: saying so spares the read that would return EAGAIN. What arrives from
             // now on makes an event; a FIN that is there already stays visible.
@@ -74,6 +74,12 @@ pub fn try_read(from: &TcpStream, size: &mut ReadSize, limit: usize) -> io::Resu
         }
         Ok(buffer.split_to(got).freeze())
     })
+}
+
+/// Wakes the task behind all that are ready, once the runtime has looked for new events.
+pub fn yield_turn(cx: &mut Context<'_>) {
+    // Its first poll does just that, and is never ready.
+    let _pending = std::pin::pin!(tokio::task::yield_now()).poll(cx);
 }
 
 /// Which connection broke.
@@ -161,11 +167,13 @@ impl<'a> OneWay<'a> {
             Side::Upstream => Side::Downstream,
         };
         let write_failed = |source| CopyError { side: to_side, source };
+        let mut moved = 0;
         while !self.done {
             while !self.waiting.is_empty() {
                 match self.to.try_write(&self.waiting) {
                     Ok(n) => {
                         count(n as u64);
+                        moved += n;
                         drop(self.waiting.split_to(n));
                     }
                     Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
@@ -173,6 +181,10 @@ impl<'a> OneWay<'a> {
                     }
                     Err(e) => return Poll::Ready(Err(write_failed(e))),
                 }
+            }
+            if moved >= TURN {
+                yield_turn(cx);
+                return Poll::Pending;
             }
             if self.eof {
                 shutdown_write(self.to).map_err(write_failed)?;

@@ -11,6 +11,8 @@ use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::TcpStream;
 
+use super::sys;
+
 /// TCP keepalive: first probe after `time` of silence, then each `interval`; the peer is given up after `retries` probes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Keepalive {
@@ -217,6 +219,33 @@ fn start_connect(socket: &Socket, to: SocketAddr) -> io::Result<bool> {
 /// Turns SO_LINGER(1, 0) on or off: whether closing the socket resets the connection.
 pub fn set_reset_on_drop(socket: impl AsFd, on: bool) -> io::Result<()> {
     SockRef::from(&socket).set_linger(on.then_some(Duration::ZERO))
+}
+
+/// Lets a write succeed only while less than `bytes` wait in the socket for being sent (TCP_NOTSENT_LOWAT).
+pub fn limit_unsent(socket: impl AsFd, bytes: u32) -> io::Result<()> {
+    SockRef::from(&socket).set_tcp_notsent_lowat(bytes)
+}
+
+/// Bytes that were written and that the kernel has not sent yet.
+///
+/// Errors: the kernel's.
+pub fn unsent(socket: impl AsFd) -> io::Result<u32> {
+    Ok(sys::tcp_info(socket)?.0)
+}
+
+/// The shortest round trip of the connection, as the kernel has seen it so far.
+///
+/// Errors: the kernel's.
+pub fn shortest_round_trip(socket: impl AsFd) -> io::Result<Duration> {
+    Ok(Duration::from_micros(sys::tcp_info(socket)?.1.into()))
+}
+
+/// Fixes the receive buffer, which otherwise grows to the system's `tcp_rmem`. The kernel adds as much for its own
+/// bookkeeping.
+///
+/// Errors: without CAP_NET_ADMIN.
+pub fn fix_receive_buffer(socket: impl AsFd, bytes: usize) -> io::Result<()> {
+    Ok(setsockopt(&socket, sockopt::RcvBufForce, &bytes)?)
 }
 
 fn apply(

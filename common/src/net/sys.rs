@@ -21,6 +21,33 @@ pub(super) fn namespace_type(fd: impl AsFd) -> io::Result<libc::c_int> {
     if kind < 0 { Err(io::Error::last_os_error()) } else { Ok(kind) }
 }
 
+/// Where the kernel's `struct tcp_info` has what is used of it; its fields never move. Source: linux/tcp.h.
+const TCPI_NOTSENT_BYTES: usize = 144;
+const TCPI_MIN_RTT: usize = 148;
+const TCP_INFO_USED: usize = 152;
+
+/// Bytes that the kernel has not sent yet, and the shortest round trip it has seen, in microseconds.
+///
+/// Errors: the kernel's; `Unsupported` when it is too old to know (Linux 4.6).
+pub(super) fn tcp_info(fd: impl AsFd) -> io::Result<(u32, u32)> {
+    let mut info = [0_u8; TCP_INFO_USED];
+    let mut size = libc::socklen_t::try_from(info.len()).unwrap_or(0);
+    // SAFETY: the pointer and the size describe `info`, a local that outlives the call; the kernel writes no more than
+    // `size` bytes and says there how many.
+    let done = unsafe {
+        let at = info.as_mut_ptr().cast::<libc::c_void>();
+        libc::getsockopt(fd.as_fd().as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, at, &raw mut size)
+    };
+    if done < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let field = |at: usize| {
+        let bytes = info.get(at..at + 4).filter(|_| size as usize >= at + 4)?;
+        bytes.try_into().ok().map(u32::from_ne_bytes)
+    };
+    field(TCPI_NOTSENT_BYTES).zip(field(TCPI_MIN_RTT)).ok_or_else(|| io::ErrorKind::Unsupported.into())
+}
+
 /// Sets a socket option whose value is a C `int`.
 ///
 /// Errors: the kernel's, among them `ENOPROTOOPT` where it does not know the option.

@@ -12,6 +12,7 @@ use tokio::time::{Instant, timeout};
 use super::*;
 use crate::hbone::budget::Budget;
 use crate::hbone::fixtures::local;
+use crate::hbone::outbox::Piece;
 use crate::task::Scope;
 
 /// A relay between an app on loopback TCP and a peer whose HTTP/2 frames the test sends itself.
@@ -54,11 +55,11 @@ async fn rig(window: u32, limit: u64) -> Rig {
         builder
             .initial_window_size(window)
             .initial_connection_window_size(crate::hbone::Http2::default().connection_window);
-        let mut connection = builder.handshake::<_, Bytes>(near).await.unwrap();
+        let mut connection = builder.handshake::<_, Piece>(near).await.unwrap();
         let (request, mut respond) = connection.accept().await.unwrap().unwrap();
         let send = respond.send_response(http::Response::new(()), false).unwrap();
         scope.spawn_local(async move { while let Some(Ok(_)) = connection.accept().await {} });
-        Stream { send: SendHalf::new(send), recv: RecvHalf::new(request.into_body()), window }
+        Stream { send: SendHalf::new(send, &Rc::default()), recv: RecvHalf::new(request.into_body()), window }
     };
     let client = async {
         let (mut client, connection) = h2::client::handshake(far).await.unwrap();

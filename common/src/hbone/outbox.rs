@@ -1,0 +1,221 @@
+//! Bytes on their way from apps into one tunnel: how many may wait for the socket, in pieces of what size, and who waits.
+//!
+//! The codec sends the streams that have something in turn, one piece each. So that a small request waits for little, a
+//! piece is small while several streams send, and what all of them have waiting is bounded. A stream with nothing
+//! waiting never waits for the others' room.
+
+use std::cell::{Cell, RefCell};
+use std::rc::{Rc, Weak};
+use std::task::{Context, Poll, Waker};
+
+use bytes::{Buf, Bytes};
+
+/// Bytes of one tunnel that may wait in the codec, but for one [`SMALL`] piece of each stream that has none there.
+pub(super) const TUNNEL: usize = 256 * 1024;
+/// Largest piece, and so the largest DATA frame, while several streams send.
+pub(super) const PIECE: usize = 64 * 1024;
+/// Of a stream that has nothing waiting, so much is taken however much the others have.
+pub(super) const SMALL: usize = 16 * 1024;
+/// A stream after which no other has sent anything for so many bytes is alone, and may send larger frames.
+const ALONE: u64 = 16 << 20;
+
+/// What waits in one tunnel. Not `Send`: it lives on its worker.
+#[derive(Default)]
+pub struct Outbox {
+    queued: Cell<usize>,
+    /// The lane that sent last, and what it has sent since another one did.
+    last: Cell<u64>,
+    run: Cell<u64>,
+    lanes: Cell<u64>,
+    waiting: RefCell<Vec<Weak<Lane>>>,
+}
+
+impl Outbox {
+    /// Bytes that wait in the codec.
+    pub fn queued(&self) -> usize {
+        self.queued.get()
+    }
+
+    /// A stream's part of it.
+    pub(super) fn lane(self: &Rc<Self>) -> Rc<Lane> {
+        self.lanes.set(self.lanes.get() + 1);
+        Rc::new(Lane {
+            outbox: Rc::clone(self),
+            id: self.lanes.get(),
+            queued: Cell::new(0),
+            waker: RefCell::new(None),
+        })
+    }
+
+    fn release(&self, bytes: usize) {
+        let before = self.queued.get();
+        self.queued.set(before - bytes);
+        // Half empty, all are woken: whoever then has no use for the room keeps nobody from it.
+        if before > TUNNEL / 2 && self.queued.get() <= TUNNEL / 2 {
+            for lane in self.waiting.borrow_mut().drain(..).filter_map(|lane| lane.upgrade()) {
+                lane.wake();
+            }
+        }
+    }
+}
+
+/// One stream's bytes that wait in its tunnel.
+pub(super) struct Lane {
+    outbox: Rc<Outbox>,
+    id: u64,
+    queued: Cell<usize>,
+    waker: RefCell<Option<Waker>>,
+}
+
+impl Lane {
+    /// How many bytes may be queued now, at least one. Pending while the tunnel, or the stream's part of it, is full.
+    pub(super) fn poll_room(self: &Rc<Self>, cx: &Context<'_>) -> Poll<usize> {
+        let (mine, all) = (self.queued.get(), self.outbox.queued());
+        let room = match mine {
+            _ if self.is_alone() => TUNNEL.saturating_sub(mine),
+            0 if all >= TUNNEL => SMALL,
+            0 => PIECE,
+            _ if all >= TUNNEL => 0,
+            _ => PIECE.saturating_sub(mine),
+        };
+        if room > 0 {
+            return Poll::Ready(room);
+        }
+        if self.waker.borrow_mut().replace(cx.waker().clone()).is_none() {
+            self.outbox.waiting.borrow_mut().push(Rc::downgrade(self));
+        }
+        Poll::Pending
+    }
+
+    /// Whether no other stream has sent for a while.
+    fn is_alone(&self) -> bool {
+        self.outbox.last.get() == self.id && self.outbox.run.get() >= ALONE
+    }
+
+    /// Takes the bytes into account until the piece has been written or dropped.
+    pub(super) fn piece(self: &Rc<Self>, data: Bytes) -> Piece {
+        let outbox = &self.outbox;
+        let run = if outbox.last.replace(self.id) == self.id { outbox.run.get() } else { 0 };
+        outbox.run.set(run.saturating_add(data.len() as u64));
+        self.queued.set(self.queued.get() + data.len());
+        outbox.queued.set(outbox.queued() + data.len());
+        Piece { data, lane: Rc::clone(self) }
+    }
+
+    fn release(&self, bytes: usize) {
+        self.queued.set(self.queued.get() - bytes);
+        self.outbox.release(bytes);
+        if self.queued.get() == 0 {
+            self.wake();
+        }
+    }
+
+    fn wake(&self) {
+        if let Some(waker) = self.waker.borrow_mut().take() {
+            waker.wake();
+        }
+    }
+}
+
+/// Bytes in the codec that count as waiting until they are written.
+pub struct Piece {
+    data: Bytes,
+    lane: Rc<Lane>,
+}
+
+impl Buf for Piece {
+    fn remaining(&self) -> usize {
+        self.data.remaining()
+    }
+
+    fn chunk(&self) -> &[u8] {
+        self.data.chunk()
+    }
+
+    fn advance(&mut self, count: usize) {
+        self.data.advance(count);
+        self.lane.release(count);
+    }
+}
+
+impl Drop for Piece {
+    fn drop(&mut self) {
+        self.lane.release(self.data.len());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn room(lane: &Rc<Lane>) -> Option<usize> {
+        match lane.poll_room(&Context::from_waker(Waker::noop())) {
+            Poll::Ready(room) => Some(room),
+            Poll::Pending => None,
+        }
+    }
+
+    /// Queues as much as there is room for.
+    fn fill(lane: &Rc<Lane>) -> Vec<Piece> {
+        std::iter::from_fn(|| room(lane).map(|room| lane.piece(vec![0; room].into()))).collect()
+    }
+
+    #[test]
+    fn a_tunnel_holds_its_limit_and_a_small_piece_of_each_stream() {
+        let outbox = Rc::<Outbox>::default();
+        let lanes: Vec<_> = (0..50).map(|_| outbox.lane()).collect();
+        let held: Vec<_> = lanes.iter().map(fill).collect();
+        assert!(outbox.queued() <= TUNNEL + 50 * SMALL, "{}", outbox.queued());
+        let sizes = || held.iter().flatten().map(Buf::remaining);
+        assert!(sizes().all(|size| size <= PIECE) && held.iter().all(|pieces| !pieces.is_empty()));
+        let small = outbox.lane();
+        assert_eq!(room(&small), Some(SMALL), "a stream with nothing waiting does not wait for the others");
+        drop(held);
+        assert_eq!(outbox.queued(), 0);
+    }
+
+    #[test]
+    fn only_a_stream_that_is_alone_gets_more_than_a_piece() {
+        let outbox = Rc::<Outbox>::default();
+        let (bulk, small) = (outbox.lane(), outbox.lane());
+        for _ in 0..ALONE / PIECE as u64 {
+            assert_eq!(room(&bulk), Some(PIECE));
+            drop(bulk.piece(vec![0; PIECE].into()));
+        }
+        assert_eq!(room(&bulk), Some(TUNNEL));
+        drop(small.piece(vec![0; 1].into()));
+        assert_eq!(room(&bulk), Some(PIECE), "another stream has sent");
+    }
+
+    #[test]
+    fn a_tunnel_half_empty_wakes_all_who_wait() {
+        struct Count(std::sync::atomic::AtomicUsize);
+        impl std::task::Wake for Count {
+            fn wake(self: std::sync::Arc<Self>) {
+                self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            }
+        }
+        let count = std::sync::Arc::new(Count(0.into()));
+        let waker = Waker::from(std::sync::Arc::clone(&count));
+        let outbox = Rc::<Outbox>::default();
+        let lanes: Vec<_> = (0..8).map(|_| outbox.lane()).collect();
+        let mut held: Vec<_> = lanes.iter().map(fill).collect();
+        let waits = |lane| Lane::poll_room(lane, &Context::from_waker(&waker)).is_pending();
+        assert!(lanes.iter().all(waits));
+        while outbox.queued() > TUNNEL / 2 {
+            held.pop();
+        }
+        assert_eq!(count.0.load(std::sync::atomic::Ordering::Relaxed), 8);
+    }
+
+    #[test]
+    fn what_is_written_makes_room_before_the_piece_is_gone() {
+        let outbox = Rc::<Outbox>::default();
+        let lane = outbox.lane();
+        let mut piece = lane.piece(vec![0; 1000].into());
+        piece.advance(400);
+        assert_eq!(outbox.queued(), 600);
+        drop(piece);
+        assert_eq!(outbox.queued(), 0);
+    }
+}

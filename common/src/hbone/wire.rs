@@ -1,0 +1,176 @@
+//! A tunnel's TCP connection: what may wait in its buffers, and how much is read from it before others have a turn.
+//!
+//! All streams of a tunnel share one queue in each socket, and the newest byte waits behind all others. Both queues are
+//! therefore kept as short as the path allows: the sender's by TCP_NOTSENT_LOWAT, the receiver's by a buffer that fits
+//! the round trip. Left alone, the kernel lets several MiB wait there, and a small request beside a bulk stream takes
+//! milliseconds.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+use crate::net::copy::yield_turn;
+use crate::net::socket;
+
+/// Bytes that may wait in the socket for being sent.
+const UNSENT: u32 = 64 * 1024;
+/// Bytes read before the other tasks of the worker have a turn.
+const TURN: usize = 64 * 1024;
+/// The receive buffer of a path without length, within a machine or a rack.
+const RECEIVE_MIN: usize = 256 * 1024;
+/// A longer path gets what this rate, well above what one tunnel moves, has under way in two round trips.
+const BYTES_PER_MICROSECOND: usize = 2_000;
+/// A path that needs this much is left to the kernel, which grows the buffer by use.
+const RECEIVE_MAX: usize = 4 << 20;
+
+/// Between TLS and TCP.
+pub(super) struct Wire {
+    tcp: TcpStream,
+    /// Bytes read in this turn.
+    read: usize,
+}
+
+impl Wire {
+    /// **Shape**: `tcp` is connected, so that its round trip is known.
+    pub(super) fn new(tcp: TcpStream) -> Self {
+        // Each is an improvement where the kernel grants it, and the tunnel works without.
+        let _unknown = socket::limit_unsent(&tcp, UNSENT);
+        let fitting = socket::shortest_round_trip(&tcp).ok().and_then(receive_buffer);
+        let _left_alone = fitting.map(|bytes| socket::fix_receive_buffer(&tcp, bytes));
+        Self { tcp, read: 0 }
+    }
+
+    pub(super) fn tcp(&self) -> &TcpStream {
+        &self.tcp
+    }
+
+    pub(super) fn into_tcp(self) -> TcpStream {
+        self.tcp
+    }
+}
+
+/// What the receive buffer of a path is fixed at, if it is.
+fn receive_buffer(round_trip: Duration) -> Option<usize> {
+    let micros = usize::try_from(round_trip.as_micros()).unwrap_or(usize::MAX);
+    let bytes = micros.saturating_mul(2 * BYTES_PER_MICROSECOND);
+    (bytes < RECEIVE_MAX).then_some(bytes.max(RECEIVE_MIN))
+}
+
+impl AsyncRead for Wire {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.read >= TURN {
+            self.read = 0;
+            yield_turn(cx);
+            return Poll::Pending;
+        }
+        let before = buf.filled().len();
+        let polled = Pin::new(&mut self.tcp).poll_read(cx, buf);
+        self.read = if polled.is_ready() { self.read + buf.filled().len() - before } else { 0 };
+        polled
+    }
+}
+
+impl AsyncWrite for Wire {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.tcp).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.tcp).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.tcp.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tcp).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tcp).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::pin::pin;
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    async fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        (near, listener.accept().await.unwrap().0)
+    }
+
+    #[test]
+    fn the_buffer_fits_the_path_and_never_caps_a_long_one() {
+        for (micros, bytes) in [
+            (0, Some(RECEIVE_MIN)),
+            (40, Some(RECEIVE_MIN)),
+            (200, Some(800_000)),
+            (1_000, Some(4_000_000)),
+            (1_100, None),
+            (100_000, None),
+        ] {
+            assert_eq!(receive_buffer(Duration::from_micros(micros)), bytes, "{micros} us");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_a_peer_does_not_take_waits_with_the_writer() {
+        let (near, far) = pair().await;
+        let (mut wire, _far) = (Wire::new(near), Wire::new(far));
+        let piece = vec![0; 16 * 1024];
+        let mut written = 0;
+        // Until nothing moves any more: the other end reads nothing.
+        while let Ok(done) = tokio::time::timeout(Duration::from_millis(200), wire.write(&piece)).await {
+            written += done.unwrap();
+        }
+        let unsent = socket::unsent(wire.tcp()).unwrap();
+        assert!(unsent <= UNSENT + 16 * 1024, "{unsent} bytes wait unsent");
+        assert!(written < 3 << 20, "{written} bytes wait in both sockets");
+    }
+
+    #[tokio::test]
+    async fn a_reader_with_always_more_yields_after_a_turn() {
+        let (mut near, far) = pair().await;
+        let sender = async {
+            let _reader_left = near.write_all(&vec![0; 4 << 20]).await;
+        };
+        let mut wire = Wire::new(far);
+        let reader = async {
+            let (mut polls, mut read, mut buffer) = (0, 0, vec![0; 16 * 1024]);
+            let mut whole = pin!(async {
+                while read < 4 << 20 {
+                    read += wire.read(&mut buffer).await.unwrap();
+                }
+            });
+            poll_fn(|cx| {
+                polls += 1;
+                whole.as_mut().poll(cx)
+            })
+            .await;
+            polls
+        };
+        let ((), polls) = tokio::join!(sender, reader);
+        assert!(polls >= (4 << 20) / (TURN + 16 * 1024), "{polls} polls");
+    }
+}
