@@ -109,7 +109,7 @@ async fn agent(settings: &Settings, telemetry: Arc<Telemetry>) -> Result<(), App
     let (traffic, mut essential) = (Scope::new(), Essential::new());
     let (workers, threads) = Workers::start(settings.workers(), &shared, &traffic)?;
     let metrics = Arc::clone(shared.telemetry.metrics());
-    metrics.workers(threads.len());
+    metrics.watch_tasks(&traffic);
     let capture = CaptureSettings {
         ipv6: settings.capture.ipv6,
         mark: settings.capture.packet_mark,

@@ -39,7 +39,8 @@ struct Client {
 /// Serves one accepted connection of port 15008.
 pub(crate) async fn serve(worker: &Rc<Worker>, pod: &Arc<Pod>, tcp: TcpStream, src: SocketAddr) {
     let shared = &worker.shared;
-    let count = |result| shared.telemetry.metrics().handshake(Side::Server, result);
+    let start = Instant::now();
+    let count = |result| shared.telemetry.metrics().handshake(Side::Server, result, start.elapsed());
     let early = |dst, failure| shared.early(Reporter::Destination, (src, dst), None, failure);
     let workload = match pod.workload(&shared.state.snapshot()) {
         Ok(workload) => workload,
@@ -125,7 +126,8 @@ impl StreamError {
 async fn serve_stream(worker: &Rc<Worker>, pod: &Arc<Pod>, client: &Client, mut request: ConnectRequest) {
     let shared = &worker.shared;
     let start = Instant::now();
-    let _open = shared.telemetry.metrics().socket(Reporter::Destination);
+    let metrics = shared.telemetry.metrics();
+    let _open = (metrics.socket(Reporter::Destination), metrics.stream(Side::Server));
     let routed = match route(shared, pod, client, &request) {
         Ok(routed) => routed,
         Err((refusal, error)) => {

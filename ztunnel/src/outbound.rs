@@ -16,7 +16,7 @@ use culvert_common::hbone::relay::{RelayError, relay};
 use culvert_common::net::copy::{CopyError, broken, copy_both_ways};
 use culvert_common::net::socket::{ConnectError, original_destination, set_reset_on_drop};
 use culvert_common::telemetry::ResponseFlag;
-use culvert_common::telemetry::{Connection, DenialNote, Failure, Reporter};
+use culvert_common::telemetry::{Connection, DenialNote, Failure, Reporter, Side};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
@@ -134,6 +134,7 @@ async fn carry(
             orderly(&upstream);
         }
         Upstream::Tunnel(opened) => {
+            let _open = worker.shared.telemetry.metrics().stream(Side::Client);
             relay(app, opened.stream, &worker.board, to_server, to_client).await?;
             drop(opened.slot);
         }

@@ -116,7 +116,7 @@ impl Workers {
                     shared,
                     load,
                 });
-                worker.run(receiver, &scope);
+                worker.run(i, receiver, &scope);
             })
         });
         let threads = threads.collect::<Result<_, _>>()?;
@@ -151,7 +151,7 @@ impl Workers {
 }
 
 impl Worker {
-    fn run(self: Rc<Self>, mut commands: mpsc::Receiver<Command>, scope: &Scope) {
+    fn run(self: Rc<Self>, number: usize, mut commands: mpsc::Receiver<Command>, scope: &Scope) {
         let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => runtime,
             Err(error) => {
@@ -159,6 +159,7 @@ impl Worker {
                 std::process::abort();
             }
         };
+        self.shared.telemetry.metrics().watch_worker(number, runtime.metrics());
         let local = tokio::task::LocalSet::new();
         local.block_on(&runtime, async {
             let tick = Rc::clone(&self);
@@ -277,6 +278,8 @@ impl Worker {
             });
             drop(snapshot);
             self.board.sweep(Instant::now());
+            let (waits, waited) = self.pool.take_waits();
+            self.shared.telemetry.metrics().pool_waits(waits, waited);
         }
     }
 }

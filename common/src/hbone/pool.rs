@@ -46,6 +46,8 @@ const TRIES: usize = 3;
 #[derive(Default)]
 pub struct Pool {
     pairs: RefCell<HashMap<Key, Rc<Pair>>>,
+    /// Connections that waited for a new tunnel, and for how long together, since they were last taken.
+    waits: Cell<(u64, Duration)>,
 }
 
 /// The tunnels of one key.
@@ -81,6 +83,19 @@ impl Drop for DialGuard<'_> {
         self.dial.done.set(true);
         self.pair.dial.borrow_mut().take();
         self.dial.ended.notify_waiters();
+    }
+}
+
+/// A connection that waits for a new tunnel; counted when it ends, however it does.
+struct Wait<'a> {
+    pool: &'a Pool,
+    began: Instant,
+}
+
+impl Drop for Wait<'_> {
+    fn drop(&mut self) {
+        let (waits, waited) = self.pool.waits.get();
+        self.pool.waits.set((waits + 1, waited + self.began.elapsed()));
     }
 }
 
@@ -125,6 +140,10 @@ impl Pool {
                 None => Rc::clone(pairs.entry(key.clone()).or_default()),
             }
         };
+        if let Some(slot) = pair.free_slot() {
+            return Ok(slot);
+        }
+        let _waits = Wait { pool: self, began: Instant::now() };
         loop {
             if let Some(slot) = pair.free_slot() {
                 return Ok(slot);
@@ -167,6 +186,11 @@ impl Pool {
             pair.tunnels.borrow_mut().retain(usable);
             !pair.tunnels.borrow().is_empty() || pair.dial.borrow().is_some()
         });
+    }
+
+    /// How many connections found no tunnel with room since this was last asked, and how long they waited together.
+    pub fn take_waits(&self) -> (u64, Duration) {
+        self.waits.take()
     }
 
     /// Tunnels that may take streams.

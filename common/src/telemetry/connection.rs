@@ -187,6 +187,7 @@ impl Telemetry {
     pub fn early_failure(&self, early: &Early<'_>) {
         let failure = early.failure;
         self.metrics.refused(early.reporter, failure.class());
+        self.metrics.failed_early(early.reporter, failure.class());
         self.denials.push(Denial::of_early(early, SystemTime::now()));
         if !self.logger.logs_access(Level::WARN) {
             return;

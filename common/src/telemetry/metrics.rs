@@ -1,20 +1,24 @@
 //! All metrics of a process behind small typed methods. `docs/metrics.md` describes each.
 
 pub(super) mod groups;
+mod times;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use nix::sys::resource::{Resource, getrlimit};
 use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry};
+use tokio::runtime::RuntimeMetrics;
 
-use self::groups::{Config, Pods, Process, counter, counters, gauges};
+use self::groups::{Config, Pods, Process, Tunnels, counter, counters, gauges};
+use self::times::{ConfigTimes, Runtimes};
 use super::connection::Reporter;
 use super::encode::{Kind, Scrape, push_label};
 use super::logging::Logger;
 use super::reach::ReachMetrics;
 use super::traffic::Traffic;
+use crate::task::Scope;
 use crate::types::SpiffeId;
 
 const NO_LABELS: [&str; 0] = [];
@@ -104,12 +108,16 @@ pub struct Metrics {
     pods: Pods,
     process: Process,
     refusals: IntCounterVec,
-    tunnels: IntGaugeVec,
-    handshakes: IntCounterVec,
+    early_failures: IntCounterVec,
+    tunnels: Tunnels,
+    /// Children of the streams' family, looked up once: every stream needs one.
+    streams_of: [OnceLock<IntGauge>; 2],
     budget_resets: IntCounter,
     admin_refused: IntCounterVec,
+    runtimes: Mutex<Runtimes>,
     config: Config,
     violations: IntCounterVec,
+    config_times: Mutex<ConfigTimes>,
     certificates: Mutex<BTreeMap<String, SystemTime>>,
     log: OnceLock<Logger>,
 }
@@ -138,13 +146,14 @@ impl Metrics {
                 "Connections refused, by class, those refused before they were routed included.",
                 &["reporter", "class"],
             ),
-            tunnels: gauges(r, "culvert_hbone_tunnels_open", "HBONE tunnels that are open.", &["side"]),
-            handshakes: counters(
+            early_failures: counters(
                 r,
-                "culvert_hbone_handshakes_total",
-                "HBONE tunnels set up or attempted, by result.",
-                &["side", "result"],
+                "culvert_early_failures_total",
+                "Connections that failed before they were routed, by class.",
+                &["reporter", "class"],
             ),
+            tunnels: Tunnels::new(r),
+            streams_of: Default::default(),
             budget_resets: counter(
                 r,
                 "culvert_hbone_budget_resets_total",
@@ -162,7 +171,9 @@ impl Metrics {
                 "Requests to the admin pages that were refused.",
                 &["reason"],
             ),
+            runtimes: Mutex::default(),
             config: Config::new(r),
+            config_times: Mutex::default(),
             certificates: Mutex::default(),
             log: OnceLock::new(),
             registry,
@@ -172,6 +183,11 @@ impl Metrics {
     /// Counts a refusal under its class.
     pub fn refused(&self, reporter: Reporter, class: &'static str) {
         self.refusals.with_label_values(&[reporter.as_str(), class]).inc();
+    }
+
+    /// Counts a connection that failed before it was routed, under the class of its refusal.
+    pub(super) fn failed_early(&self, reporter: Reporter, class: &'static str) {
+        self.early_failures.with_label_values(&[reporter.as_str(), class]).inc();
     }
 
     /// Counts an accepted socket for as long as the answer lives.
@@ -187,12 +203,30 @@ impl Metrics {
 
     /// Counts an open tunnel for as long as the answer lives.
     pub fn tunnel(&self, side: Side) -> Counted {
-        Counted::new(self.tunnels.with_label_values(&[side.as_str()]))
+        Counted::new(self.tunnels.open.with_label_values(&[side.as_str()]))
     }
 
-    /// Counts the set-up of a tunnel, whether it came up or not.
-    pub fn handshake(&self, side: Side, result: Handshake) {
-        self.handshakes.with_label_values(&[side.as_str(), result.as_str()]).inc();
+    /// Counts an open stream of a tunnel for as long as the answer lives.
+    pub fn stream(&self, side: Side) -> Counted {
+        let child = || self.tunnels.streams.with_label_values(&[side.as_str()]);
+        let [client, server] = &self.streams_of;
+        let known = match side {
+            Side::Client => client,
+            Side::Server => server,
+        };
+        Counted::new(known.get_or_init(child).clone())
+    }
+
+    /// Counts the set-up of a tunnel, whether it came up or not, and how long it took.
+    pub fn handshake(&self, side: Side, result: Handshake, took: Duration) {
+        self.tunnels.handshakes.with_label_values(&[side.as_str(), result.as_str()]).inc();
+        self.tunnels.handshake_seconds.with_label_values(&[side.as_str()]).inc_by(took.as_secs_f64());
+    }
+
+    /// So many connections more waited for a new tunnel, together for so long.
+    pub fn pool_waits(&self, waits: u64, waited: Duration) {
+        self.tunnels.waits.inc_by(waits);
+        self.tunnels.wait_seconds.inc_by(waited.as_secs_f64());
     }
 
     /// Counts a stalled stream that was reset for the budget's sake.
@@ -231,9 +265,14 @@ impl Metrics {
         &self.reach
     }
 
-    /// Number of traffic workers.
-    pub fn workers(&self, count: usize) {
-        self.process.workers.set(as_gauge(count));
+    /// Also tell how busy the runtime of the traffic worker with this number is.
+    pub fn watch_worker(&self, number: usize, runtime: RuntimeMetrics) {
+        self.runtimes.lock().unwrap_or_else(PoisonError::into_inner).workers.insert(number, runtime);
+    }
+
+    /// Also tell how many tasks this scope has.
+    pub fn watch_tasks(&self, scope: &Scope) {
+        self.runtimes.lock().unwrap_or_else(PoisonError::into_inner).tasks = Some(scope.clone());
     }
 
     /// A certificate of ours is valid until `not_after`. It is forgotten by [`Metrics::certificate_gone`].
@@ -251,12 +290,18 @@ impl Metrics {
         self.config.revision.set(i64::try_from(revision).unwrap_or(i64::MAX));
         self.config.problems.set(as_gauge(problems));
         self.config.successful.with_label_values(&NO_LABELS).set(1);
+        self.config_times().taken(Instant::now());
     }
 
     /// A reload was refused for these problems; what was in force stays.
     pub fn config_refused(&self, problems: usize) {
         self.config.problems.set(as_gauge(problems));
         self.config.successful.with_label_values(&NO_LABELS).set(0);
+        self.config_times().refused(Instant::now());
+    }
+
+    fn config_times(&self) -> std::sync::MutexGuard<'_, ConfigTimes> {
+        self.config_times.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Also tell how many lines this logger lost.
@@ -270,8 +315,12 @@ impl Metrics {
     pub fn encode(&self, openmetrics: bool) -> String {
         self.read_descriptors();
         let mut scrape = Scrape::new(openmetrics);
+        let now = Instant::now();
+        self.traffic.forget(self.traffic.seconds(now));
         self.traffic.encode(&mut scrape);
         self.encode_registry(&mut scrape);
+        self.runtimes.lock().unwrap_or_else(PoisonError::into_inner).encode(&mut scrape);
+        self.config_times().encode(&mut scrape, now);
         self.encode_certificates(&mut scrape, SystemTime::now());
         if let Some(log) = self.log.get() {
             let name = "culvert_log_lines_dropped_total";

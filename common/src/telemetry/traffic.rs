@@ -16,6 +16,8 @@ use crate::model::Workload;
 const MAX_PAIRS: usize = 10_000;
 /// A pair is forgotten only if none of its connections is open and none was opened for this many seconds.
 const IDLE_SECONDS: u32 = 600;
+/// What was not used for so long is forgotten at the next scrape, full table or not: its pods are gone, or might be.
+const FORGET_SECONDS: u32 = 6 * 3600;
 /// A full table is searched for idle pairs at most once in this many seconds.
 const SWEEP_SECONDS: u32 = 10;
 
@@ -204,6 +206,11 @@ impl Traffic {
         pair
     }
 
+    /// Forgets pairs that have no open connection and had no new one for hours.
+    pub(super) fn forget(&self, seconds: u32) {
+        self.lock().retain_used_within(FORGET_SECONDS, seconds);
+    }
+
     /// Writes the five families.
     pub(super) fn encode(&self, scrape: &mut Scrape) {
         // Only the handles are taken under the lock, so that no worker waits for the rendering.
@@ -238,12 +245,16 @@ impl Table {
             return false;
         }
         self.swept = seconds.max(1);
+        self.retain_used_within(IDLE_SECONDS, seconds);
+        self.pairs.len() < MAX_PAIRS
+    }
+
+    fn retain_used_within(&mut self, limit: u32, seconds: u32) {
         self.pairs.retain(|pair| {
             let idle = seconds.saturating_sub(pair.0.used.load(Relaxed));
             // Workers' caches hold weak references, so a second strong one is an open connection.
-            Arc::strong_count(&pair.0) > 1 || idle < IDLE_SECONDS
+            Arc::strong_count(&pair.0) > 1 || idle < limit
         });
-        self.pairs.len() < MAX_PAIRS
     }
 }
 

@@ -303,7 +303,8 @@ async fn establish(
     limits: &Limits,
 ) -> Result<Rc<Tunnel>, OpenError> {
     let shared = &worker.shared;
-    let count = |result| shared.telemetry.metrics().handshake(Side::Client, result);
+    let start = Instant::now();
+    let count = |result| shared.telemetry.metrics().handshake(Side::Client, result, start.elapsed());
     let certificate = match shared.certs.current(&key.identity) {
         Some(certificate) => certificate,
         None => shared.certs.wait(&key.identity, CERTIFICATE_WAIT).await.map_err(|error| {

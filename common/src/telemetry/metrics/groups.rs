@@ -1,7 +1,7 @@
 //! Families that belong together, and how a family is registered.
 
 use prometheus::core::Collector;
-use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+use prometheus::{Counter, CounterVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 
 /// Capture of pods.
 pub(super) struct Pods {
@@ -30,7 +30,6 @@ impl Pods {
 pub(super) struct Process {
     pub(super) open_fds: IntGauge,
     pub(super) max_fds: IntGauge,
-    pub(super) workers: IntGauge,
 }
 
 impl Process {
@@ -38,7 +37,44 @@ impl Process {
         Self {
             open_fds: gauge(r, "process_open_fds", "Open file descriptors."),
             max_fds: gauge(r, "process_max_fds", "Limit on open file descriptors."),
-            workers: gauge(r, "tokio_num_workers", "Traffic workers."),
+        }
+    }
+}
+
+/// Tunnels: how many, how they came up, what waited for them.
+pub(super) struct Tunnels {
+    pub(super) open: IntGaugeVec,
+    pub(super) streams: IntGaugeVec,
+    pub(super) handshakes: IntCounterVec,
+    pub(super) handshake_seconds: CounterVec,
+    pub(super) waits: IntCounter,
+    pub(super) wait_seconds: Counter,
+}
+
+impl Tunnels {
+    pub(super) fn new(r: &Registry) -> Self {
+        let (took, waited) = (
+            "Seconds that all attempts to set a tunnel up took, the TCP connect included at the client.",
+            "Outgoing connections that found no tunnel with room and waited for a new one.",
+        );
+        Self {
+            open: gauges(r, "culvert_hbone_tunnels_open", "HBONE tunnels that are open.", &["side"]),
+            streams: gauges(r, "culvert_hbone_streams_open", "Streams open in all tunnels.", &["side"]),
+            handshakes: counters(
+                r,
+                "culvert_hbone_handshakes_total",
+                "HBONE tunnels set up or attempted, by result.",
+                &["side", "result"],
+            ),
+            handshake_seconds: register(
+                r,
+                CounterVec::new(Opts::new("culvert_hbone_handshake_seconds_total", took), &["side"]),
+            ),
+            waits: counter(r, "culvert_hbone_pool_waits_total", waited),
+            wait_seconds: register(
+                r,
+                Counter::new("culvert_hbone_pool_wait_seconds_total", "Seconds that all of them waited."),
+            ),
         }
     }
 }

@@ -137,3 +137,22 @@ fn bytes_of_many_threads_add_up() {
     assert_eq!(value("istio_tcp_received_bytes_total{"), "16000");
     assert_eq!(value("istio_tcp_sent_bytes_total{"), "24000");
 }
+
+#[test]
+fn what_nobody_uses_for_hours_is_forgotten_unless_it_is_open() {
+    let traffic = Traffic::new();
+    let open = traffic.pair(&outbound(), 0);
+    open.open(0);
+    traffic.pair(&unknown(), 0).open(0);
+    let series =
+        || text(&traffic).lines().filter(|l| l.starts_with("istio_tcp_connections_opened_total{")).count();
+    traffic.forget(FORGET_SECONDS - 1);
+    assert_eq!(series(), 2);
+    traffic.forget(FORGET_SECONDS);
+    assert_eq!(series(), 1);
+    drop(open);
+    traffic.forget(FORGET_SECONDS);
+    assert_eq!(series(), 0);
+    traffic.pair(&unknown(), FORGET_SECONDS).open(FORGET_SECONDS);
+    assert_eq!(series(), 1);
+}
