@@ -1,5 +1,6 @@
-//! Faults of a whole node: agents killed at random moments, a wire that goes silent.
+//! Faults of a whole node: agents killed at random moments, a wire that goes silent, an hour of churn in a minute.
 
+use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Shutdown, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -8,8 +9,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
 use culvert::lab::{Place, Pod, pause, wait_until};
-use culvert_tests::mesh::{Mesh, SOON, log_of};
-use culvert_tests::net::{Acceptor, End, Pattern, Server, connect, read_to_end, try_out};
+use culvert_tests::mesh::{Mesh, SOON, fds, log_of, rss};
+use culvert_tests::net::{Acceptor, End, Pattern, Server, connect, read_to_end, reset, try_out};
 
 const PORT: u16 = 8080;
 const MARKER: &[u8] = b"never-in-plaintext";
@@ -211,6 +212,125 @@ fn a_silent_wire_loses_nothing() {
     first.extend(rest);
     assert!(end == End::Fin && first == Pattern::bytes(7, LEN), "{} of {LEN} bytes, {end:?}", first.len());
     drop((near, far, acceptor));
+    mesh.finish();
+}
+
+/// What an agent holds.
+#[derive(Debug)]
+struct Held {
+    rss: u64,
+    fds: usize,
+}
+
+fn held(mesh: &Mesh, node: &str) -> Held {
+    let agent = mesh.agent(node);
+    Held { rss: rss(agent.pid()), fds: fds(agent.pid()) }
+}
+
+/// One connection, ended in one of the ways connections end.
+fn short_life(n: u64, from: &Place, to: (IpAddr, u16)) -> std::io::Result<()> {
+    let mut stream = connect(from, to)?;
+    let text = n.to_le_bytes();
+    let mut back = [0; 8];
+    stream.write_all(&text)?;
+    match n % 4 {
+        0 => reset(stream),
+        1 => drop(stream),
+        2 => {
+            stream.read_exact(&mut back)?;
+            drop(stream);
+        }
+        _ => {
+            stream.shutdown(Shutdown::Write)?;
+            let (bytes, end) = read_to_end(&mut stream);
+            if (&bytes[..], &end) != (&text[..], &End::Fin) {
+                return Err(std::io::Error::other(format!("{bytes:?}, {end:?}")));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// `total` short connections from eight clients, none of which may fail.
+fn churn(total: u64, mesh: &Mesh, [client, server]: [&Pod; 2]) {
+    let (next, failed) = (AtomicU64::new(0), Mutex::new(Vec::new()));
+    let to = server.addresses().map(|ip| (ip, PORT));
+    let lives = || {
+        loop {
+            let n = next.fetch_add(1, Ordering::Relaxed);
+            if n >= total || !failed.lock().unwrap().is_empty() {
+                return;
+            }
+            if let Err(e) = short_life(n, client, to[usize::from(n / 4 % 2 == 1)]) {
+                failed.lock().unwrap().push(format!("connection {n}: {e}"));
+            }
+        }
+    };
+    std::thread::scope(|scope| (0..8).for_each(|_| drop(scope.spawn(lives))));
+    let failed = failed.into_inner().unwrap();
+    let logs = || ["a", "b"].map(|node| log_of(mesh.agent(node))).concat();
+    assert!(failed.is_empty(), "{}\n{}", failed.join("\n"), logs());
+}
+
+/// The churn of an hour at ten connections a second, a changed document a minute and a pod that comes and goes every
+/// two minutes: descriptors and tasks end where they began, and memory does not grow with it.
+#[test]
+fn an_hour_of_churn_leaves_nothing_behind() {
+    const ROUNDS: u64 = 30;
+    const CONNECTIONS: u64 = 36_000;
+    let (mut mesh, client, server) = world(&["--log", "info,access=off"]);
+    let echo = Server::echo(&server, PORT);
+    let quiet = |mesh: &Mesh| {
+        let open = |node: &str| {
+            let agent = mesh.agent(node);
+            let count = |name| agent.metric(name, &[]).unwrap();
+            count("istio_tcp_sockets_open") + count("culvert_hbone_tunnels_open")
+        };
+        let idle = || (open("a") + open("b") == 0.0).then_some(());
+        wait_until("idle agents", SOON, idle, || log_of(mesh.agent("b"))).unwrap();
+        ["a", "b"].map(|node| held(mesh, node))
+    };
+    // What caches, pools and the allocator keep is there after the first round.
+    churn(CONNECTIONS / ROUNDS, &mesh, [&client, &server]);
+    let visitor = mesh.captured("b", "visitor");
+    let pods = mesh.lab.pods().to_vec();
+    let document = |with: bool| {
+        let wanted = pods.iter().filter(|pod| with || pod.spec.name != visitor.spec.name);
+        wanted.map(|pod| pod.document(true)).collect::<String>()
+    };
+    let mut before = BTreeMap::new();
+    for round in 0..ROUNDS {
+        mesh.settle(|| mesh.put("pods.yaml", &document(round % 2 == 0)));
+        mesh.settle(|| {
+            mesh.put(
+                "policy.yaml",
+                &format!(
+                    "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: round, namespace: \
+                     default}}\nspec: {{action: DENY, rules: [{{to: [{{operation: {{ports: [\"{}\"]}}}}]}}]}}\n",
+                    20_000 + round
+                ),
+            );
+        });
+        churn(CONNECTIONS / ROUNDS, &mesh, [&client, &server]);
+        if round == 1 {
+            before.extend(["a", "b"].into_iter().zip(quiet(&mesh)));
+        }
+    }
+    for (node, after) in ["a", "b"].into_iter().zip(quiet(&mesh)) {
+        let before = &before[node];
+        println!("agent of {node}: {before:?}, then {after:?}");
+        assert!(after.rss < before.rss + (8 << 20), "agent of {node}: {before:?}, then {after:?}");
+        // A released pod's namespace is held until its connections' grace is over.
+        let back = || {
+            let now = held(&mesh, node);
+            (now.fds <= before.fds).then_some(())
+        };
+        wait_until("descriptors and tasks back", SOON, back, || {
+            format!("{before:?}, then {:?}", held(&mesh, node))
+        })
+        .unwrap();
+    }
+    drop(echo);
     mesh.finish();
 }
 
