@@ -27,7 +27,7 @@ use crate::telemetry::ResponseFlag;
 use crate::types::SpiffeId;
 
 /// Streams that were reset before they were looked at; more than the guard lets through in one go.
-const PENDING_RESETS: usize = 2000;
+const PENDING_RESETS: usize = 4000;
 /// A timer that is set further ahead overflows; no certificate of ours lives as long.
 const LONGEST_SLEEP: Duration = Duration::from_secs(365 * 24 * 3600);
 

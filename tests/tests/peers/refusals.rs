@@ -125,6 +125,8 @@ fn odd_authorities(world: &World) -> Vec<(String, Refused)> {
         (format!("{SERVICE}:15008"), Status(503)),
         (dotted, Malformed),
         (format!("{OTHER_SERVICE}:80"), Status(503)),
+        ("front.elsewhere.svc.cluster.local:80".into(), Status(503)),
+        ("kubernetes.default.svc.cluster.local:443".into(), Status(503)),
         ("front:80".into(), Status(503)),
         ("localhost:8080".into(), Status(503)),
         ("example.com:443".into(), Status(503)),

@@ -15,6 +15,8 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::client::TlsStream;
 
+/// Flag of DATA: the first byte of the payload is the length of the padding.
+const PADDED: u8 = 8;
 /// Memory that a hostile peer may cost, in KiB.
 const GROWTH_MAX: u64 = 32 * 1024;
 
@@ -120,6 +122,8 @@ fn client_floods(authority: String) -> Vec<Flood> {
         Flood::of("GOAWAY", "frame_flood", &Frame::goaway(0, Reason::NO_ERROR)).behind(&open),
         Flood::of("WINDOW_UPDATE", "window_update_flood", &Frame::credit(0, 1)),
         Flood::of("empty DATA", "empty_data", &Frame::new(kind::DATA, 0, 1, Vec::new())).behind(&open),
+        Flood::of("padded empty DATA", "excess", &Frame::new(kind::DATA, PADDED, 1, vec![3, 0, 0, 0]))
+            .behind(&open),
         Flood::of("empty CONTINUATION", "continuation", &Frame::new(kind::CONTINUATION, 0, 1, Vec::new()))
             .behind(&half),
         Flood::of(
@@ -624,6 +628,30 @@ async fn handshakes_of_a_byte_at_a_time_end_in_time() {
     }
     drop(tcp);
     eventually("no descriptor left", || world.descriptors() <= before).await;
+}
+
+#[tokio::test]
+async fn garbage_behind_the_handshake_ends_the_tunnel() {
+    let world = World::new(&[]);
+    let app = App::listen(&world.pod, APP);
+    let mut raw = raw_tunnel(&world).await;
+    raw.send(&raw::connect(1, world.app().to_string().as_bytes())).await.unwrap();
+    let (mut served, _) = app.accept().await;
+    assert_eq!(raw.outcome(1).await.unwrap().status(), Some(200));
+    let mut tcp = raw.into_inner().into_inner().0;
+    tcp.write_all(b"\x17\x03\x03\x00\x20it was encrypted for somebody el").await.unwrap();
+    assert_eq!(read_end(&mut served).await, End::Reset(Vec::new()));
+    one_more(&world, "garbage", "server", "tls", 0.0).await;
+    let server = Server::new(&world);
+    let mut client = connect(&world.pod, world.remote());
+    let (mut raw, stream) = server.raw(&[]).await;
+    raw.send(&accepted(stream)).await.unwrap();
+    raw.send(&Frame::new(kind::DATA, 0, stream, b"half".to_vec())).await.unwrap();
+    expect_bytes(&mut client, b"half").await;
+    let mut tcp = raw.into_inner().into_inner().0;
+    tcp.write_all(&[0x55; 600]).await.unwrap();
+    assert_eq!(read_end(&mut client).await, End::Reset(Vec::new()));
+    one_more(&world, "garbage", "client", "tls", 0.0).await;
 }
 
 #[tokio::test]

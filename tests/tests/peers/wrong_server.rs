@@ -105,6 +105,17 @@ async fn a_wrong_server_gets_not_one_byte() {
             "clients only",
             of(Claims { usages: vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth], ..right.clone() }),
         ),
+        ("the right identity twice", of(Claims { uris: vec![identity("peer"); 2], ..right.clone() })),
+        (
+            "another URI beside it",
+            of(Claims { uris: vec![identity("peer"), "https://example.com/".into()], ..right.clone() }),
+        ),
+        ("no name at all", of(Claims { uris: Vec::new(), ..right.clone() })),
+        ("empty namespace", of(Claims::of("spiffe://cluster.local/ns//sa/peer"))),
+        ("escaped", of(Claims::of("spiffe://cluster.local/ns/default/sa/%70eer"))),
+        ("query", of(Claims::account("peer?x"))),
+        ("NUL", of(Claims::account("peer\0x"))),
+        ("newline", of(Claims::account("peer\nx"))),
         ("another root", stranger.issue(&right)),
     ];
     for (name, leaf) in &table {
@@ -126,7 +137,7 @@ async fn a_wrong_server_gets_not_one_byte() {
     server.accept().await.expect_err("a certificate of another root");
     let line = refused(&world, &mut app, "refused by the server").await;
     assert!(line.field("error").unwrap().contains("received fatal alert"), "{line:?}");
-    assert_eq!(failed(&world, "TLS_FAILURE"), 12.0);
+    assert_eq!(failed(&world, "TLS_FAILURE"), table.len() as f64 + 1.0);
     server.tcp.assert_untouched();
     drop(server);
     for alpn in [&[][..], &["http/1.1"]] {

@@ -27,9 +27,9 @@ impl Feed {
         Self { filter, input: Vec::new(), out: Vec::new(), taken: 0 }
     }
 
-    /// Whether the next bytes may be looked at where they stand.
-    pub(super) fn is_empty(&self) -> bool {
-        self.input.is_empty() && self.out.is_empty()
+    /// What was held back, to stand in front of the next bytes; `None` if those cannot stay where they will be read to.
+    pub(super) fn held(&self, space: usize) -> Option<&[u8]> {
+        (self.out.is_empty() && self.input.len() < space).then_some(&self.input)
     }
 
     /// Moves what is decided to `buf`; whether there was anything.
@@ -46,10 +46,11 @@ impl Feed {
         now > 0
     }
 
-    /// Leaves in front of `bytes` what is handed on, and returns its length. What has to be said in other words, and all
+    /// Takes bytes that begin with what was held back. Leaves in front what is handed on, and returns its length. What has to be said in other words, and all
     /// that comes behind it, is for [`Feed::take`].
     pub(super) fn in_place(&mut self, bytes: &mut [u8]) -> Result<usize, Violation> {
         let (mut read, mut written) = (0, 0);
+        self.input.clear();
         while read < bytes.len() {
             let rest = bytes.get(read..).unwrap_or_default();
             match self.filter.step(rest, &mut self.out)? {

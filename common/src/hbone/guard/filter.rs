@@ -68,7 +68,7 @@ impl Limits {
         Self {
             idle: Allowance::new(now, 2000, Duration::from_millis(5)),
             credit: Allowance::new(now, 2000, Duration::from_millis(5)).up_to(2_000_000),
-            resets: Allowance::new(now, 1000, Duration::from_millis(10)),
+            resets: Allowance::new(now, 2000, Duration::from_millis(2)),
             provoked: Allowance::new(now, 4000, Duration::from_micros(2500)),
             interim: Allowance::new(now, 16, Duration::from_secs(1)),
             oversize: Allowance::new(now, 4, Duration::from_secs(10)),

@@ -36,10 +36,8 @@ pub enum Role {
     Server,
 }
 
-/// Space for bytes that cannot be looked at where they will stay.
-const ASIDE: usize = 4096;
-/// The codec's space must take a frame's head and something of its payload, or it is not worth looking at it there.
-const WORTH: usize = 64;
+/// Bytes that are read at once when the codec has no space to look at them where they will stay.
+const ASIDE: usize = 64;
 
 /// Who is told of a violation, and of whom.
 pub struct Report {
@@ -111,26 +109,31 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Guard<S> {
         Self { io, feed, deadline, ended: None, noted: Noted { role, report, end: false, malformed: false } }
     }
 
-    /// Reads once, in place if that is possible; whether the peer's end was met.
+    /// Reads once, in place if that is possible.
     fn poll_fill(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<Filled>> {
-        let checked = if self.feed.is_empty() && buf.remaining() >= WORTH {
-            let before = buf.filled().len();
-            ready!(Pin::new(&mut self.io).poll_read(cx, buf))?;
-            let fresh = buf.filled_mut().get_mut(before..).unwrap_or_default();
-            if fresh.is_empty() {
-                return Poll::Ready(Ok(Filled::End));
+        let checked = match self.feed.held(buf.remaining()) {
+            Some(held) => {
+                let before = buf.filled().len();
+                buf.put_slice(held);
+                let begun = buf.filled().len();
+                let read = self.poll_io(cx, buf);
+                if buf.filled().len() == begun {
+                    buf.set_filled(before);
+                    return read.map_ok(|()| Filled::End);
+                }
+                let kept = self.feed.in_place(buf.filled_mut().get_mut(before..).unwrap_or_default());
+                buf.set_filled(before + kept.unwrap_or(0));
+                kept.map(|kept| if kept > 0 { Filled::Some } else { Filled::Nothing })
             }
-            let kept = self.feed.in_place(fresh);
-            buf.set_filled(before + kept.unwrap_or(0));
-            kept.map(|kept| if kept > 0 { Filled::Some } else { Filled::Nothing })
-        } else {
-            let mut space = [0; ASIDE];
-            let mut aside = ReadBuf::new(&mut space);
-            ready!(Pin::new(&mut self.io).poll_read(cx, &mut aside))?;
-            if aside.filled().is_empty() {
-                return Poll::Ready(Ok(Filled::End));
+            None => {
+                let mut space = [0; ASIDE];
+                let mut aside = ReadBuf::new(&mut space);
+                ready!(self.poll_io(cx, &mut aside))?;
+                if aside.filled().is_empty() {
+                    return Poll::Ready(Ok(Filled::End));
+                }
+                self.feed.push(aside.filled()).map(|()| Filled::Nothing)
             }
-            self.feed.push(aside.filled()).map(|()| Filled::Nothing)
         };
         if self.feed.filter.greeted() {
             self.deadline = None;
@@ -139,6 +142,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Guard<S> {
             self.end(cx, violation);
             Filled::Nothing
         })))
+    }
+
+    /// Reads from below, and takes note of a peer that breaks TLS.
+    fn poll_io(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let read = Pin::new(&mut self.io).poll_read(cx, buf);
+        if let Poll::Ready(Err(error)) = &read {
+            match error.get_ref().and_then(|e| e.downcast_ref()) {
+                // It refuses us: its right, and told as a failed handshake.
+                None | Some(rustls::Error::AlertReceived(_)) => {}
+                Some(_) => self.noted.note(Violation::Tls),
+            }
+        }
+        read
     }
 
     /// Tells everybody, and the peer as far as it listens.
@@ -254,12 +270,14 @@ pub fn filtered(role: Role, bytes: &[u8], size: usize) -> (Vec<u8>, Option<Viola
     let mut feed = Feed::new(role, 16_384, 16_384, Instant::now);
     let mut seen = Vec::new();
     for piece in bytes.chunks(size.max(1)) {
-        let mut piece = piece.to_vec();
-        let checked = if feed.is_empty() {
-            feed.in_place(&mut piece)
-                .map(|kept| seen.extend_from_slice(piece.get(..kept).unwrap_or_default()))
-        } else {
-            feed.push(&piece)
+        // Readers have some space; a long frame that was held back is continued aside.
+        let checked = match feed.held(ASIDE) {
+            Some(held) => {
+                let mut all = [held, piece].concat();
+                let kept = feed.in_place(&mut all);
+                kept.map(|kept| seen.extend_from_slice(all.get(..kept).unwrap_or_default()))
+            }
+            None => feed.push(piece),
         };
         if let Err(violation) = checked {
             return (seen, Some(violation));

@@ -56,6 +56,9 @@ pub enum Violation {
     /// More bytes or credit than a window has.
     #[error("the peer broke flow control")]
     FlowControl,
+    /// TLS records that are none, or not the peer's, behind the handshake.
+    #[error("the peer broke TLS behind the handshake")]
+    Tls,
     /// Anything else that RFC 9113 forbids.
     #[error("the peer sent frames that HTTP/2 does not allow")]
     Protocol,
@@ -88,6 +91,7 @@ impl Violation {
             Self::Interim => "interim",
             Self::FrameSize => "frame_size",
             Self::FlowControl => "flow_control",
+            Self::Tls => "tls",
             Self::Protocol => "protocol",
             Self::Excess => "excess",
             Self::Malformed => "malformed",
@@ -97,7 +101,7 @@ impl Violation {
     /// What the peer is told in GOAWAY.
     pub(super) fn reason(self) -> Reason {
         match self {
-            Self::NoSettings | Self::Settings | Self::Push | Self::Protocol | Self::Malformed => {
+            Self::NoSettings | Self::Settings | Self::Push | Self::Tls | Self::Protocol | Self::Malformed => {
                 Reason::PROTOCOL_ERROR
             }
             Self::Silent => Reason::SETTINGS_TIMEOUT,
