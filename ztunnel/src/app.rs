@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +14,6 @@ use culvert_common::source::file::{self, LoadError, ReloadOutcome};
 use culvert_common::source::kube;
 use culvert_common::state::State;
 use culvert_common::task::Scope;
-use culvert_common::telemetry::LogFormat;
 use culvert_common::telemetry::Metrics;
 use culvert_common::telemetry::Telemetry;
 use culvert_common::telemetry::{self, LoggingError};
@@ -25,14 +25,14 @@ use tokio::sync::mpsc;
 use crate::admin::{self, AdminSettings, Stop, Stopping};
 use crate::redirect::{self, CaptureSettings, Redirect};
 use crate::sandbox::{self, Role, SandboxError};
-use crate::settings::{Format, Mode, Settings};
+use crate::settings::{Capture, Mode, Settings, Source};
 use crate::shared::Shared;
 use crate::worker::Workers;
 
 /// Limit for the answers that the pages still owe when the traffic has ended.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
 /// Limit for the log's last lines.
-const FLUSH: Duration = Duration::from_secs(2);
+pub(crate) const FLUSH: Duration = Duration::from_secs(2);
 
 /// Why the agent does not run, or does not go on.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +51,8 @@ pub(crate) enum AppError {
     Listen { addr: SocketAddr, what: &'static str, source: std::io::Error },
     #[error("the process cannot be confined: {0}")]
     Sandbox(#[from] SandboxError),
+    #[error("cannot listen on {} for proxies: {source}; does another agent enrol this node's pods?", path.display())]
+    ZdsSocket { path: PathBuf, source: std::io::Error },
     #[error("cannot start: {0}")]
     Start(#[from] std::io::Error),
     #[error("{0} ended unexpectedly; see the log")]
@@ -66,6 +68,7 @@ impl AppError {
             Self::Ca(_)
             | Self::Listen { .. }
             | Self::Sandbox(_)
+            | Self::ZdsSocket { .. }
             | Self::Start(_)
             | Self::Ended(_)
             | Self::Release(_) => 1,
@@ -81,11 +84,7 @@ pub(crate) fn run(settings: &Settings) -> Result<(), AppError> {
     }
     // Before the first thread: capabilities are a thread's own, and the log has one.
     let confined = sandbox::enter(Role::Enroll, settings.process.syscall_filter)?;
-    let format = match settings.process.log_format {
-        Format::Plain => LogFormat::Plain,
-        Format::Json => LogFormat::Json,
-    };
-    let logger = telemetry::init(format, &settings.process.log)?;
+    let logger = telemetry::init(settings.process.log_format.into(), &settings.process.log)?;
     confined.log();
     raise_descriptor_limit();
     sandbox::check_means(settings.capture.packet_mark)?;
@@ -99,8 +98,8 @@ pub(crate) fn run(settings: &Settings) -> Result<(), AppError> {
 async fn agent(settings: &Settings, telemetry: Arc<Telemetry>) -> Result<(), AppError> {
     let readiness = Readiness::new();
     // Before anything is changed: a second agent must not get as far as the pods.
-    let stats = listener(settings, settings.process.stats_addr, "metrics").await?;
-    let ready = listener(settings, settings.process.ready_addr, "readiness").await?;
+    let stats = listener(settings.capture.ipv6, settings.process.stats_addr, "metrics").await?;
+    let ready = listener(settings.capture.ipv6, settings.process.ready_addr, "readiness").await?;
     let admin = admin_listeners(settings).await?;
     // What is wrong at the start ends the agent with all problems; the watch below publishes, and keeps what is good.
     file::load(&settings.source.config, &kube_settings(settings)).map_err(AppError::Config)?;
@@ -160,19 +159,19 @@ async fn agent(settings: &Settings, telemetry: Arc<Telemetry>) -> Result<(), App
 }
 
 /// Tasks without which the agent must not go on.
-struct Essential {
-    scope: Scope,
+pub(crate) struct Essential {
+    pub(crate) scope: Scope,
     tell: mpsc::Sender<&'static str>,
-    ended: mpsc::Receiver<&'static str>,
+    pub(crate) ended: mpsc::Receiver<&'static str>,
 }
 
 impl Essential {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let (tell, ended) = mpsc::channel(8);
         Self { scope: Scope::new(), tell, ended }
     }
 
-    fn spawn(&self, name: &'static str, work: impl Future<Output = ()> + Send + 'static) {
+    pub(crate) fn spawn(&self, name: &'static str, work: impl Future<Output = ()> + Send + 'static) {
         let tell = self.tell.clone();
         self.scope.spawn(async move {
             work.await;
@@ -243,12 +242,16 @@ fn shared(settings: &Settings, telemetry: Arc<Telemetry>) -> Result<Arc<Shared>,
 }
 
 fn watch(settings: &Settings, shared: &Arc<Shared>) -> impl Future<Output = ()> + Send + use<> {
-    let metrics = Arc::clone(shared.telemetry.metrics());
-    let tell = move |outcome| match outcome {
+    let tell = publish(Arc::clone(shared.telemetry.metrics()));
+    file::watch(settings.source.config.clone(), kube_settings(settings), Arc::clone(&shared.state), tell)
+}
+
+/// Tells the metrics of each reload.
+pub(crate) fn publish(metrics: Arc<Metrics>) -> impl Fn(ReloadOutcome) + Send + Sync + use<> {
+    move |outcome| match outcome {
         ReloadOutcome::Published { revision, .. } => metrics.config_loaded(revision, 0),
         ReloadOutcome::Refused { problems } => metrics.config_refused(problems),
-    };
-    file::watch(settings.source.config.clone(), kube_settings(settings), Arc::clone(&shared.state), tell)
+    }
 }
 
 /// Removes the capture rules of this node's pods.
@@ -264,13 +267,14 @@ pub(crate) fn release(settings: &Settings) -> Result<(), AppError> {
     Ok(())
 }
 
-async fn listener(
-    settings: &Settings,
+/// A listener in the agent's own namespace; without IPv6 an address that stands for all stands for those of IPv4.
+pub(crate) async fn listener(
+    ipv6: bool,
     addr: SocketAddr,
     what: &'static str,
 ) -> Result<TcpListener, AppError> {
     let any_v4 = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), addr.port());
-    let addr = if !settings.capture.ipv6 && addr.is_ipv6() { any_v4 } else { addr };
+    let addr = if !ipv6 && addr.is_ipv6() { any_v4 } else { addr };
     match TcpListener::bind(addr).await {
         Err(e) if e.raw_os_error() == Some(nix::libc::EAFNOSUPPORT) && addr.ip().is_unspecified() => {
             TcpListener::bind(any_v4).await.map_err(|source| AppError::Listen { addr: any_v4, what, source })
@@ -280,23 +284,45 @@ async fn listener(
 }
 
 fn kube_settings(settings: &Settings) -> kube::Settings {
-    let dedicated = settings.capture.workload.as_ref().filter(|_| settings.capture.mode == Mode::Dedicated);
-    kube::Settings {
-        cluster: settings.cluster_id().into(),
-        trust_domain: settings.identity.trust_domain.as_str().into(),
-        cluster_domain: settings.source.cluster_domain.as_str().into(),
-        root_namespace: settings.source.root_namespace.as_str().into(),
-        network: settings.source.network.as_str().into(),
-        node: settings.source.node.as_deref().map(Into::into),
-        policy_strict: settings.source.policy_strict,
-        service_range: settings.source.service_range.clone(),
-        excluded_namespaces: settings.source.exclude_namespaces.iter().map(|ns| ns.as_str().into()).collect(),
-        netns_overrides: settings.netns_overrides(),
-        dedicated: dedicated.map(|w| kube::Dedicated {
-            namespace: w.namespace.as_str().into(),
-            name: w.name.as_str().into(),
-            service_account: w.service_account.as_str().into(),
-        }),
+    KubeOf {
+        source: &settings.source,
+        capture: &settings.capture,
+        cluster_id: settings.process.istio_meta_cluster_id.as_deref(),
+        trust_domain: &settings.identity.trust_domain,
+    }
+    .settings()
+}
+
+/// What the translation of documents needs to know of the settings.
+pub(crate) struct KubeOf<'a> {
+    pub(crate) source: &'a Source,
+    pub(crate) capture: &'a Capture,
+    /// Wins over the source's.
+    pub(crate) cluster_id: Option<&'a str>,
+    pub(crate) trust_domain: &'a str,
+}
+
+impl KubeOf<'_> {
+    pub(crate) fn settings(&self) -> kube::Settings {
+        let (source, capture) = (self.source, self.capture);
+        let dedicated = capture.workload.as_ref().filter(|_| capture.mode == Mode::Dedicated);
+        kube::Settings {
+            cluster: self.cluster_id.unwrap_or(&source.cluster_id).into(),
+            trust_domain: self.trust_domain.into(),
+            cluster_domain: source.cluster_domain.as_str().into(),
+            root_namespace: source.root_namespace.as_str().into(),
+            network: source.network.as_str().into(),
+            node: source.node.as_deref().map(Into::into),
+            policy_strict: source.policy_strict,
+            service_range: source.service_range.clone(),
+            excluded_namespaces: source.exclude_namespaces.iter().map(|ns| ns.as_str().into()).collect(),
+            netns_overrides: capture.netns_overrides(),
+            dedicated: dedicated.map(|w| kube::Dedicated {
+                namespace: w.namespace.as_str().into(),
+                name: w.name.as_str().into(),
+                service_account: w.service_account.as_str().into(),
+            }),
+        }
     }
 }
 

@@ -5,6 +5,7 @@
 mod admin;
 mod app;
 mod connections;
+mod enroll;
 mod inbound;
 mod outbound;
 mod passthrough;
@@ -27,6 +28,7 @@ fn main() -> ExitCode {
     let result = match cli.command {
         None => app::run(&cli.settings),
         Some(Command::Proxy(settings)) => app::run(&settings),
+        Some(Command::Enroll(settings)) => enroll::run(&settings),
         Some(Command::Release(settings)) => app::release(&settings),
         Some(Command::Version) => {
             let written = writeln!(std::io::stdout(), "ztunnel {}", env!("CARGO_PKG_VERSION"));

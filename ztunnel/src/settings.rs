@@ -9,6 +9,9 @@ use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use culvert_common::hbone::{Http2, Limits};
 use culvert_common::model;
+use culvert_common::telemetry::LogFormat;
+
+use crate::enroll::settings::EnrollSettings;
 
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Green.on_default().bold())
@@ -32,6 +35,8 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Run the agent (the default)
     Proxy(Box<Settings>),
+    /// Only write the pods' capture rules, guard them, and hand the pods over to a proxy that another process is
+    Enroll(Box<EnrollSettings>),
     /// Remove the capture rules from this node's pods, for when the agent is gone for good
     ///
     /// A stopped agent leaves its rules in place, so that captured pods are refused, never bypassed.
@@ -276,6 +281,15 @@ pub(crate) enum Format {
     Json,
 }
 
+impl From<Format> for LogFormat {
+    fn from(format: Format) -> Self {
+        match format {
+            Format::Plain => Self::Plain,
+            Format::Json => Self::Json,
+        }
+    }
+}
+
 /// `ns/name/sa`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct WorkloadInfo {
@@ -320,7 +334,7 @@ impl std::str::FromStr for PodPath {
 }
 
 /// `250ms`, `10s`, `5m`, `24h`.
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
     let millis = match unit {
@@ -372,11 +386,7 @@ impl Settings {
                     .into(),
             );
         }
-        if self.capture.mode == Mode::Dedicated && self.capture.workload.is_none() {
-            problems.push(
-                "dedicated mode needs --workload NAMESPACE/NAME/SERVICE-ACCOUNT (PROXY_WORKLOAD_INFO)".into(),
-            );
-        }
+        problems.extend(self.capture.problems());
         if !self.capture.ipv6 {
             for (name, addr) in
                 [("--stats-addr", self.process.stats_addr), ("--ready-addr", self.process.ready_addr)]
@@ -430,13 +440,26 @@ impl Settings {
 
     /// How long open connections get after SIGTERM.
     pub(crate) fn deadline(&self) -> Duration {
-        let of_grace = |n: u64| Duration::from_secs(if n > 10 { n - 5 } else { n.saturating_sub(1).max(1) });
-        let grace = self.process.grace_period.map(of_grace);
-        self.process.termination_deadline.or(grace).unwrap_or(Duration::from_secs(5))
+        deadline(self.process.termination_deadline, self.process.grace_period)
+    }
+}
+
+/// How long open connections get: as told, or what a grace period leaves, or 5 s.
+pub(crate) fn deadline(told: Option<Duration>, grace_period: Option<u64>) -> Duration {
+    let of_grace = |n: u64| Duration::from_secs(if n > 10 { n - 5 } else { n.saturating_sub(1).max(1) });
+    told.or(grace_period.map(of_grace)).unwrap_or(Duration::from_secs(5))
+}
+
+impl Capture {
+    /// What only several settings together can get wrong.
+    pub(crate) fn problems(&self) -> Vec<String> {
+        let lacks_workload = self.mode == Mode::Dedicated && self.workload.is_none();
+        let told = "dedicated mode needs --workload NAMESPACE/NAME/SERVICE-ACCOUNT (PROXY_WORKLOAD_INFO)";
+        lacks_workload.then(|| told.to_owned()).into_iter().collect()
     }
 
     pub(crate) fn netns_overrides(&self) -> HashMap<String, PathBuf> {
-        self.capture.pods.iter().map(|p| (p.pod.clone(), p.path.clone())).collect()
+        self.pods.iter().map(|p| (p.pod.clone(), p.path.clone())).collect()
     }
 }
 

@@ -3,8 +3,10 @@
 //! Everything goes through register 1. Expressions are written the way the kernel lists them, so that reading back gives
 //! equal values; what we never write is read as [`Expr::Other`] and equals nothing.
 
+use nix::errno::Errno;
+
 use super::netlink::{Attr, AttrWriter, Header, Netlink, NetlinkError, Writer, attrs, find_attr, flag};
-use super::rules::{Chain, ChainKind, Hook, Table};
+use super::rules::{Chain, ChainKind, Hook, MANGLE_TABLE, NAT_TABLE, Table};
 
 mod expr;
 
@@ -25,6 +27,8 @@ const GET_RULE: u16 = NEW_TABLE | 7;
 const HEAD: usize = 4;
 const INET: [u8; HEAD] = [1, 0, 0, 0];
 const ALL_FAMILIES: [u8; HEAD] = [0; HEAD];
+/// inet, IPv4, IPv6.
+const IP_FAMILIES: [u8; 3] = [1, 2, 10];
 const BATCH: [u8; HEAD] = [0, 0, 0, 10];
 
 /// `NFTA_TABLE_…`.
@@ -164,40 +168,61 @@ pub(super) fn chains(netlink: &mut Netlink) -> Result<Vec<(String, String)>, Net
     Ok(found.iter().map(|body| (text(body, chain::TABLE), text(body, chain::NAME))).collect())
 }
 
-/// How the tables in force differ from `set`, in words.
-pub(super) fn differences(netlink: &mut Netlink, set: &[Table]) -> Result<Vec<String>, NetlinkError> {
-    let mut found = Vec::new();
+/// Chains of other tables that may redirect what a pod sends or receives, at `priority` or before it.
+pub(super) fn redirecting_before(netlink: &mut Netlink, priority: i32) -> Result<Vec<String>, NetlinkError> {
+    let found = netlink.dump(GET_CHAIN, &ALL_FAMILIES, |_| {})?;
+    Ok(found.iter().filter_map(|body| overtaking(body, priority)).collect())
+}
+
+fn overtaking(body: &[u8], priority: i32) -> Option<String> {
+    let hook = attr(body, chain::HOOK)?;
+    let number = find_attr(hook.value, chain::HOOK_NUMBER)?.be32()?;
+    let at = find_attr(hook.value, chain::HOOK_PRIORITY)?.be32()?.cast_signed();
+    let (family, table, name) = (body.first()?, text(body, chain::TABLE), text(body, chain::NAME));
+    let is_ours = [NAT_TABLE, MANGLE_TABLE].contains(&table.as_str());
+    let redirects = text(body, chain::KIND) == kind_name(ChainKind::Nat)
+        && [hook_number(Hook::Prerouting), hook_number(Hook::Output)].contains(&number)
+        && IP_FAMILIES.contains(family);
+    (redirects && !is_ours && at <= priority).then(|| format!("{table} {name} at priority {at}"))
+}
+
+/// Whether a table of ours holds any rule.
+pub(super) fn has_rules(netlink: &mut Netlink, name: &str) -> Result<bool, NetlinkError> {
+    let of_table = |out: &mut AttrWriter<'_>| out.put_str(rule::TABLE, name);
+    match netlink.dump(GET_RULE, &INET, of_table) {
+        // No such table.
+        Err(error) if error.errno() == Some(Errno::ENOENT) => Ok(false),
+        found => Ok(!found?.is_empty()),
+    }
+}
+
+/// How a table in force differs from `table`, in words.
+pub(super) fn differences(netlink: &mut Netlink, table: &Table) -> Result<Vec<String>, NetlinkError> {
     let tables = netlink.dump(GET_TABLE, &INET, |_| {})?;
-    let chains = netlink.dump(GET_CHAIN, &INET, |_| {})?;
-    for table in set {
-        let Some(there) = tables.iter().find(|body| text(body, table::NAME) == table.name) else {
-            found.push(format!("table {} is missing", table.name));
-            continue;
-        };
-        if attr(there, table::FLAGS).and_then(|flags| flags.be32()).unwrap_or(0) != 0 {
-            // Dormant: listed as ever, and without effect.
-            found.push(format!("table {} has flags set (dormant?)", table.name));
+    let Some(there) = tables.iter().find(|body| text(body, table::NAME) == table.name) else {
+        return Ok(vec![format!("table {} is missing", table.name)]);
+    };
+    let mut found = Vec::new();
+    if attr(there, table::FLAGS).and_then(|flags| flags.be32()).unwrap_or(0) != 0 {
+        // Dormant: listed as ever, and without effect.
+        found.push(format!("table {} has flags set (dormant?)", table.name));
+    }
+    let mut of_table = netlink.dump(GET_CHAIN, &INET, |_| {})?;
+    of_table.retain(|body| text(body, chain::TABLE) == table.name);
+    for body in &of_table {
+        let name = text(body, chain::NAME);
+        if !table.chains.iter().any(|chain| chain.name == name) {
+            found.push(format!("chain {} {name} is not ours", table.name));
         }
-        let of_table: Vec<&Vec<u8>> =
-            chains.iter().filter(|body| text(body, chain::TABLE) == table.name).collect();
-        for body in &of_table {
-            let name = text(body, chain::NAME);
-            if !table.chains.iter().any(|chain| chain.name == name) {
-                found.push(format!("chain {} {name} is not ours", table.name));
+    }
+    for chain in &table.chains {
+        let there = of_table.iter().find(|body| text(body, chain::NAME) == chain.name);
+        match there {
+            None => found.push(format!("chain {} {} is missing", table.name, chain.name)),
+            Some(body) if !is_chain(body, chain) => {
+                found.push(format!("chain {} {} has another hook, type or policy", table.name, chain.name));
             }
-        }
-        for chain in &table.chains {
-            let there = of_table.iter().find(|body| text(body, chain::NAME) == chain.name);
-            match there {
-                None => found.push(format!("chain {} {} is missing", table.name, chain.name)),
-                Some(body) if !is_chain(body, chain) => {
-                    found.push(format!(
-                        "chain {} {} has another hook, type or policy",
-                        table.name, chain.name
-                    ));
-                }
-                Some(_) => rule_differences(netlink, table.name, chain, &mut found)?,
-            }
+            Some(_) => rule_differences(netlink, table.name, chain, &mut found)?,
         }
     }
     Ok(found)

@@ -4,7 +4,7 @@ use nix::errno::Errno;
 use nix::libc;
 
 use super::netlink::{AttrWriter, Header, Netlink, NetlinkError, Writer, attrs, find_attr, flag, u32_at};
-use super::rules::{Family, MARK_MASK, RETURN_MARK, RulesError, step};
+use super::rules::{Difference, Family, MARK_MASK, Part as RulesPart, RETURN_MARK, RulesError, step};
 
 const TABLE: u8 = 100;
 const PREFERENCE: u32 = 32764;
@@ -100,7 +100,7 @@ fn existed(what: &'static str, done: Result<(), NetlinkError>) -> Result<bool, R
 }
 
 /// What is missing of rules and routes.
-pub(super) fn differences(netlink: &mut Netlink, ipv6: bool) -> Result<Vec<String>, RulesError> {
+pub(super) fn differences(netlink: &mut Netlink, ipv6: bool) -> Result<Vec<Difference>, RulesError> {
     let mut missing = Vec::new();
     for &family in families(ipv6) {
         let name = match family {
@@ -109,10 +109,12 @@ pub(super) fn differences(netlink: &mut Netlink, ipv6: bool) -> Result<Vec<Strin
         };
         if !step("reading the policy rules", has_rule(netlink, family))? {
             let wanted = format!("fwmark {RETURN_MARK:#x}/{MARK_MASK:#x} lookup {TABLE}");
-            missing.push(format!("the {name} policy rule {PREFERENCE} ({wanted}) is missing"));
+            let seen = format!("the {name} policy rule {PREFERENCE} ({wanted}) is missing");
+            missing.push(Difference { part: RulesPart::PolicyRule, seen });
         }
         if !step("reading the return route", has_route(netlink, family))? {
-            missing.push(format!("table {TABLE} lacks the {name} route \"local default dev lo\""));
+            let seen = format!("table {TABLE} lacks the {name} route \"local default dev lo\"");
+            missing.push(Difference { part: RulesPart::Route, seen });
         }
     }
     Ok(missing)

@@ -16,6 +16,10 @@ use std::sync::Arc;
 use super::netlink::{Netlink, NetlinkError};
 use super::{conntrack, nft, routing};
 
+mod audit;
+
+pub use audit::{Difference, Mended, Part, is_capturing, mend};
+
 /// Mark of connections whose answers must come back to the agent.
 pub const RETURN_MARK: u32 = 0x111;
 /// The bits of a mark that the rules look at.
@@ -27,8 +31,12 @@ pub const MANGLE_TABLE: &str = "culvert-mangle";
 
 /// Interfaces that [`CaptureSpec::reroute_interfaces`] may name.
 const REROUTE_MAX: usize = 32;
-/// Differences named in one error.
-const DIFFERENCES_MAX: usize = 8;
+/// Things of one kind named in one message.
+const NAMED_MAX: usize = 8;
+/// Before whatever stands at the standard priority of address translation.
+const NAT_PRIORITY: i32 = -101;
+/// Before whatever stands at the standard priority of marks.
+const MANGLE_PRIORITY: i32 = -151;
 /// How the tables and chains begin that other meshes leave in a pod.
 const FOREIGN_TABLES: [&str; 1] = ["istio-ambient-"];
 const FOREIGN_CHAINS: [&str; 2] = ["ISTIO_", "PROXY_INIT_"];
@@ -90,8 +98,8 @@ pub enum RulesError {
         source: NetlinkError,
     },
     /// What is in force is not what was asked for.
-    #[error("the capture rules in force differ: {}; check what else changes them in this namespace", .0.join("; "))]
-    Differs(Vec<String>),
+    #[error("the capture rules in force differ: {}; check what else changes them in this namespace", audit::list(.0))]
+    Differs(Vec<Difference>),
     /// Rules of another mesh.
     #[error(
         "rules of another mesh are in this namespace ({}): take the pod out of that mesh and restart it, or set adopt",
@@ -145,23 +153,35 @@ pub fn install(spec: &CaptureSpec) -> Result<Installed, RulesError> {
     if !spec.adopt && !adopted.is_empty() {
         return Err(RulesError::ForeignMesh { seen: adopted });
     }
-    let ipv6 = spec.ipv6 && step("reading the loopback interface", routing::ipv6_enabled(&mut route))?;
+    let ipv6 = has_ipv6(spec, &mut route)?;
     let changed = !differences(&set, ipv6, &mut netfilter, &mut route)?.is_empty();
-    let mut open_before = 0;
-    if changed {
-        routing::install(&mut route, ipv6)?;
-        // Before the open connections are listed: those that come in between are tracked from their first packet.
-        if !step("listing tables", nft::tables(&mut netfilter))?.iter().any(|table| table == NAT_TABLE) {
-            step("turning on connection tracking", nft::replace(&mut netfilter, &without_redirects(&set)))?;
-        }
-        open_before = conntrack::keep_open(&mut netfilter).unwrap_or_else(|error| {
-            tracing::warn!(%error, "connections that are open already may hang: no connection tracking over netlink");
-            0
-        });
-        step("writing the capture rules", nft::replace(&mut netfilter, &set))?;
-        check(differences(&set, ipv6, &mut netfilter, &mut route)?)?;
-    }
+    let open_before = if changed { write(&set, ipv6, &mut netfilter, &mut route)? } else { 0 };
     Ok(Installed { changed, ipv6, adopted, open_before })
+}
+
+/// Writes everything and checks it; returns how many connections were open that the kernel did not track yet.
+fn write(
+    set: &[Table],
+    ipv6: bool,
+    netfilter: &mut Netlink,
+    route: &mut Netlink,
+) -> Result<usize, RulesError> {
+    routing::install(route, ipv6)?;
+    // Before the open connections are listed: those that come in between are tracked from their first packet.
+    if !step("listing tables", nft::tables(netfilter))?.iter().any(|table| table == NAT_TABLE) {
+        step("turning on connection tracking", nft::replace(netfilter, &without_redirects(set)))?;
+    }
+    let open_before = conntrack::keep_open(netfilter).unwrap_or_else(|error| {
+        tracing::warn!(%error, "connections that are open already may hang: no connection tracking over netlink");
+        0
+    });
+    step("writing the capture rules", nft::replace(netfilter, set))?;
+    check(differences(set, ipv6, netfilter, route)?)?;
+    Ok(open_before)
+}
+
+fn has_ipv6(spec: &CaptureSpec, route: &mut Netlink) -> Result<bool, RulesError> {
+    Ok(spec.ipv6 && step("reading the loopback interface", routing::ipv6_enabled(route))?)
 }
 
 /// Whether exactly the rules of [`install`] are in force in the current namespace.
@@ -171,7 +191,7 @@ pub fn verify(spec: &CaptureSpec) -> Result<(), RulesError> {
     let set = ruleset(spec)?;
     let mut netfilter = step("opening netfilter", Netlink::netfilter())?;
     let mut route = step("opening rtnetlink", Netlink::route())?;
-    let ipv6 = spec.ipv6 && step("reading the loopback interface", routing::ipv6_enabled(&mut route))?;
+    let ipv6 = has_ipv6(spec, &mut route)?;
     check(differences(&set, ipv6, &mut netfilter, &mut route)?)
 }
 
@@ -211,7 +231,7 @@ pub(super) fn step<T>(step: &'static str, result: Result<T, NetlinkError>) -> Re
     result.map_err(|source| RulesError::Netlink { step, source })
 }
 
-fn check(differences: Vec<String>) -> Result<(), RulesError> {
+fn check(differences: Vec<Difference>) -> Result<(), RulesError> {
     if differences.is_empty() { Ok(()) } else { Err(RulesError::Differs(differences)) }
 }
 
@@ -220,14 +240,14 @@ fn differences(
     ipv6: bool,
     netfilter: &mut Netlink,
     route: &mut Netlink,
-) -> Result<Vec<String>, RulesError> {
-    let mut found = step("reading the rules", nft::differences(netfilter, set))?;
-    found.extend(routing::differences(route, ipv6)?);
-    if found.len() > DIFFERENCES_MAX {
-        let more = found.len() - DIFFERENCES_MAX;
-        found.truncate(DIFFERENCES_MAX);
-        found.push(format!("{more} more"));
+) -> Result<Vec<Difference>, RulesError> {
+    let mut found = Vec::new();
+    for table in set {
+        let part = if table.name == NAT_TABLE { Part::Redirects } else { Part::Marks };
+        let seen = step("reading the rules", nft::differences(netfilter, table))?;
+        found.extend(seen.into_iter().map(|seen| Difference { part, seen }));
     }
+    found.extend(routing::differences(route, ipv6)?);
     Ok(found)
 }
 
@@ -239,7 +259,7 @@ fn foreign(netfilter: &mut Netlink) -> Result<Vec<String>, RulesError> {
             seen.push(format!("{table} {chain}"));
         }
     }
-    seen.truncate(DIFFERENCES_MAX);
+    seen.truncate(NAMED_MAX);
     Ok(seen)
 }
 
@@ -364,8 +384,8 @@ pub fn ruleset(spec: &CaptureSpec) -> Result<Vec<Table>, RulesError> {
     let families: &[Family] = if spec.ipv6 { &[Family::V4, Family::V6] } else { &[Family::V4] };
     let chain = |name, kind, hook, priority, rules| Chain { name, kind, hook, priority, rules };
     let nat = vec![
-        chain("prerouting", ChainKind::Nat, Hook::Prerouting, -101, nat_prerouting(spec, families)),
-        chain("output", ChainKind::Nat, Hook::Output, -101, nat_output(spec, families)),
+        chain("prerouting", ChainKind::Nat, Hook::Prerouting, NAT_PRIORITY, nat_prerouting(spec, families)),
+        chain("output", ChainKind::Nat, Hook::Output, NAT_PRIORITY, nat_output(spec, families)),
     ];
     let set = Rule {
         family: None,
@@ -375,8 +395,8 @@ pub fn ruleset(spec: &CaptureSpec) -> Result<Vec<Table>, RulesError> {
     let restore =
         Rule { family: None, matches: vec![Match::ConnectionMark(RETURN_MARK)], action: Action::RestoreMark };
     let mangle = vec![
-        chain("prerouting", ChainKind::Filter, Hook::Prerouting, -151, vec![set]),
-        chain("output", ChainKind::Route, Hook::Output, -151, vec![restore]),
+        chain("prerouting", ChainKind::Filter, Hook::Prerouting, MANGLE_PRIORITY, vec![set]),
+        chain("output", ChainKind::Route, Hook::Output, MANGLE_PRIORITY, vec![restore]),
     ];
     Ok(vec![Table { name: MANGLE_TABLE, chains: mangle }, Table { name: NAT_TABLE, chains: nat }])
 }

@@ -13,6 +13,7 @@ use tokio::runtime::RuntimeMetrics;
 
 use self::groups::{Config, Pods, Process, Tunnels, counter, counters, gauges};
 use self::times::{ConfigTimes, Runtimes};
+use super::capture::CaptureMetrics;
 use super::connection::Reporter;
 use super::encode::{Kind, Scrape, push_label};
 use super::logging::Logger;
@@ -101,6 +102,7 @@ pub struct Metrics {
     /// The families that [`super::Telemetry`] counts.
     pub(super) traffic: Traffic,
     reach: ReachMetrics,
+    capture: CaptureMetrics,
     registry: Registry,
     sockets: IntGaugeVec,
     /// Children of `sockets`, looked up once: every connection needs one.
@@ -136,6 +138,7 @@ impl Metrics {
         Arc::new(Self {
             traffic: Traffic::new(),
             reach: ReachMetrics::new(r),
+            capture: CaptureMetrics::new(r),
             sockets: gauges(r, "istio_tcp_sockets_open", "Accepted sockets that are open.", &["reporter"]),
             sockets_of: Default::default(),
             pods: Pods::new(r),
@@ -275,6 +278,11 @@ impl Metrics {
         self.runtimes.lock().unwrap_or_else(PoisonError::into_inner).tasks = Some(scope.clone());
     }
 
+    /// What is told of capture.
+    pub fn capture(&self) -> &CaptureMetrics {
+        &self.capture
+    }
+
     /// A certificate of ours is valid until `not_after`. It is forgotten by [`Metrics::certificate_gone`].
     pub fn certificate(&self, identity: &SpiffeId, not_after: SystemTime) {
         self.certificates().insert(identity.to_string(), not_after);
@@ -383,7 +391,7 @@ impl Metrics {
     }
 }
 
-fn as_gauge(count: usize) -> i64 {
+pub(super) fn as_gauge(count: usize) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
 }
 

@@ -7,6 +7,7 @@
 //! It must not know what was decided or why a rule exists: callers hand in workloads, services and failures as data.
 //! Start with [`Telemetry::open`] and [`Connection`], then [`Metrics`] and [`init`].
 
+mod capture;
 mod connection;
 mod denials;
 mod encode;
@@ -21,6 +22,7 @@ mod metrics;
 mod reach;
 mod traffic;
 
+pub use capture::CaptureMetrics;
 pub use connection::{
     ByteCounts, Connection, DenialNote, Early, Failure, Flow, Reporter, Security, Telemetry,
 };

@@ -28,6 +28,9 @@ fn all() -> Arc<Telemetry> {
     metrics.reach().failover("timeout");
     metrics.reach().downgrade("strict");
     metrics.peer_violations().count(Side::Client, "protocol");
+    metrics.capture().pods(2, 1, [("namespace", 1)]);
+    metrics.capture().repaired("redirects");
+    metrics.capture().answered("add", "ack");
     metrics.config_refused(3);
     metrics.admin_refused("host");
     metrics.certificate(&identity("shop", "cart"), SystemTime::now() + Duration::from_millis(90_500));
