@@ -11,18 +11,24 @@ use crate::types::{PolicyKey, ServiceKey, WorkloadUid};
 pub struct Background {
     /// Labels that a policy selects its workloads by, as `app=cart,tier=web`.
     pub policy_selectors: BTreeMap<PolicyKey, Arc<str>>,
+    /// Positions, from 0, of a policy's rules that are left out because L4 cannot see what they ask for.
+    pub rules_left_out: BTreeMap<PolicyKey, Vec<usize>>,
     /// Labels that a service selects its pods by.
     pub service_selectors: BTreeMap<ServiceKey, Arc<str>>,
     /// Names of target ports by service and service port, where they are no numbers.
     pub port_names: BTreeMap<(ServiceKey, u16), Arc<str>>,
     /// Why a workload is not captured, for each that is not.
     pub not_captured: HashMap<WorkloadUid, NotCaptured>,
+    /// TCP ports that a pod's containers declare, for pods that declare any; an app may listen on others.
+    pub declared_ports: HashMap<WorkloadUid, Vec<u16>>,
     /// Workloads to which plaintext is not redirected, by their annotation.
     pub bypass_inbound: HashSet<WorkloadUid>,
     /// Which PeerAuthentication decides for a workload, where there is one.
     pub peer_authentication: HashMap<WorkloadUid, PeerMode>,
     /// Objects that take no part, by kind and name, with the reason.
     pub left_out: BTreeMap<String, Arc<str>>,
+    /// Pods that a service selects and that take no part, with the reason.
+    pub selected_left_out: BTreeMap<ServiceKey, Vec<(Arc<str>, Arc<str>)>>,
     /// What is doubtful in an object: kind and name, and one line.
     pub remarks: Vec<(Arc<str>, Arc<str>)>,
 }

@@ -29,7 +29,14 @@ pub(super) fn selecting(pod: &Pod, objects: &Objects, settings: &Settings) -> Ve
     objects.authorization_policies.iter().filter(applies).map(key).collect()
 }
 
-fn key(policy: &AuthorizationPolicy) -> PolicyKey {
+/// Positions of the rules that are left out: those of [`allow_rule`] that L4 cannot see all of.
+pub(super) fn rules_left_out(policy: &AuthorizationPolicy) -> Vec<usize> {
+    let is_left_out = |rule: &PolicyRule| !Clauses::of(rule).http.is_empty();
+    let rules = policy.rules.iter().enumerate().filter(|_| action(policy) == Some(Action::Allow));
+    rules.filter(|(_, rule)| is_left_out(rule)).map(|(position, _)| position).collect()
+}
+
+pub(super) fn key(policy: &AuthorizationPolicy) -> PolicyKey {
     PolicyKey { namespace: Arc::clone(&policy.meta.namespace), name: Arc::clone(&policy.meta.name) }
 }
 

@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use super::Settings;
 use super::object::{Meta, Objects};
-use super::peer_authentication;
 use super::pod::Pod;
 use super::reader::{Labels, selects};
 use super::service::Target;
+use super::{authorization, peer_authentication};
 use crate::config::Problem;
 use crate::model::Background;
-use crate::types::{PolicyKey, ServiceKey};
+use crate::types::ServiceKey;
 
 /// All of it; `warnings` are those of the translation.
 pub(super) fn of(objects: &Objects, warnings: &[Problem], settings: &Settings) -> Background {
@@ -20,13 +20,16 @@ pub(super) fn of(objects: &Objects, warnings: &[Problem], settings: &Settings) -
         background.add_pod(pod, objects, settings);
     }
     for policy in &objects.authorization_policies {
+        let left_out = authorization::rules_left_out(policy);
+        if !left_out.is_empty() {
+            background.rules_left_out.insert(authorization::key(policy), left_out);
+        }
         let Some(selector) = &policy.selector else { continue };
-        let Meta { namespace, name, at, .. } = &policy.meta;
+        let Meta { namespace, at, .. } = &policy.meta;
         let is_root = *namespace == settings.root_namespace;
         let pods = || objects.pods.iter().filter(|pod| is_root || pod.meta.namespace == *namespace);
         background.check_selector(&at.object, selector, pods());
-        let key = PolicyKey { namespace: Arc::clone(namespace), name: Arc::clone(name) };
-        background.policy_selectors.insert(key, text(selector));
+        background.policy_selectors.insert(authorization::key(policy), text(selector));
     }
     for service in &objects.services {
         let Meta { namespace, at, .. } = &service.meta;
@@ -38,7 +41,13 @@ pub(super) fn of(objects: &Objects, warnings: &[Problem], settings: &Settings) -
         }
         let Some(selector) = &service.selector else { continue };
         let pods = objects.pods.iter().filter(|pod| pod.meta.namespace == *namespace);
-        background.check_selector(&at.object, selector, pods);
+        background.check_selector(&at.object, selector, pods.clone());
+        for pod in pods.filter(|pod| selects(selector, &pod.meta.labels)) {
+            if let Some(why) = background.left_out.get(&format!("Pod {}", pod.meta.key())).cloned() {
+                let of_service = background.selected_left_out.entry(key.clone()).or_default();
+                of_service.push((pod.meta.key().into(), why));
+            }
+        }
         background.service_selectors.insert(key, text(selector));
     }
     let remark = |problem: &Problem| (problem.object.as_str().into(), problem.to_string().into());
@@ -58,6 +67,10 @@ impl Background {
             && let Some(why) = pod.not_captured(objects.namespaces.get(&pod.meta.namespace), settings)
         {
             self.not_captured.insert(uid.clone(), why);
+        }
+        let declared = pod.declared_ports();
+        if !declared.is_empty() {
+            self.declared_ports.insert(uid.clone(), declared);
         }
         if pod.bypass_inbound {
             self.bypass_inbound.insert(uid.clone());

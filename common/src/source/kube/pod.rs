@@ -31,7 +31,7 @@ pub(super) struct Pod {
     pub(super) over: bool,
     /// Kind and name of the owner that controls it.
     owner: Option<(Arc<str>, Arc<str>)>,
-    /// Named TCP ports of its containers.
+    /// TCP ports that its containers declare, with their names; empty for those without.
     ports: Vec<(Arc<str>, u16)>,
     netns: Option<PathBuf>,
     pub(super) bypass_inbound: bool,
@@ -78,7 +78,7 @@ impl Pod {
             },
             over: phase == Some(Phase::Over),
             owner: owner(root),
-            ports: spec.as_ref().map(named_ports).unwrap_or_default(),
+            ports: spec.as_ref().map(declared_ports).unwrap_or_default(),
             netns: netns(root),
             bypass_inbound: annotation(root, BYPASS_INBOUND).and_then(|f| go_bool(&f)).unwrap_or(false),
             reroute_interfaces: annotation(root, REROUTE_INTERFACES)
@@ -96,6 +96,11 @@ impl Pod {
     /// The container port of this name.
     pub(super) fn port(&self, name: &str) -> Option<u16> {
         self.ports.iter().find(|(n, _)| &**n == name).map(|(_, port)| *port)
+    }
+
+    /// TCP ports that its containers declare.
+    pub(super) fn declared_ports(&self) -> Vec<u16> {
+        self.ports.iter().map(|(_, port)| *port).collect()
     }
 
     /// Kind and name of what owns it, as telemetry names them. Only ReplicaSets of Deployments, Jobs and CronJobs are
@@ -245,14 +250,15 @@ fn owner(root: &Field<'_>) -> Option<(Arc<str>, Arc<str>)> {
     Some((owner.text_at("kind")?.into(), owner.text_at("name")?.into()))
 }
 
-fn named_ports(spec: &Field<'_>) -> Vec<(Arc<str>, u16)> {
+fn declared_ports(spec: &Field<'_>) -> Vec<(Arc<str>, u16)> {
     // An init container that restarts always is a sidecar: it runs as long as the others.
     let sidecars = spec.items("initContainers").into_iter();
     let sidecars = sidecars.filter(|container| container.text_at("restartPolicy") == Some("Always"));
     let containers = spec.items("containers").into_iter().chain(sidecars);
     let ports = containers.flat_map(|container| container.items("ports"));
     let tcp = ports.filter(|port| matches!(port.text_at("protocol"), None | Some("TCP")));
-    tcp.filter_map(|port| Some((port.text_at("name")?.into(), port.get("containerPort")?.port()?))).collect()
+    let named = |port: &Field<'_>| port.text_at("name").unwrap_or("").into();
+    tcp.filter_map(|port| Some((named(&port), port.get("containerPort")?.port()?))).collect()
 }
 
 fn annotation<'a>(root: &Field<'a>, name: &str) -> Option<Field<'a>> {
