@@ -1,10 +1,11 @@
-//! The answer in one line, what would change it, and what is doubtful in the objects that decide it.
+//! What would change the answer, what to know if it is yes, and what is doubtful in the objects that decide it.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::answer::{Enforced, Explanation, Inbound, Outcome, Route, RouteKind};
-use super::names::{Destination, Source};
+use super::names::{Destination, Source, distance};
 use super::route::{bypasses, is_captured, name_of, to_workload};
 use crate::authz::{ClauseTrace, FieldTrace, RuleTrace};
 use crate::model::{Enrolment, NotCaptured, PeerMode, Workload};
@@ -13,12 +14,13 @@ use crate::state::Snapshot;
 /// Pieces of advice: the first ones are the likely ones.
 const ADVICE_MAX: usize = 6;
 
-struct Case<'a> {
-    snapshot: &'a Snapshot,
-    from: &'a Source,
-    to: &'a Destination,
+/// What the answer is about.
+pub(super) struct Case<'a> {
+    pub(super) snapshot: &'a Snapshot,
+    pub(super) from: &'a Source,
+    pub(super) to: &'a Destination,
     /// The workload at the end of the route that matters.
-    end: Option<Arc<Workload>>,
+    pub(super) end: Option<Arc<Workload>>,
 }
 
 /// Adds the summary, the advice and the remarks.
@@ -42,111 +44,16 @@ pub(super) fn complete(answer: &mut Explanation, snapshot: &Snapshot, from: &Sou
 }
 
 impl Case<'_> {
-    fn source_name(&self) -> String {
+    pub(super) fn source_name(&self) -> String {
         let ip = || self.from.addresses.first().map(ToString::to_string).unwrap_or_default();
         self.from.workload.as_ref().map_or_else(ip, |workload| name_of(workload))
     }
 
-    fn end_name(&self) -> String {
+    pub(super) fn end_name(&self) -> String {
         self.end.as_ref().map_or_else(|| self.to.asked.clone(), |workload| name_of(workload))
     }
 
-    /// Why a route ends as it does, in one line.
-    fn reason(&self, answer: &Explanation, route: &Route) -> String {
-        let (source, end) = (self.source_name(), self.end_name());
-        match (route.outcome, &route.inbound, route.kind) {
-            (Outcome::Allowed, Some(inbound), RouteKind::Hbone) => {
-                format!("in a tunnel with mutual TLS; {}", inbound.verdict)
-            }
-            (Outcome::Allowed, Some(inbound), _) => {
-                format!("in plaintext, because {source} is outside the mesh; {}", inbound.verdict)
-            }
-            (Outcome::Allowed, None, RouteKind::Passthrough) => {
-                "sent on as it is: the mesh knows no pod or service with this address".to_owned()
-            }
-            (Outcome::Allowed, None, RouteKind::Plaintext) => {
-                format!("in plaintext, because {end} is outside the mesh; no policy is enforced")
-            }
-            (Outcome::Allowed, None, _) if self.end.as_ref().is_some_and(|w| is_captured(w)) => format!(
-                "in plaintext past the mesh: an annotation of {end} keeps plaintext away from its agent; no policy is enforced"
-            ),
-            (Outcome::Allowed, None, _) => {
-                "in plaintext; neither side is in the mesh, so no policy is enforced".to_owned()
-            }
-            (_, None, _) => self.nowhere(answer, route),
-            (_, Some(inbound), _) => self.refusal(inbound),
-        }
-    }
-
-    fn refusal(&self, inbound: &Inbound) -> String {
-        let (source, end) = (self.source_name(), self.end_name());
-        if let Some(refusal) = &inbound.refusal {
-            return refusal.clone();
-        }
-        let deny = inbound.policies.iter().find(|p| is_deciding_deny(p));
-        match (deny, inbound.missing.first()) {
-            (Some(deny), _) if !deny.origin.is_empty() => format!(
-                "{end} takes mutual TLS only ({}), and {source} is outside the mesh and sends plaintext",
-                deny.origin
-            ),
-            (Some(deny), _) => {
-                format!("AuthorizationPolicy {} denies it{}", deny.trace.policy, rule_of(deny))
-            }
-            (None, Some(missing)) => {
-                format!("{end} names policy {missing}, which does not exist, so everything is refused")
-            }
-            (None, None) => {
-                let allows: Vec<&Enforced> = inbound.policies.iter().filter(|p| is_allow(p)).collect();
-                match &allows[..] {
-                    [one] => format!(
-                        "AuthorizationPolicy {} of {end} does not let {source} in: {}",
-                        one.trace.policy,
-                        unmet(one)
-                    ),
-                    all => {
-                        format!("{end} has {} ALLOW policies, and none of them lets {source} in", all.len())
-                    }
-                }
-            }
-        }
-    }
-
-    /// Why nothing leaves the source, in one line.
-    fn nowhere(&self, answer: &Explanation, route: &Route) -> String {
-        if let Some(end) = self.end.as_ref().filter(|_| !route.workload.is_empty()) {
-            let mode = self.snapshot.background().peer_authentication.get(&end.uid);
-            return match (end.enrolment, mode) {
-                (Enrolment::Labelled | Enrolment::Unknown, _) => {
-                    format!(
-                        "{} should be in the mesh and is not captured, so nothing is sent to it in plaintext",
-                        name_of(end)
-                    )
-                }
-                (_, Some(PeerMode { is_strict: true, by: Some(by), .. })) => format!(
-                    "{} takes mutual TLS only ({by}) and is outside the mesh, so nothing is sent to it in plaintext",
-                    name_of(end)
-                ),
-                _ => route.decision.clone(),
-            };
-        }
-        let Some(service) = self.to.service.as_ref().filter(|_| self.has_port()) else {
-            return route.decision.clone();
-        };
-        let name = format!("{}.{}", service.name, service.key.namespace);
-        match &answer.endpoints[..] {
-            [] => format!("service {name} has no endpoints"),
-            [one] if !one.is_in => format!(
-                "the only endpoint of service {name} cannot take it: {}: {}",
-                one.workload, one.reason
-            ),
-            all if all.iter().all(|e| !e.is_in) => {
-                format!("none of the {} endpoints of service {name} can take it", all.len())
-            }
-            _ => route.decision.clone(),
-        }
-    }
-
-    fn has_port(&self) -> bool {
+    pub(super) fn has_port(&self) -> bool {
         let (Some(service), Some(dialled)) = (&self.to.service, self.to.dialled.first()) else { return true };
         let port = dialled.port();
         service.ports.contains_key(&port) || service.endpoints.iter().any(|e| e.ports.contains_key(&port))
@@ -175,34 +82,37 @@ impl Case<'_> {
                 self.not_selecting(&other.policy, &other.selector, &other.selects)
             ));
         }
+        for tried in inbound.policies.iter().filter(|p| p.trace.dry_run && p.trace.matched) {
+            if tried.trace.action == "ALLOW" {
+                advice.push(format!(
+                    "AuthorizationPolicy {} would allow it, but is only tried out: take the annotation istio.io/dry-run off it",
+                    tried.trace.policy
+                ));
+            }
+        }
         if inbound.seen_identity.is_none() && inbound.policies.iter().any(|p| is_allow(p) && asks_who(p)) {
             advice.push(format!(
                 "plaintext proves no identity, so no rule with principals, namespaces or service accounts can match: {}",
                 self.enrol_source()
+            ));
+            advice.push(format!(
+                "or allow callers without identity by their address: a rule with ipBlocks [{}]",
+                inbound.seen_address
             ));
         }
         let mut rules: Vec<(usize, String)> = Vec::new();
         for policy in inbound.policies.iter().filter(|p| is_allow(p)) {
             let name = &policy.trace.policy;
             if policy.trace.rules.is_empty() {
-                let wanted = route.proves.as_deref().map(|id| id.trim_start_matches("spiffe://"));
-                let from = wanted
-                    .map_or_else(|| "the source".to_owned(), |principal| format!("principal {principal:?}"));
-                rules.push((9, format!(
-                    "AuthorizationPolicy {name} allows nobody, as it has no rule that the node agent can match: add one for {from}, or \
-                     another ALLOW policy"
-                )));
+                rules.push((9, no_rules(policy, route)));
             }
-            for (number, rule) in policy.trace.rules.iter().enumerate() {
+            for (number, rule) in policy.rules() {
                 let failed: Vec<&ClauseTrace> = rule.clauses.iter().filter(|c| !c.held).collect();
                 let fixes: Vec<String> =
                     failed.iter().filter_map(|clause| self.fix(clause, inbound)).collect();
                 if !fixes.is_empty() && fixes.len() == failed.len() {
-                    let line = format!(
-                        "in AuthorizationPolicy {name}, rule {}: {}",
-                        number + 1,
-                        fixes.join(", and ")
-                    );
+                    let line =
+                        format!("in AuthorizationPolicy {name}, rule {number}: {}", fixes.join(", and "));
                     rules.push((fixes.len(), line));
                 }
             }
@@ -235,7 +145,7 @@ impl Case<'_> {
             return Some(format!("take what matches {found:?} out of {name}"));
         }
         Some(match name {
-            "principals" => fix_principal(field),
+            "principals" => self.fix_principal(field),
             "ports" => self.fix_port(field),
             "ipBlocks" => format!(
                 "add {found} to ipBlocks: the address that counts is the pod's own, and {} does not hold it",
@@ -243,6 +153,44 @@ impl Case<'_> {
             ),
             _ => format!("add {found:?} to {name}"),
         })
+    }
+
+    /// What is wrong with a list of principals that the source's is not in.
+    fn fix_principal(&self, field: &FieldTrace) -> String {
+        let found = field.found.as_str();
+        let domain =
+            |principal: &str| principal.split_once('/').map(|(of, rest)| (of.to_owned(), rest.to_owned()));
+        for listed in &field.listed {
+            if listed.strip_prefix("spiffe://") == Some(found) {
+                return format!("write {found:?} in principals, without spiffe://");
+            }
+            if let (Some((theirs, a)), Some((ours, b))) = (domain(listed), domain(found))
+                && a == b
+            {
+                return format!(
+                    "write {found:?} in principals: {listed:?} has the trust domain {theirs:?}, and this mesh's is {ours:?}"
+                );
+            }
+        }
+        let account =
+            |principal: &str| principal.rsplit_once("/sa/").map(|(of, sa)| (of.to_owned(), sa.to_owned()));
+        if let Some((own, default)) = account(found)
+            && default == "default"
+            && let Some((_, wanted)) =
+                field.listed.iter().filter_map(|l| account(l)).find(|(of, _)| *of == own)
+        {
+            return format!(
+                "run {} as service account {wanted:?} (spec.serviceAccountName; it is \"default\" now), or add {found:?} to \
+                 principals",
+                self.source_name()
+            );
+        }
+        match field.listed.iter().find(|listed| distance(listed, found) <= 2) {
+            Some(slip) => {
+                format!("add {found:?} to principals, or write it in place of {slip:?} if that is a slip")
+            }
+            None => format!("add {found:?} to principals"),
+        }
     }
 
     fn fix_port(&self, field: &FieldTrace) -> String {
@@ -263,17 +211,22 @@ impl Case<'_> {
     fn denied(&self, inbound: &Inbound, deny: &Enforced, advice: &mut Vec<String>) {
         if !deny.origin.is_empty() {
             advice.push(self.enrol_source());
+            let background = self.snapshot.background();
+            let mode = self.end.as_ref().and_then(|end| background.peer_authentication.get(&end.uid));
+            let port = match mode.is_some_and(|mode| mode.ports_by.is_some()) {
+                true => inbound.target.rsplit_once(':').map(|(_, port)| format!(" for port {port}")),
+                false => None,
+            };
             advice.push(format!(
-                "or let {} take plaintext: mode PERMISSIVE in {}",
+                "or let {} take plaintext: mode PERMISSIVE{} in {}",
                 self.end_name(),
+                port.unwrap_or_default(),
                 deny.origin
             ));
             return;
         }
         let name = &deny.trace.policy;
-        let matched = deny.trace.rules.iter().enumerate().find(|(_, rule)| rule.matched);
-        let Some((number, rule)) = matched else { return };
-        let number = number + 1;
+        let Some((number, rule)) = deny.rules().find(|(_, rule)| rule.matched) else { return };
         if rule.clauses.is_empty() {
             advice.push(format!(
                 "rule {number} of AuthorizationPolicy {name} denies everybody: narrow or remove it"
@@ -321,16 +274,16 @@ impl Case<'_> {
     fn withheld(&self) -> Vec<String> {
         let Some(end) = &self.end else { return Vec::new() };
         let mut advice = vec![match end.enrolment {
-            Enrolment::Labelled | Enrolment::Unknown => format!(
-                "see what the agent of node {} says of {}: {}",
-                if end.node.is_empty() { "(unknown)" } else { &end.node },
-                name_of(end),
-                match self.snapshot.background().not_captured.get(&end.uid) {
-                    Some(why) => why.to_string(),
-                    None => "it is labelled for the mesh".to_owned(),
-                }
-            ),
-            Enrolment::NotLabelled | Enrolment::Exempt => enrol(self.snapshot, end),
+            Enrolment::Labelled | Enrolment::Unknown
+                if !self.snapshot.background().not_captured.contains_key(&end.uid) =>
+            {
+                format!(
+                    "see whether the agent of node {:?} runs, and what its log says of {}",
+                    end.node,
+                    name_of(end)
+                )
+            }
+            _ => enrol(self.snapshot, end),
         }];
         let mode = self.snapshot.background().peer_authentication.get(&end.uid);
         if let Some(PeerMode { is_strict: true, by: Some(by), .. }) = mode
@@ -354,6 +307,14 @@ impl Case<'_> {
             )];
         }
         if answer.endpoints.is_empty() {
+            if let Some(pods) = self.snapshot.background().selected_left_out.get(&service.key) {
+                let pod = |(pod, why): &(Arc<str>, Arc<str>)| {
+                    format!(
+                        "see why {pod}, which the service selects, does not run: {why} (kubectl describe pod)"
+                    )
+                };
+                return pods.iter().map(pod).collect();
+            }
             return vec![match self.snapshot.background().service_selectors.get(&service.key) {
                 Some(selector) => format!(
                     "no running pod in namespace {} has the labels {selector} that Service {name} selects by: correct its \
@@ -416,7 +377,54 @@ impl Case<'_> {
                 ));
             }
         }
+        for tried in
+            route.inbound.iter().flat_map(|i| &i.policies).filter(|p| p.trace.dry_run && p.trace.matched)
+        {
+            if tried.trace.action == "DENY" {
+                advice.push(format!(
+                    "AuthorizationPolicy {} would deny it, but is only tried out (annotation istio.io/dry-run)",
+                    tried.trace.policy
+                ));
+            }
+        }
+        self.if_it_fails(route, &mut advice);
         advice
+    }
+
+    /// What the configuration lets through may still fail: what to look at then.
+    fn if_it_fails(&self, route: &Route, advice: &mut Vec<String>) {
+        let Some(port) = route.target.parse::<SocketAddr>().ok().map(|target| target.port()) else { return };
+        if let (Some(service), Some(dialled)) = (&self.to.service, self.to.dialled.first())
+            && service.vips.is_empty()
+            && let Some(target) = service.ports.get(&dialled.port()).map(|p| p.target)
+            && target != 0
+            && target != port
+        {
+            advice.push(format!(
+                "Service {}/{} is headless: its name leads to the pods themselves, so the port to dial is theirs, {target}, \
+                 and not the service's {port}",
+                service.key.namespace, service.name
+            ));
+        }
+        let declared =
+            self.end.as_ref().and_then(|end| self.snapshot.background().declared_ports.get(&end.uid));
+        if let Some(declared) = declared.filter(|declared| !declared.contains(&port)) {
+            let declared: Vec<String> = declared.iter().map(ToString::to_string).collect();
+            advice.push(format!(
+                "{} declares no port {port}, only {}: does its app listen there, and is the targetPort right?",
+                self.end_name(),
+                declared.join(", ")
+            ));
+        }
+        let tunnel = match route.kind {
+            RouteKind::Hbone => " a NetworkPolicy may drop its port 15008,",
+            _ => "",
+        };
+        advice.push(format!(
+            "if it fails all the same, the cause is not in the configuration: the app may not listen on {},{tunnel} and the \
+             agents' logs say what they saw",
+            route.target
+        ));
     }
 
     fn remarks(&self, answer: &Explanation) -> Vec<String> {
@@ -451,22 +459,46 @@ fn enrol(snapshot: &Snapshot, workload: &Workload) -> String {
         Some(NotCaptured::LabelledNone) => {
             format!("put {name} into the mesh: remove its label istio.io/dataplane-mode=none")
         }
-        Some(NotCaptured::NotLabelled) | None => format!(
-            "put {name} into the mesh: kubectl label namespace {namespace} istio.io/dataplane-mode=ambient"
-        ),
-        Some(why) => format!("put {name} into the mesh, which it is not: {why}"),
+        Some(NotCaptured::NotLabelled) | None => {
+            format!(
+                "put {name} into the mesh: kubectl label namespace {namespace} istio.io/dataplane-mode=ambient"
+            )
+        }
+        Some(NotCaptured::RedirectionOff) => {
+            format!(
+                "put {name} into the mesh: remove its annotation ambient.istio.io/redirection, or set it to enabled"
+            )
+        }
+        Some(why) => format!("{name} cannot be in the mesh as it is: {why}"),
     }
 }
 
-fn is_deciding_deny(policy: &Enforced) -> bool {
+/// What an ALLOW policy needs that has no rule to match.
+fn no_rules(policy: &Enforced, route: &Route) -> String {
+    let name = &policy.trace.policy;
+    if policy.rules_left_out != 0 {
+        return format!(
+            "AuthorizationPolicy {name} allows nobody here, as all its rules ask for HTTP fields, which the node agent cannot \
+             see: write them with principals, namespaces or ports, or enforce it in a waypoint"
+        );
+    }
+    let principal = route.proves.as_deref().map(|id| id.trim_start_matches("spiffe://"));
+    let from =
+        principal.map_or_else(|| "the source".to_owned(), |principal| format!("principal {principal:?}"));
+    format!(
+        "AuthorizationPolicy {name} has no rules and so allows nobody: add one for {from}, or another ALLOW policy"
+    )
+}
+
+pub(super) fn is_deciding_deny(policy: &Enforced) -> bool {
     policy.trace.action == "DENY" && policy.trace.matched && !policy.trace.dry_run
 }
 
-fn is_allow(policy: &Enforced) -> bool {
+pub(super) fn is_allow(policy: &Enforced) -> bool {
     policy.trace.action == "ALLOW" && !policy.trace.dry_run
 }
 
-fn fields(rule: &RuleTrace) -> impl Iterator<Item = &FieldTrace> {
+pub(super) fn fields(rule: &RuleTrace) -> impl Iterator<Item = &FieldTrace> {
     rule.clauses.iter().flat_map(|clause| &clause.matches).flat_map(|one| &one.fields)
 }
 
@@ -477,20 +509,6 @@ fn asks_who(policy: &Enforced) -> bool {
     policy.trace.rules.iter().flat_map(fields).any(of_identity)
 }
 
-/// Why an ALLOW policy does not match: the rule that is nearest to it.
-fn unmet(policy: &Enforced) -> String {
-    let effort = |rule: &&RuleTrace| fields(rule).filter(|f| !f.held).count();
-    match policy.trace.rules.iter().min_by_key(effort) {
-        Some(rule) => super::text::failed(rule),
-        None => "it allows nobody".to_owned(),
-    }
-}
-
-fn rule_of(policy: &Enforced) -> String {
-    let matched = policy.trace.rules.iter().position(|rule| rule.matched);
-    matched.map(|number| format!(": its rule {} matches", number + 1)).unwrap_or_default()
-}
-
 fn describe_held(field: &FieldTrace) -> String {
     let list = super::text::listed(field);
     if field.field.starts_with("not") {
@@ -498,26 +516,4 @@ fn describe_held(field: &FieldTrace) -> String {
         return format!("{} {list} does not hold {found}", field.field);
     }
     format!("{} {list} holds {}", field.field, field.found)
-}
-
-/// What is wrong with a list of principals that the source's is not in.
-fn fix_principal(field: &FieldTrace) -> String {
-    let found = field.found.as_str();
-    let without_domain = |principal: &str| principal.split_once('/').map(|(_, rest)| rest.to_owned());
-    for listed in &field.listed {
-        if listed.strip_prefix("spiffe://") == Some(found) {
-            return format!("write {found:?} in principals, without spiffe://");
-        }
-        if let (Some(a), Some(b)) = (without_domain(listed), without_domain(found))
-            && a == b
-        {
-            let domain = |p: &str| p.split('/').next().unwrap_or_default().to_owned();
-            return format!(
-                "write {found:?} in principals: {listed:?} has the trust domain {:?}, and this mesh's is {:?}",
-                domain(listed),
-                domain(found)
-            );
-        }
-    }
-    format!("add {found:?} to principals")
 }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::authz::PolicyTrace;
+use crate::authz::{PolicyTrace, RuleTrace};
 
 /// Whether the pair can talk, and everything that decides it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,6 +27,9 @@ pub struct Explanation {
     pub advice: Vec<String>,
     /// What is doubtful in the objects that take part, each with its file and line where they are known.
     pub remarks: Vec<String>,
+    /// Connections between the two that failed lately, newest first; only an agent remembers any.
+    #[serde(default)]
+    pub recent: Vec<String>,
     /// Revision of the state that was looked at.
     pub revision: u64,
 }
@@ -152,9 +155,22 @@ pub struct Enforced {
     pub asked: bool,
     /// Where it comes from, if it is made of another object.
     pub origin: String,
+    /// Numbers of the rules that were asked, from 1, as the object has them: rules that L4 cannot see are left out.
+    #[serde(default)]
+    pub rule_numbers: Vec<usize>,
+    /// How many rules of the object are left out because L4 cannot see what they ask for.
+    #[serde(default)]
+    pub rules_left_out: usize,
     /// What it is and how it matched.
     #[serde(flatten)]
     pub trace: PolicyTrace,
+}
+
+impl Enforced {
+    /// The rules that were asked, with their numbers in the object.
+    pub(super) fn rules(&self) -> impl Iterator<Item = (usize, &RuleTrace)> {
+        self.rule_numbers.iter().copied().zip(&self.trace.rules)
+    }
 }
 
 /// A policy that does not apply to the destination, although it lies in a namespace whose policies may.

@@ -5,8 +5,9 @@
 //! for the pair in question and keeps the answers as data. It sees the configuration, not the network: a packet filter
 //! or an app that does not listen is not in the snapshot.
 //!
-//! Start with [`explain`]; `names` understands what was asked, `route` follows the connection, `views` shows both sides and the endpoints, `advice` says what would
-//! change the answer, `text` is for people. The types are in `answer`.
+//! Start with [`explain`]; `names` understands what was asked, `route` follows the connection, `views` shows both sides
+//! and the endpoints, `reason` says it in a line, `advice` says what would change it, `text` is for people. The types are
+//! in `answer`.
 //!
 //! [`next_hop`]: super::next_hop
 //! [`inbound_hbone`]: super::inbound_hbone
@@ -16,6 +17,7 @@
 mod advice;
 mod answer;
 mod names;
+mod reason;
 mod route;
 #[cfg(test)]
 mod tests;

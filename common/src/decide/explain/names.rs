@@ -345,7 +345,7 @@ fn nearness(asked: &str, name: &str) -> Option<usize> {
 }
 
 /// Letters to add, take away or replace.
-fn distance(a: &str, b: &str) -> usize {
+pub(super) fn distance(a: &str, b: &str) -> usize {
     let mut row: Vec<usize> = (0..=b.chars().count()).collect();
     for (i, x) in a.chars().enumerate() {
         let mut diagonal = i;

@@ -1,6 +1,7 @@
 //! Follows the connection: the decision at its source for each workload that may be chosen, then that of the
 //! destination's agent.
 
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -14,10 +15,12 @@ use crate::decide::{
 };
 use crate::model::{Authorization, Scope, Service, TunnelProtocol, Workload};
 use crate::state::Snapshot;
-use crate::types::{Authority, SpiffeId, WorkloadUid};
+use crate::types::{Authority, PolicyKey, SpiffeId, WorkloadUid};
 
 /// Routes that are listed: a service may have hundreds of endpoints.
 const ROUTES_MAX: usize = 32;
+/// Endpoints whose routes are followed: each costs a look at all endpoints.
+const LOOKED_MAX: usize = 256;
 /// Policies that do not apply and are listed all the same.
 const OTHERS_MAX: usize = 12;
 /// Workloads that such a policy selects and that are named.
@@ -36,7 +39,7 @@ pub(super) fn is_captured(workload: &Workload) -> bool {
 /// Everything but what would change it.
 pub(super) fn follow(snapshot: &Snapshot, from: &Source, to: &Destination) -> Explanation {
     let mut routes = Vec::new();
-    for dialled in &to.dialled {
+    for dialled in to.dialled.iter().take(LOOKED_MAX) {
         match &from.workload {
             Some(source) if is_captured(source) => captured(snapshot, source, *dialled, &mut routes),
             _ => direct(snapshot, from, to, *dialled, &mut routes),
@@ -63,6 +66,7 @@ pub(super) fn follow(snapshot: &Snapshot, from: &Source, to: &Destination) -> Ex
         other_policies,
         advice: Vec::new(),
         remarks: Vec::new(),
+        recent: Vec::new(),
         revision: snapshot.revision,
     }
 }
@@ -108,7 +112,7 @@ fn picks(snapshot: &Snapshot, service: &Service, facts: &Outbound<'_>) -> Vec<u6
     let best = found.iter().map(Candidate::preference).max();
     let mut next = 0;
     let mut picks = vec![0];
-    for one in found.iter().filter(|c| Some(c.preference()) == best) {
+    for one in found.iter().filter(|c| Some(c.preference()) == best).take(LOOKED_MAX) {
         picks.push(next);
         next += u64::from(one.workload.capacity);
     }
@@ -196,7 +200,8 @@ fn direct(
         let decision = format!("no endpoint of service {} can take port {}", service.key, dialled.port());
         return routes.push(refused(decision, ""));
     }
-    routes.extend(found.iter().map(|c| direct_to(snapshot, from, Some(c.workload), c.target)));
+    routes
+        .extend(found.iter().take(LOOKED_MAX).map(|c| direct_to(snapshot, from, Some(c.workload), c.target)));
 }
 
 fn direct_to(snapshot: &Snapshot, from: &Source, workload: Option<&Arc<Workload>>, to: SocketAddr) -> Route {
@@ -333,10 +338,16 @@ fn enforced(
     all: &[Arc<Authorization>],
     traces: Vec<PolicyTrace>,
 ) -> Vec<Enforced> {
-    let view = |asked, trace: PolicyTrace| Enforced {
-        asked,
-        origin: origin(snapshot, workload, &trace.policy),
-        trace,
+    let view = |asked, trace: PolicyTrace| {
+        let left_out = left_out(snapshot, &trace.policy);
+        let numbers = (0..trace.rules.len() + left_out.len()).filter(|n| !left_out.contains(n));
+        Enforced {
+            asked,
+            origin: origin(snapshot, workload, &trace.policy),
+            rule_numbers: numbers.map(|n| n + 1).take(trace.rules.len()).collect(),
+            rules_left_out: left_out.len(),
+            trace,
+        }
     };
     let unasked: Vec<Enforced> = all
         .iter()
@@ -344,6 +355,13 @@ fn enforced(
         .map(|policy| view(false, PolicyTrace::of(policy)))
         .collect();
     traces.into_iter().map(|trace| view(true, trace)).chain(unasked).collect()
+}
+
+/// Positions of a policy's rules that the translation left out.
+fn left_out(snapshot: &Snapshot, policy: &str) -> Vec<usize> {
+    let Some((namespace, name)) = policy.split_once('/') else { return Vec::new() };
+    let key = PolicyKey { namespace: namespace.into(), name: name.into() };
+    snapshot.background().rules_left_out.get(&key).cloned().unwrap_or_default()
 }
 
 /// Whether a policy is made of a PeerAuthentication rather than written by somebody.
@@ -377,15 +395,20 @@ fn peer_authentication(snapshot: &Snapshot, workload: &Workload) -> String {
 
 /// Policies by label that lie in the workload's namespace, or select nobody at all, and that it does not have.
 fn others(snapshot: &Snapshot, from: &Source, workload: &Workload, routes: &[Route]) -> Vec<OtherPolicy> {
-    let selected = |policy: &Authorization| {
-        let lists = |w: &&Arc<Workload>| w.authorization_policies.contains(&policy.key);
-        snapshot.workloads().filter(lists).take(SELECTED_MAX).map(|w| name_of(w)).collect::<Vec<_>>()
-    };
+    let mut selected: HashMap<&PolicyKey, Vec<String>> = HashMap::new();
+    for one in snapshot.workloads() {
+        for key in &one.authorization_policies {
+            let names = selected.entry(key).or_default();
+            if names.len() < SELECTED_MAX {
+                names.push(name_of(one));
+            }
+        }
+    }
     let expected = |policy: &&Arc<Authorization>| {
         policy.scope == Scope::WorkloadSelector
             && !workload.authorization_policies.contains(&policy.key)
             && !is_converted(&policy.key.name)
-            && (policy.key.namespace == workload.namespace || selected(policy).is_empty())
+            && (policy.key.namespace == workload.namespace || !selected.contains_key(&policy.key))
     };
     let mut found: Vec<&Arc<Authorization>> = snapshot.policies().filter(expected).collect();
     found.sort_by(|a, b| a.key.cmp(&b.key));
@@ -411,7 +434,7 @@ fn others(snapshot: &Snapshot, from: &Source, workload: &Workload, routes: &[Rou
             .get(&policy.key)
             .map(ToString::to_string)
             .unwrap_or_default(),
-        selects: selected(policy),
+        selects: selected.get(&policy.key).cloned().unwrap_or_default(),
         would_match: would_match(policy),
     };
     found.into_iter().take(OTHERS_MAX).map(view).collect()

@@ -20,6 +20,8 @@ pub enum Tone {
     Faint,
 }
 
+/// Characters of a line of advice.
+const WIDTH: usize = 110;
 /// Values of a list that are shown.
 const LISTED: usize = 4;
 /// Endpoints and further routes that are shown.
@@ -56,6 +58,7 @@ impl Explanation {
         };
         text.list(heading, &self.advice);
         text.list("Doubtful in the configuration", &self.remarks);
+        text.list("Failed lately, as the agent remembers it", &self.recent);
         text.out
     }
 
@@ -111,7 +114,8 @@ impl Text<'_> {
         self.line(format_args!(""));
         let name = self.paint(Tone::Strong, &source.name);
         let addresses = if source.kind == "address" { String::new() } else { source.addresses.join(", ") };
-        self.line(format_args!("  {name}  {addresses}  {}{identity}", source.enrolment));
+        let addresses = if addresses.is_empty() { addresses } else { format!("{addresses}  ") };
+        self.line(format_args!("  {name}  {addresses}{}{identity}", source.enrolment));
         if answer.destination.kind == "service" {
             let to = answer.destination.addresses.first().cloned().unwrap_or_default();
             let (ready, all) = (answer.endpoints.iter().filter(|e| e.is_in).count(), answer.endpoints.len());
@@ -251,10 +255,13 @@ impl Text<'_> {
         let trace = &policy.trace;
         if trace.rules.is_empty() {
             let what = if trace.action == "DENY" { "denies" } else { "allows" };
-            return self
-                .line(format_args!("           no rule that the node agent can match: it {what} nobody"));
+            let why = match policy.rules_left_out {
+                0 => "it has no rules",
+                _ => "all its rules ask for HTTP fields, which the node agent cannot see",
+            };
+            return self.line(format_args!("           {why}: it {what} nobody"));
         }
-        for (number, rule) in trace.rules.iter().enumerate() {
+        for (number, rule) in policy.rules() {
             let told = match rule.matched {
                 true if trace.matched => {
                     let held: Vec<String> = fields(rule).filter(|f| f.held).map(compared).collect();
@@ -264,7 +271,7 @@ impl Text<'_> {
                 true => "matches".to_owned(),
                 false => failed(rule),
             };
-            self.line(format_args!("           rule {}: {told}", number + 1));
+            self.line(format_args!("           rule {number}: {told}"));
         }
     }
 
@@ -288,9 +295,29 @@ impl Text<'_> {
             self.heading(heading);
         }
         for line in lines {
+            let line = wrapped(line);
             self.line(format_args!("  - {line}"));
         }
     }
+}
+
+/// A long line over several, each under the other.
+fn wrapped(line: &str) -> String {
+    let mut out = String::with_capacity(line.len() + 16);
+    let mut width = 0;
+    for word in line.split(' ') {
+        let long = word.chars().count();
+        if width != 0 && width + 1 + long > WIDTH {
+            out.push_str("\n    ");
+            width = 0;
+        } else if width != 0 {
+            out.push(' ');
+            width += 1;
+        }
+        out.push_str(word);
+        width += long;
+    }
+    out
 }
 
 fn with_port(party: &Party) -> String {
@@ -323,7 +350,7 @@ fn failed_match(one: &MatchTrace) -> String {
 }
 
 /// `principals: found "x", listed [y]`
-fn compared(field: &FieldTrace) -> String {
+pub(super) fn compared(field: &FieldTrace) -> String {
     let found = if field.found.is_empty() { "none".to_owned() } else { format!("{:?}", field.found) };
     format!("{} {}, found {found}", field.field, listed(field))
 }
