@@ -1,16 +1,24 @@
 //! The memory of recent refusals as JSON.
 
+use std::net::SocketAddr;
+
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use crate::decide::explain::Explanation;
 use crate::telemetry::{Denial, Denials, Party, Reporter};
+
+/// Failures of a pair that an explanation tells.
+const PAIR_MAX: usize = 5;
 
 /// What an agent remembers, newest first.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RefusalPage {
     /// How many refusals the agent remembers now, of all kinds.
     pub kept: usize,
+    /// How many it can remember; then it forgets the oldest.
+    pub capacity: usize,
     /// Time of the oldest of them; none while there are none.
     pub oldest: Option<String>,
     /// Those that were asked for.
@@ -59,9 +67,38 @@ pub fn refusals(memory: &Denials, id: Option<&str>, count: usize) -> RefusalPage
     let all = memory.recent(usize::MAX);
     RefusalPage {
         kept: all.len(),
+        capacity: Denials::CAPACITY,
         oldest: all.last().map(|denial| rfc3339(denial)),
         refusals: found.iter().map(|denial| view(denial)).collect(),
     }
+}
+
+/// The newest failures of the pair that is explained, a line each.
+pub fn recent_of(memory: &Denials, explanation: &Explanation) -> Vec<String> {
+    let targets = explanation.routes.iter().map(|route| &route.target);
+    let addresses: Vec<SocketAddr> = explanation
+        .destination
+        .addresses
+        .iter()
+        .chain(targets)
+        .filter_map(|addr| addr.parse().ok())
+        .collect();
+    let from_it = |denial: &Denial| {
+        let ip = denial.source.addr.map(|addr| addr.ip().to_canonical().to_string());
+        denial.source.workload.as_ref() == Some(&explanation.source.name)
+            || ip.is_some_and(|ip| explanation.source.addresses.contains(&ip))
+    };
+    let to_it = |denial: &Denial| {
+        let asked = denial.authority.as_ref().and_then(|authority| authority.parse().ok());
+        asked.or(denial.destination.addr).is_some_and(|to| addresses.contains(&to))
+    };
+    let line = |denial: &Denial| {
+        let id = denial.id.as_ref().map(|id| format!(" (denial {id})")).unwrap_or_default();
+        format!("{} {}: {}{id}", rfc3339(denial), denial.flag.as_str(), denial.error)
+    };
+    let all = memory.recent(usize::MAX);
+    let pair = all.iter().filter(|denial| from_it(denial) && to_it(denial));
+    pair.take(PAIR_MAX).map(|denial| line(denial)).collect()
 }
 
 fn view(denial: &Denial) -> RefusalView {

@@ -15,7 +15,7 @@ mod readiness;
 mod routes;
 mod stats;
 
-pub use denials::{RefusalPage, RefusalView, refusals};
+pub use denials::{RefusalPage, RefusalView, recent_of, refusals};
 pub use dump::{DumpParts, dump, dump_certificates, json_answer, json_list};
 pub use http::{Answer, Answering, Body, Request, text, typed};
 pub use readiness::{Pending, Readiness, serve_readiness};

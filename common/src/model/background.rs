@@ -27,10 +27,19 @@ pub struct Background {
     pub peer_authentication: HashMap<WorkloadUid, PeerMode>,
     /// Objects that take no part, by kind and name, with the reason.
     pub left_out: BTreeMap<String, Arc<str>>,
-    /// Pods that a service selects and that take no part, with the reason.
-    pub selected_left_out: BTreeMap<ServiceKey, Vec<(Arc<str>, Arc<str>)>>,
+    /// Pods that a service selects and that take no part.
+    pub selected_left_out: BTreeMap<ServiceKey, Vec<LeftOut>>,
     /// What is doubtful in an object: kind and name, and one line.
     pub remarks: Vec<(Arc<str>, Arc<str>)>,
+}
+
+/// A pod that takes no part.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeftOut {
+    /// `<namespace>/<name>`
+    pub pod: Arc<str>,
+    /// Why, as the end of a sentence.
+    pub why: Arc<str>,
 }
 
 /// Why a workload is not captured. `Display` ends the sentence "it is not captured: ".

@@ -10,7 +10,7 @@ mod policy;
 mod service;
 mod workload;
 
-pub use background::{Background, NotCaptured, PeerMode};
+pub use background::{Background, LeftOut, NotCaptured, PeerMode};
 pub use downgrade::{DowngradeMode, NoDowngrade};
 pub use pod::LocalPod;
 pub use policy::{

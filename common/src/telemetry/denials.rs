@@ -10,8 +10,6 @@ use super::flag::ResponseFlag;
 use crate::model::Workload;
 use crate::types::SpiffeId;
 
-/// Refusals that are kept.
-const COUNT_MAX: usize = 4096;
 /// What they may take together.
 const BYTES_MAX: usize = 4 << 20;
 /// Longest text that is kept of one of them; names of peers and the errors of libraries have no limit of their own.
@@ -130,6 +128,9 @@ struct Ring {
 }
 
 impl Denials {
+    /// Refusals that are kept at most.
+    pub const CAPACITY: usize = 4096;
+
     /// Keeps one.
     pub(super) fn push(&self, denial: Denial) {
         let denial = Arc::new(denial);
@@ -137,7 +138,7 @@ impl Denials {
         let mut ring = self.ring();
         ring.bytes += denial.cost();
         ring.kept.push_back(denial);
-        while ring.kept.len() > COUNT_MAX || ring.bytes > BYTES_MAX {
+        while ring.kept.len() > Denials::CAPACITY || ring.bytes > BYTES_MAX {
             let Some(oldest) = ring.kept.pop_front() else { break };
             ring.bytes = ring.bytes.saturating_sub(oldest.cost());
             forgotten.push(oldest);
@@ -176,11 +177,11 @@ mod tests {
     #[test]
     fn the_newest_are_kept_and_found() {
         let denials = Denials::default();
-        for n in 0..COUNT_MAX + 10 {
+        for n in 0..Denials::CAPACITY + 10 {
             denials.push(denial(&format!("id-{n}"), "no"));
         }
-        assert_eq!(denials.recent(usize::MAX).len(), COUNT_MAX);
-        let newest = format!("id-{}", COUNT_MAX + 9);
+        assert_eq!(denials.recent(usize::MAX).len(), Denials::CAPACITY);
+        let newest = format!("id-{}", Denials::CAPACITY + 9);
         assert_eq!(denials.recent(1)[0].id.as_deref(), Some(&*newest));
         assert_eq!(denials.find(&newest).len(), 1);
         assert!(denials.find("id-9").is_empty(), "forgotten");
@@ -204,11 +205,15 @@ mod tests {
         let one = denial(&long, &long);
         assert!(one.error.len() <= TEXT_MAX && one.id.as_ref().is_some_and(|id| id.len() <= TEXT_MAX));
         let denials = Denials::default();
-        for _ in 0..COUNT_MAX {
+        for _ in 0..Denials::CAPACITY {
             denials.push(one.clone());
         }
         let ring = denials.ring();
-        assert!(ring.bytes <= BYTES_MAX && ring.kept.len() < COUNT_MAX, "{} of them", ring.kept.len());
+        assert!(
+            ring.bytes <= BYTES_MAX && ring.kept.len() < Denials::CAPACITY,
+            "{} of them",
+            ring.kept.len()
+        );
         assert_eq!(ring.bytes, ring.kept.iter().map(|d| d.cost()).sum::<usize>());
     }
 }

@@ -39,6 +39,7 @@ fn why(mesh: &Mesh, source: &str, destination: &str) -> Result<Explanation, Stri
     let (mut offline, live) = (offline?, live?);
     offline.revision = live.revision;
     offline.remarks.clone_from(&live.remarks); // the agent also warns of namespaces that it cannot find
+    offline.recent.clone_from(&live.recent); // a directory remembers nothing
     if offline != live {
         return Err(format!("the directory says\n{offline}\nthe agent says\n{live}"));
     }
@@ -141,6 +142,11 @@ fn each_row_of_the_decision_tables_is_explained_as_it_happens() {
     let strict = mesh.captured("b", "strict");
     let raw = mesh.outside("b", "raw");
     let closed = mesh.outside("b", "closed");
+    let off = PodSpec::new("held").captured(true).annotation("ambient.istio.io/redirection", "disabled");
+    let held = mesh.pod("b", off);
+    let node = mesh.lab.host(mesh.node("b")).unwrap().clone();
+    let node_addresses = mesh.lab.host_addresses(mesh.node("b"));
+    let _host = Server::greeting(&node, 8080, "hello");
     let servers: Vec<Server> =
         [(&server, 8080), (&server, 9090), (&strict, 8080), (&raw, 8080), (&closed, 8080)]
             .map(|(pod, port)| Server::greeting(pod, port, "hello"))
@@ -171,7 +177,7 @@ fn each_row_of_the_decision_tables_is_explained_as_it_happens() {
 
     let mut wrong = Vec::new();
     for v in [0, 1] {
-        use RouteKind::{Direct, Hbone, Passthrough, Plaintext, Refused as Stays};
+        use RouteKind::{Direct, Hbone, Held, Passthrough, Plaintext, Refused as Stays};
         use Wanted::{Allowed, By, Refused};
         let to = |pod: &Pod, port: u16| SocketAddr::new(pod.addresses()[v], port);
         let at = |number: u8, port: u16| SocketAddr::new(vip(number)[v], port);
@@ -187,6 +193,8 @@ fn each_row_of_the_decision_tables_is_explained_as_it_happens() {
             row("9.1 #9 service", &client, at(11, 80), Plaintext, Allowed),
             row("9.1 #9 pod", &client, to(&raw, 8080), Plaintext, Allowed),
             row("9.1 #9 STRICT and not captured", &client, to(&closed, 8080), Stays, Refused),
+            row("9.1 #9 labelled and not captured", &client, to(&held, 8080), Held, Refused),
+            row("9.1 #10 a node", &client, SocketAddr::new(node_addresses[v], 8080), Passthrough, Allowed),
             row("9.1 #10 unknown", &client, to(&stranger, 8080), Passthrough, Allowed),
             row("9.2 #5 port of the agent", &client, to(&server, 15006), Hbone, Refused),
             row("9.2 #6 policy", &client, to(&server, 9090), Hbone, By("default/not-9090")),
@@ -239,6 +247,9 @@ fn a_refusal_that_has_happened_is_found_by_its_id() {
     ] {
         assert!(out.contains(part), "no {part:?} in\n{out}");
     }
+    // Who asks about the pair is told of it as well.
+    let (_, out, err) = culvert(&mesh, "b", &["client", "server:8080", "--agent", "127.0.0.1:15000"]);
+    assert!(out.contains("Failed lately") && out.contains(&id), "{out}{err}");
     // The source's agent knows the same id, but not the policy.
     let (status, out, _) = ask("a");
     assert_eq!(status, 1, "{out}");

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use culvert_common::admin::{Answer, Request, Route, json_answer, refusals, text};
+use culvert_common::admin::{Answer, Request, Route, json_answer, recent_of, refusals, text};
 use culvert_common::decide::explain::explain;
 use http::StatusCode;
 
@@ -31,7 +31,10 @@ fn why(shared: &Shared, request: &Request) -> Answer {
         return text(StatusCode::BAD_REQUEST, help);
     };
     match explain(&shared.state.snapshot(), &source, &destination) {
-        Ok(explanation) => json_answer(StatusCode::OK, &explanation),
+        Ok(mut explanation) => {
+            explanation.recent = recent_of(shared.telemetry.denials(), &explanation);
+            json_answer(StatusCode::OK, &explanation)
+        }
         Err(error) => text(StatusCode::BAD_REQUEST, format!("{error}\n")),
     }
 }

@@ -8,7 +8,7 @@ use super::answer::{Enforced, Explanation, Inbound, Outcome, Route, RouteKind};
 use super::names::{Destination, Source, distance};
 use super::route::{bypasses, is_captured, name_of, to_workload};
 use crate::authz::{ClauseTrace, FieldTrace, RuleTrace};
-use crate::model::{Enrolment, NotCaptured, PeerMode, Workload};
+use crate::model::{Enrolment, LeftOut, NotCaptured, PeerMode, Workload};
 use crate::state::Snapshot;
 
 /// Pieces of advice: the first ones are the likely ones.
@@ -308,7 +308,7 @@ impl Case<'_> {
         }
         if answer.endpoints.is_empty() {
             if let Some(pods) = self.snapshot.background().selected_left_out.get(&service.key) {
-                let pod = |(pod, why): &(Arc<str>, Arc<str>)| {
+                let pod = |LeftOut { pod, why }: &LeftOut| {
                     format!(
                         "see why {pod}, which the service selects, does not run: {why} (kubectl describe pod)"
                     )

@@ -10,7 +10,7 @@ use super::reader::{Labels, selects};
 use super::service::Target;
 use super::{authorization, peer_authentication};
 use crate::config::Problem;
-use crate::model::Background;
+use crate::model::{Background, LeftOut};
 use crate::types::ServiceKey;
 
 /// All of it; `warnings` are those of the translation.
@@ -45,7 +45,7 @@ pub(super) fn of(objects: &Objects, warnings: &[Problem], settings: &Settings) -
         for pod in pods.filter(|pod| selects(selector, &pod.meta.labels)) {
             if let Some(why) = background.left_out.get(&format!("Pod {}", pod.meta.key())).cloned() {
                 let of_service = background.selected_left_out.entry(key.clone()).or_default();
-                of_service.push((pod.meta.key().into(), why));
+                of_service.push(LeftOut { pod: pod.meta.key().into(), why });
             }
         }
         background.service_selectors.insert(key, text(selector));

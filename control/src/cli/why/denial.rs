@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use culvert_common::admin::RefusalView;
 use culvert_common::decide::explain::Outcome;
+use culvert_common::telemetry::Denials;
 
 use super::{Output, Printer, agent, code};
 
@@ -36,8 +37,9 @@ pub(super) fn explain(id: &str, agents: &[SocketAddr], printer: &Printer) -> any
     found.sort_by_key(|(_, refusal)| refusal.policy.is_none());
     let Some((agent, refusal)) = found.first() else {
         anyhow::bail!(
-            "no agent that was asked remembers the refusal {id}:{asked}\nAn agent keeps the newest 4096 until it is \
-             restarted. Ask the agents of both pods' nodes with --agent."
+            "no agent that was asked remembers the refusal {id}:{asked}\nAn agent keeps the newest {} until it is \
+             restarted. Ask the agents of both pods' nodes with --agent.",
+            Denials::CAPACITY
         );
     };
     let now = pair(refusal).map(|(source, destination)| agent::explain(*agent, &source, &destination));

@@ -43,11 +43,11 @@ pub(crate) struct WhyArgs {
     #[arg(value_name = "DESTINATION[:PORT]", required_unless_present = "denial")]
     destination: Option<String>,
     /// Explain the refusal with this id, from the agents' memory of recent ones
-    #[arg(long, value_name = "ID", conflicts_with_all = ["source", "destination", "config"])]
+    #[arg(long, value_name = "ID", conflicts_with_all = ["source", "destination"])]
     denial: Option<String>,
-    /// Admin address of a running agent, asked in place of a directory; may be repeated [default with --denial:
-    /// 127.0.0.1:15000]
-    #[arg(long, value_name = "ADDR", conflicts_with = "config")]
+    /// Admin address of a running agent, asked in place of the directory; may be repeated, for one answer of each [default
+    /// with --denial: 127.0.0.1:15000]
+    #[arg(long, value_name = "ADDR")]
     agent: Vec<SocketAddr>,
     #[command(flatten)]
     mesh: config::MeshArgs,
