@@ -73,12 +73,34 @@ pub(crate) async fn serve(worker: &Rc<Worker>, pod: &Arc<Pod>, tcp: TcpStream, s
     count(Handshake::Complete);
     let _open = shared.telemetry.metrics().tunnel(Side::Server);
     let client = Rc::new(Client { src, met, identity: accepted.peer.clone() });
-    let ended = accepted.run(&shared.limits, &pod.scope, |request| {
+    let drained = async {
+        tokio::select! {
+            () = pod.scope.draining() => {}
+            () = terminating(shared, pod) => {}
+        }
+    };
+    let ended = accepted.run(&shared.limits, drained, |request| {
         let (worker, pod, client) = (Rc::clone(worker), Arc::clone(pod), Rc::clone(&client));
         pod.scope.clone().spawn_local(async move { serve_stream(&worker, &pod, &client, request).await });
     });
     if let Err(error) = ended.await {
         tracing::debug!(%src, peer = %client.identity, error, "a tunnel broke");
+    }
+}
+
+/// Resolves when the pod begins to be deleted: its clients should go elsewhere. Who has not heard of it is still served,
+/// over a new tunnel; that is why it never resolves for a pod that is being deleted already.
+async fn terminating(shared: &Shared, pod: &Pod) {
+    let mut revisions = shared.state.changed();
+    let is_ending = || {
+        let snapshot = shared.state.snapshot();
+        snapshot.workload(&pod.local.workload).is_some_and(|w| w.health == Health::Terminating)
+    };
+    let was_ending = is_ending();
+    while was_ending || !is_ending() {
+        if revisions.changed().await.is_err() {
+            return std::future::pending().await; // the state outlives all connections
+        }
     }
 }
 

@@ -68,7 +68,8 @@ impl Mesh {
                     let context =
                         Context { http2: &settings, limits: &times, scope: &scope, metrics: &metrics };
                     if let Ok(accepted) = accept(tcp, from, config, &context).await {
-                        let _ended = accepted.run(&times, &scope, |r| sender.send(r).unwrap()).await;
+                        let _ended =
+                            accepted.run(&times, scope.draining(), |r| sender.send(r).unwrap()).await;
                     }
                 });
             }

@@ -22,7 +22,6 @@ use super::wire::Wire;
 use super::{Limits, RESET_STREAMS, SERVER_HEADER_LIST, SMALL_FRAMES, watch_pings};
 use crate::identity::peer_certificate;
 use crate::identity::tls::explain;
-use crate::task::Scope;
 use crate::telemetry::ResponseFlag;
 use crate::types::SpiffeId;
 
@@ -132,14 +131,14 @@ pub async fn accept(
 }
 
 impl Accepted {
-    /// Hands each request to `serve` until the tunnel ends. When `scope` drains, a GOAWAY is sent, and it ends behind
+    /// Hands each request to `serve` until the tunnel ends. When `drained` resolves, a GOAWAY is sent, and it ends behind
     /// its last stream.
     ///
     /// **Errors**: what broke the tunnel. **Cancel safety**: dropping it cuts all streams.
     pub async fn run(
         mut self,
         limits: &Limits,
-        scope: &Scope,
+        drained: impl Future<Output = ()>,
         mut serve: impl FnMut(ConnectRequest),
     ) -> Result<(), String> {
         let pings = self.connection.ping_pong();
@@ -149,7 +148,7 @@ impl Accepted {
                 None => std::future::pending().await,
             }
         };
-        tokio::pin!(watch);
+        tokio::pin!(watch, drained);
         // Whoever cannot prove its identity any more opens no new streams; those that are open go on.
         let expires = self.expires.duration_since(SystemTime::now()).unwrap_or_default();
         let expired = tokio::time::sleep(expires.min(LONGEST_SLEEP));
@@ -164,7 +163,7 @@ impl Accepted {
                         serve(ConnectRequest { request, respond, window: self.window, outbox: Rc::clone(&self.outbox) });
                     }
                 },
-                () = scope.draining(), if !draining => {
+                () = &mut drained, if !draining => {
                     draining = true;
                     self.connection.graceful_shutdown();
                 }

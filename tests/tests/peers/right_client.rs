@@ -173,3 +173,39 @@ async fn goaway_at_drain_and_open_streams_end_in_peace() {
     let status = world.agent.process().wait(culvert_tests::peer::PATIENCE).unwrap();
     assert!(status.success(), "{status}");
 }
+
+/// A pod that is being deleted: its clients are told to go, open streams go on, and who comes anew is served.
+#[tokio::test]
+async fn goaway_when_the_pod_is_being_deleted() {
+    let world = World::new(&[]);
+    let app = App::listen(&world.pod, APP);
+    let mut tunnel = Tunnel::open(&world).await;
+    let authority = world.app().to_string();
+    let (mut stream, (mut served, _)) = tokio::join!(tunnel.connect(&authority), app.accept());
+    let documents: String = world.lab.pods().iter().map(|pod| pod.document(true)).collect();
+    let name = format!("  name: {}\n", world.pod.spec.name);
+    let deleted = format!("{name}  deletionTimestamp: \"2026-01-01T00:00:00Z\"\n");
+    world.lab.put("pods.yaml", &documents.replace(&name, &deleted)).unwrap();
+    let gone = within("a GOAWAY", async {
+        loop {
+            match tunnel.ask(request(&authority)).await {
+                Err(e) => return e,
+                Ok(_served) => tokio::time::sleep(std::time::Duration::from_millis(10)).await,
+            }
+        }
+    });
+    let gone = gone.await;
+    assert!(gone.is_go_away() && gone.is_remote(), "{gone:?}");
+    stream.write(b"still here").await;
+    expect_bytes(&mut served, b"still here").await;
+    let mut anew = Tunnel::open(&world).await;
+    for _ in 0..3 {
+        let mut late = anew.connect(&authority).await;
+        late.finish();
+    }
+    stream.finish();
+    assert_eq!(read_end(&mut served).await, End::Orderly(Vec::new()));
+    drop(served);
+    assert_eq!(stream.read_end().await, Ok(Vec::new()));
+    assert!(tunnel.ended().await.is_ok());
+}
