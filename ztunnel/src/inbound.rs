@@ -73,12 +73,12 @@ pub(crate) async fn serve(worker: &Rc<Worker>, pod: &Arc<Pod>, tcp: TcpStream, s
     count(Handshake::Complete);
     let _open = shared.telemetry.metrics().tunnel(Side::Server);
     let client = Rc::new(Client { src, met, identity: accepted.peer.clone() });
-    let drained = async {
+    let drained = Box::pin(async {
         tokio::select! {
             () = pod.scope.draining() => {}
             () = terminating(shared, pod) => {}
         }
-    };
+    });
     let ended = accepted.run(&shared.limits, drained, |request| {
         let (worker, pod, client) = (Rc::clone(worker), Arc::clone(pod), Rc::clone(&client));
         pod.scope.clone().spawn_local(async move { serve_stream(&worker, &pod, &client, request).await });

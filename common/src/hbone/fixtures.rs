@@ -1,6 +1,6 @@
 //! What the tests of this folder share: a server with certificates of its own, and tunnels to it over loopback.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -16,6 +16,7 @@ use super::server::{ConnectRequest, accept};
 use super::{Http2, Limits};
 use crate::identity::WorkloadCert;
 use crate::identity::fixtures::live;
+use crate::net::copy::copy_both_ways;
 use crate::task::Scope;
 use crate::telemetry::Metrics;
 use crate::types::SpiffeId;
@@ -94,12 +95,21 @@ impl Mesh {
         expected: &SpiffeId,
         expires: SystemTime,
     ) -> Result<Rc<Tunnel>, OpenError> {
+        self.tunnel_by(self.addr, expected, expires).await
+    }
+
+    async fn tunnel_by(
+        &self,
+        addr: SocketAddr,
+        expected: &SpiffeId,
+        expires: SystemTime,
+    ) -> Result<Rc<Tunnel>, OpenError> {
         self.dials.set(self.dials.get() + 1);
-        let tcp = TcpStream::connect(self.addr).await.unwrap();
+        let tcp = TcpStream::connect(addr).await.unwrap();
         let tls = self.cart.client_config(std::slice::from_ref(expected));
         let context =
             Context { http2: &self.http2, limits: &self.limits, scope: &self.client, metrics: &self.metrics };
-        Tunnel::establish(tcp, self.addr, tls, expires, &context).await
+        Tunnel::establish(tcp, addr, tls, expires, &context).await
     }
 
     /// A tunnel as it should be.
@@ -112,6 +122,11 @@ impl Mesh {
         Context { http2: &self.http2, limits: &self.limits, scope: &self.server, metrics: &self.metrics }
     }
 
+    /// The same, by way of another address.
+    pub(super) async fn establish_by(&self, addr: SocketAddr) -> Result<Rc<Tunnel>, OpenError> {
+        self.tunnel_by(addr, &self.web.identity, self.cart.not_after).await
+    }
+
     /// Answers every CONNECT with 200 and keeps the streams open until the task is cut.
     pub(super) fn accept_all(&mut self) {
         let (_, nothing) = mpsc::unbounded_channel();
@@ -122,6 +137,37 @@ impl Mesh {
                 open.extend(request.accept(None));
             }
         });
+    }
+}
+
+/// Forwards connections to a server.
+pub(super) struct Wires {
+    pub(super) addr: SocketAddr,
+    moving: Rc<RefCell<Scope>>,
+}
+
+impl Wires {
+    pub(super) async fn to(server: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let wires = Self { addr: listener.local_addr().unwrap(), moving: Rc::default() };
+        let moving = Rc::clone(&wires.moving);
+        tokio::task::spawn_local(async move {
+            let mut kept = Vec::new();
+            while let Ok((near, _)) = listener.accept().await {
+                let far = TcpStream::connect(server).await.unwrap();
+                let ends = Rc::new((near, far));
+                kept.push(Rc::clone(&ends));
+                moving.borrow().spawn_local(async move {
+                    let _ended = copy_both_ways(&ends.0, &ends.1, |_| {}, |_| {}).await;
+                });
+            }
+        });
+        wires
+    }
+
+    /// From now on nothing passes over the connections that are open, and nobody is told; new ones are as before.
+    pub(super) fn cut(&self) {
+        self.moving.replace(Scope::new()).cut();
     }
 }
 

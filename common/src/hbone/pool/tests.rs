@@ -1,5 +1,5 @@
 use super::*;
-use crate::hbone::fixtures::{Mesh, PATIENCE, WAIT, connect, local};
+use crate::hbone::fixtures::{Mesh, PATIENCE, WAIT, Wires, connect, local};
 
 fn key(mesh: &Mesh, uid: &str) -> Key {
     Key {
@@ -152,6 +152,63 @@ async fn an_unanswered_stream_is_tried_again_but_not_for_ever() {
         let error = open(&pool, &mesh, "web-1").await.err().unwrap();
         assert!(matches!(error, OpenError::Lost { .. }), "{error}");
         assert_eq!(seen.get(), TRIES);
+    })
+    .await;
+}
+
+/// Answers every CONNECT but the second, which it keeps; how many it got.
+fn keep_the_second(mesh: &mut Mesh) -> Rc<Cell<usize>> {
+    let (_, nothing) = tokio::sync::mpsc::unbounded_channel();
+    let mut requests = std::mem::replace(&mut mesh.requests, nothing);
+    let asked = Rc::new(Cell::new(0));
+    let count = Rc::clone(&asked);
+    mesh.server.spawn_local(async move {
+        let (mut open, mut kept) = (Vec::new(), Vec::new());
+        while let Some(request) = requests.recv().await {
+            count.set(count.get() + 1);
+            if count.get() == 2 { kept.push(request) } else { open.extend(request.accept(None)) }
+        }
+    });
+    asked
+}
+
+/// The app is slow, the tunnel lives, as its answer to a PING says: patience is not the end.
+#[tokio::test]
+async fn a_slow_app_is_waited_for_and_its_tunnel_is_kept_while_others_are_answered() {
+    local(async {
+        let (mut mesh, pool) = (Mesh::new(100).await, Pool::default());
+        let asked = keep_the_second(&mut mesh);
+        let key = key(&mesh, "web-1");
+        let wait = AnswerWait { limit: Duration::from_millis(900), patience: Duration::from_millis(200) };
+        let connect = connect();
+        let open = || pool.open(&key, &connect, wait, || mesh.establish());
+        let first = open().await.unwrap();
+        let (second, third) = tokio::join!(open(), open());
+        assert!(matches!(second, Err(OpenError::AnswerTimeout { .. })), "asked once, waited for to the end");
+        assert!(third.is_ok());
+        assert_eq!((asked.get(), mesh.dials.get(), pool.len()), (3, 1, 1));
+        drop(first);
+    })
+    .await;
+}
+
+/// Nothing comes back on an old tunnel, not even to a PING: the CONNECT goes to a new one, and the old takes no more.
+#[tokio::test]
+async fn a_tunnel_that_answers_nothing_is_replaced() {
+    local(async {
+        let (mut mesh, pool) = (Mesh::new(100).await, Pool::default());
+        mesh.accept_all();
+        let wires = Wires::to(mesh.addr).await;
+        let (key, connect) = (key(&mesh, "web-1"), connect());
+        let wait = AnswerWait { limit: PATIENCE, patience: Duration::from_millis(200) };
+        let open = || pool.open(&key, &connect, wait, || mesh.establish_by(wires.addr));
+        let first = open().await.unwrap();
+        wires.cut();
+        let second = open().await.unwrap();
+        assert_eq!(mesh.dials.get(), 2);
+        let third = open().await.unwrap();
+        assert_eq!((mesh.dials.get(), pool.len()), (2, 1), "the silent tunnel takes no streams");
+        drop((first, second, third));
     })
     .await;
 }

@@ -2,6 +2,7 @@ use super::*;
 use crate::hbone::client::{OpenError, Tunnel};
 use crate::hbone::fixtures::{Mesh, WAIT, connect, local};
 use crate::identity::fixtures::shop;
+use crate::task::Scope;
 
 /// Waits until the client has read the server's GOAWAY.
 async fn closes(tunnel: &Tunnel) {
