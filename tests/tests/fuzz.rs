@@ -4,6 +4,10 @@ use std::path::Path;
 
 #[path = "../fuzz/laws/guard.rs"]
 mod guard;
+#[path = "../fuzz/laws/netlink.rs"]
+mod netlink;
+#[path = "../fuzz/laws/zds.rs"]
+mod zds;
 
 /// Mutations of each file of a corpus.
 const MUTATIONS: usize = 400;
@@ -75,4 +79,14 @@ fn frames_of_a_peer() {
 #[test]
 fn header_blocks_of_a_peer() {
     run("hpack", guard::headers);
+}
+
+#[test]
+fn messages_of_the_other_process() {
+    run("zds", zds::messages);
+}
+
+#[test]
+fn answers_of_the_kernel() {
+    run("netlink", netlink::answers);
 }
