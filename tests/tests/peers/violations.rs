@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use culvert_tests::peer::client::{Answer, Tunnel, dial};
-use culvert_tests::peer::net::{App, End, connect, expect_bytes, read_end};
+use culvert_tests::peer::net::{App, End, connect, expect_bytes, read_end, reset};
 use culvert_tests::peer::raw::{self, ACK, END_HEADERS, END_STREAM, Frame, PREFACE, Raw, kind, setting};
 use culvert_tests::peer::server::{Server, accepted};
 use culvert_tests::peer::world::{APP, World};
@@ -112,7 +112,7 @@ fn client_floods(authority: String) -> Vec<Flood> {
     let open = raw::connect(1, authority.as_bytes());
     let half = Frame::new(kind::HEADERS, 0, 1, raw::block(&[(":method", b"CONNECT")]));
     let malformed = |n| raw::headers(n, &[(":method", b"CONNECT"), ("Upper", b"x")]);
-    let reset = move |n| vec![raw::connect(n, authority.as_bytes()), Frame::reset(n, Reason::CANCEL)];
+    let given_up = move |n| vec![raw::connect(n, authority.as_bytes()), Frame::reset(n, Reason::CANCEL)];
     vec![
         Flood::of("PING", "ping_flood", &Frame::new(kind::PING, 0, 0, vec![0; 8])),
         Flood::of("PING answers", "ping_flood", &Frame::new(kind::PING, ACK, 0, vec![0; 8])),
@@ -133,7 +133,7 @@ fn client_floods(authority: String) -> Vec<Flood> {
         )
         .behind(&half),
         Flood::streams("HPACK bombs", "header_list", |n| vec![bomb(n)]),
-        Flood::streams("rapid reset", "reset_flood", reset),
+        Flood::streams("rapid reset", "reset_flood", given_up),
         Flood::streams("malformed requests", "provoked_resets", move |n| vec![malformed(n)]),
     ]
 }
@@ -705,4 +705,181 @@ async fn uploads_that_the_peer_abandons_do_not_wait_for_the_app() {
         assert!(matches!(read_end(&mut app).await, End::Reset(_)));
     }
     world.settle().await;
+}
+
+#[tokio::test]
+async fn odd_settings_end_the_tunnel() {
+    let world = World::new(&[]);
+    let _echo = App::listen(&world.pod, APP).echo();
+    let mut neighbour = Neighbour::new(&world).await;
+    let cases = [
+        ("a window beyond 31 bits", (setting::INITIAL_WINDOW_SIZE, 1 << 31), "protocol"),
+        ("a frame of nothing", (setting::MAX_FRAME_SIZE, 0), "protocol"),
+        ("a frame beyond 24 bits", (setting::MAX_FRAME_SIZE, 1 << 24), "protocol"),
+        ("a push that is neither", (setting::ENABLE_PUSH, 2), "protocol"),
+    ];
+    for (name, setting, kind) in cases {
+        let before = counted(&world, "server", kind).1;
+        let mut raw = raw_tunnel(&world).await;
+        raw.send(&Frame::settings(&[setting])).await.unwrap();
+        let goaway = raw.find(|f| f.kind == kind::GOAWAY).await.expect(name);
+        assert_ne!(goaway.goaway_reason(), Reason::NO_ERROR, "{name}");
+        one_more(&world, name, "server", kind, before).await;
+        neighbour.is_served().await;
+    }
+}
+
+#[tokio::test]
+async fn windows_that_come_and_go_lose_no_byte() {
+    let world = World::new(&[]);
+    let app = App::listen(&world.pod, APP);
+    let mut raw = raw_tunnel(&world).await;
+    raw.send(&raw::connect(1, world.app().to_string().as_bytes())).await.unwrap();
+    let (mut served, _) = app.accept().await;
+    assert_eq!(raw.outcome(1).await.unwrap().status(), Some(200));
+    let total = 400_000_usize;
+    let sender = async {
+        let data: Vec<u8> = (0..total).map(|i| (i >> 8) as u8).collect();
+        served.write_all(&data).await.unwrap();
+        data
+    };
+    let reader = async {
+        let mut got = Vec::new();
+        // Nothing, a little, all there is, and nothing again: a window may become negative.
+        for window in [0, 100, 0x7fff_ffff, 0, 1, 70_000, 0].into_iter().cycle() {
+            raw.send(&Frame::settings(&[(setting::INITIAL_WINDOW_SIZE, window)])).await.unwrap();
+            raw.send(&Frame::new(kind::PING, 0, 0, vec![0; 8])).await.unwrap();
+            loop {
+                let frame = raw.next().await.expect("an open tunnel");
+                match frame.kind {
+                    kind::DATA => got.extend_from_slice(&frame.payload),
+                    kind::PING if frame.flags & ACK == ACK => break,
+                    _ => {}
+                }
+            }
+            if got.len() == total {
+                return got;
+            }
+        }
+        unreachable!("for ever")
+    };
+    let (data, got) = within("all bytes", async { tokio::join!(sender, reader) }).await;
+    assert!(data == got, "other bytes than were sent");
+    assert_eq!(counted(&world, "server", "").1, 0.0);
+}
+
+#[tokio::test]
+async fn more_than_the_window_ends_the_stream_and_no_other() {
+    let world = World::new(&[]);
+    let app = App::listen(&world.pod, APP);
+    let mut raw = raw_tunnel(&world).await;
+    let authority = world.app().to_string();
+    let mut served = Vec::new();
+    for stream in [1, 3] {
+        raw.send(&raw::connect(stream, authority.as_bytes())).await.unwrap();
+        served.push(app.accept().await.0);
+        assert_eq!(raw.outcome(stream).await.unwrap().status(), Some(200));
+    }
+    let many = Frame::new(kind::DATA, 0, 1, vec![1; 16_384]).encode().repeat(64);
+    // The kernel takes some of it for the app, and credit comes back for that.
+    for _ in 0..40 {
+        raw.write(&many).await.unwrap();
+    }
+    let told = raw.find(|f| f.kind == kind::RST_STREAM && f.stream == 1).await.expect("an open tunnel");
+    assert_eq!(told.first(), u32::from(Reason::FLOW_CONTROL_ERROR));
+    one_more(&world, "more than the window", "server", "flow_control", 0.0).await;
+    assert!(matches!(read_end(&mut served[0]).await, End::Reset(_)));
+    raw.send(&Frame::new(kind::DATA, 0, 3, b"still here".to_vec())).await.unwrap();
+    expect_bytes(&mut served[1], b"still here").await;
+}
+
+#[tokio::test]
+async fn peers_that_do_not_read_are_waited_for_and_nobody_else_is() {
+    let world = World::new(&[]);
+    let app = App::listen(&world.pod, APP);
+    let authority = world.app().to_string();
+    let mut tunnel = Tunnel::open(&world).await;
+    let (mut neighbour, (mut near, _)) = tokio::join!(tunnel.connect(&authority), app.accept());
+    let before = world.rss();
+    // Answers to a client that gives all credit and reads nothing, from twenty apps that never stop.
+    let mut client = raw_tunnel(&world).await;
+    let mut apps = Vec::new();
+    let chunk = vec![3; 1 << 20];
+    for n in 0..20 {
+        client.send(&raw::connect(n * 2 + 1, authority.as_bytes())).await.unwrap();
+        let (mut served, _) = app.accept().await;
+        while let Ok(Ok(())) = timeout(Duration::from_millis(50), served.write_all(&chunk)).await {}
+        apps.push(served);
+    }
+    // Uploads to a server that reads nothing.
+    let server = Server::new(&world);
+    let mut uploads = Vec::new();
+    let mut first = connect(&world.pod, world.remote());
+    let (mut deaf, stream) = server.raw(&[(setting::INITIAL_WINDOW_SIZE, 0x7fff_ffff)]).await;
+    deaf.send(&accepted(stream)).await.unwrap();
+    deaf.send(&Frame::credit(0, 0x7000_0000)).await.unwrap();
+    for _ in 0..20 {
+        if timeout(Duration::from_millis(200), first.write_all(&chunk)).await.is_err() {
+            break;
+        }
+    }
+    uploads.push(first);
+    let grown = world.rss().saturating_sub(before);
+    assert!(grown < GROWTH_MAX, "grown by {grown} KiB");
+    for _ in 0..20 {
+        neighbour.write(b"to the app").await;
+        expect_bytes(&mut near, b"to the app").await;
+        near.write_all(b"and back").await.unwrap();
+        neighbour.expect(b"and back").await;
+    }
+    assert_eq!(counted(&world, "server", "").1 + counted(&world, "client", "").1, 0.0);
+    drop((client, deaf, apps, uploads));
+}
+
+#[tokio::test]
+async fn forms_of_goaway() {
+    let world = World::new(&[]);
+    let server = Server::new(&world);
+    let calm = Reason::ENHANCE_YOUR_CALM;
+    // Up to the stream, with whatever reason: it goes on, and the next connection gets a tunnel of its own.
+    for frames in [
+        vec![(1, Reason::NO_ERROR)],
+        vec![(1, calm)],
+        vec![(0x7fff_ffff, Reason::NO_ERROR), (1, Reason::NO_ERROR)],
+    ] {
+        let mut app = connect(&world.pod, world.remote());
+        let (mut raw, stream) = server.raw(&[]).await;
+        raw.send(&accepted(stream)).await.unwrap();
+        for (last, reason) in &frames {
+            raw.send(&Frame::goaway(*last, *reason)).await.unwrap();
+        }
+        let next = connect(&world.pod, world.remote());
+        let (mut other, asked) = server.raw(&[]).await;
+        other.send(&accepted(asked)).await.unwrap();
+        raw.send(&Frame::new(kind::DATA, END_STREAM, stream, b"to the end".to_vec())).await.unwrap();
+        assert_eq!(read_end(&mut app).await, End::Orderly(b"to the end".to_vec()), "{frames:?}");
+        // A tunnel that ends before its streams would be dialled anew.
+        reset(next);
+        drop(app);
+        world.settle().await;
+    }
+    assert_eq!(counted(&world, "client", "").1, 0.0);
+    // Against the rules: a stream of its own, or a last stream that rises.
+    let wrong = Frame::new(kind::GOAWAY, 0, 1, vec![0; 8]);
+    let rising = [Frame::goaway(1, Reason::NO_ERROR), Frame::goaway(3, Reason::NO_ERROR)];
+    for (name, frames) in [("on a stream", vec![wrong]), ("rising", rising.to_vec())] {
+        let before = counted(&world, "client", "protocol").1;
+        let mut app = connect(&world.pod, world.remote());
+        let (mut raw, stream) = server.raw(&[]).await;
+        raw.send(&accepted(stream)).await.unwrap();
+        raw.send(&Frame::new(kind::DATA, 0, stream, b"half".to_vec())).await.unwrap();
+        expect_bytes(&mut app, b"half").await;
+        for frame in &frames {
+            raw.send(frame).await.unwrap();
+        }
+        assert_eq!(read_end(&mut app).await, End::Reset(Vec::new()), "{name}");
+        one_more(&world, name, "client", "protocol", before).await;
+        drop(raw);
+        world.settle().await;
+    }
 }

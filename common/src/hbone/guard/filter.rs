@@ -9,6 +9,7 @@ use super::allowance::Allowance;
 use super::hpack::{Decoder, encode};
 use super::message::{Message, POISON, Verdict};
 use super::sent::Sent;
+use super::violation::Ends;
 use super::{Role, Violation};
 
 /// First bytes of a client. Source: RFC 9113 §3.4.
@@ -434,7 +435,7 @@ impl Filter {
     /// Notes what was sent to the peer. Each frame that says that the peer was wrong is told to `blame`.
     ///
     /// **Errors**: the peer provoked too many of them.
-    pub(super) fn sent(&mut self, bytes: &[u8], mut blame: impl FnMut(Violation)) -> Result<(), Violation> {
+    pub(super) fn sent(&mut self, bytes: &[u8], mut blame: impl FnMut(Ends)) -> Result<(), Violation> {
         let Self { sent, limits, pings, clock, .. } = self;
         let mut cost = 0;
         sent.advance(bytes, |frame, value| match frame {
@@ -443,17 +444,17 @@ impl Filter {
             kind::PING if value & u32::from(ACK) == 0 => *pings = pings.saturating_add(1),
             kind::GOAWAY => {
                 if let Some(violation) = Violation::of_goaway(value.into()) {
-                    blame(violation);
+                    blame(Ends::Tunnel(violation));
                 }
             }
-            kind::RST_STREAM => match h2::Reason::from(value) {
-                h2::Reason::PROTOCOL_ERROR | h2::Reason::FLOW_CONTROL_ERROR => {
-                    blame(Violation::Malformed);
+            kind::RST_STREAM => match (Violation::of_reset(value.into()), h2::Reason::from(value)) {
+                (Some(violation), _) => {
+                    blame(Ends::Stream(violation));
                     cost += WRONG;
                 }
-                h2::Reason::REFUSED_STREAM => cost += WRONG,
-                h2::Reason::STREAM_CLOSED => cost += 1,
-                _ => {}
+                (None, h2::Reason::REFUSED_STREAM) => cost += WRONG,
+                (None, h2::Reason::STREAM_CLOSED) => cost += 1,
+                (None, _) => {}
             },
             _ => {}
         });

@@ -23,6 +23,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
 use self::feed::Feed;
+use self::violation::Ends;
 pub use self::violation::Violation;
 use crate::telemetry::{PeerViolations, Side};
 use crate::types::SpiffeId;
@@ -74,28 +75,27 @@ pub struct Guard<S> {
 struct Noted {
     role: Role,
     report: Report,
-    end: bool,
-    malformed: bool,
+    tunnel: bool,
+    stream: bool,
 }
 
 impl Noted {
-    /// Counts the violation; logs the first of its kind. A tunnel ends for one reason only.
-    fn note(&mut self, violation: Violation) {
-        let stream_only = violation == Violation::Malformed;
-        let told = if stream_only { &mut self.malformed } else { &mut self.end };
-        let again = std::mem::replace(told, true);
-        if again && !stream_only {
-            return;
-        }
+    /// Counts a violation: a tunnel ends for one only, a stream each. Of either the first is logged.
+    fn note(&mut self, ends: Ends) {
+        let (violation, told, what) = match ends {
+            Ends::Stream(violation) => (violation, &mut self.stream, "a stream was reset"),
+            Ends::Tunnel(_) if self.tunnel => return,
+            Ends::Tunnel(violation) => (violation, &mut self.tunnel, "a tunnel was ended"),
+        };
         let side = match self.role {
             Role::Client => Side::Client,
             Role::Server => Side::Server,
         };
         let Report { violations, peer, identity } = &self.report;
-        violations.count(side, violation.as_str());
-        if !again {
-            let what = if stream_only { "a stream was reset" } else { "a tunnel was ended" };
-            tracing::warn!(%peer, %identity, kind = violation.as_str(), "{what}: {violation}");
+        let kind = violation.as_str();
+        violations.count(side, kind);
+        if !std::mem::replace(told, true) {
+            tracing::warn!(%peer, %identity, kind, "{what}: {violation}");
         }
     }
 }
@@ -106,7 +106,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Guard<S> {
         let clock = || tokio::time::Instant::now().into_std();
         let feed = Box::new(Feed::new(role, announced.frame as usize, announced.header_list as usize, clock));
         let deadline = Some(Box::pin(tokio::time::sleep(announced.limit)));
-        Self { io, feed, deadline, ended: None, noted: Noted { role, report, end: false, malformed: false } }
+        Self { io, feed, deadline, ended: None, noted: Noted { role, report, tunnel: false, stream: false } }
     }
 
     /// Reads once, in place if that is possible.
@@ -151,7 +151,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Guard<S> {
             match error.get_ref().and_then(|e| e.downcast_ref()) {
                 // It refuses us: its right, and told as a failed handshake.
                 None | Some(rustls::Error::AlertReceived(_)) => {}
-                Some(_) => self.noted.note(Violation::Tls),
+                Some(_) => self.noted.note(Ends::Tunnel(Violation::Tls)),
             }
         }
         read
@@ -160,7 +160,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Guard<S> {
     /// Tells everybody, and the peer as far as it listens.
     fn end(&mut self, cx: &mut Context<'_>, violation: Violation) {
         self.ended = Some(violation);
-        self.noted.note(violation);
+        self.noted.note(Ends::Tunnel(violation));
         if self.feed.filter.at_boundary() {
             let goaway = goaway(self.feed.filter.last_stream(), violation);
             let _as_far_as_it_goes = Pin::new(&mut self.io).poll_write(cx, &goaway);
@@ -176,7 +176,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Guard<S> {
             bytes -= now;
             let noted = &mut self.noted;
             let sent = part.get(..now).unwrap_or_default();
-            if let Err(violation) = self.feed.filter.sent(sent, |violation| noted.note(violation)) {
+            if let Err(violation) = self.feed.filter.sent(sent, |ends| noted.note(ends)) {
                 self.end(cx, violation);
                 return Err(aborted(violation));
             }

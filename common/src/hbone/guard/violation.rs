@@ -70,6 +70,15 @@ pub enum Violation {
     Malformed,
 }
 
+/// What a violation costs the peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ends {
+    /// One stream; the tunnel goes on.
+    Stream(Violation),
+    /// All of it.
+    Tunnel(Violation),
+}
+
 impl Violation {
     /// Value of the metric's label `kind`.
     pub fn as_str(self) -> &'static str {
@@ -119,6 +128,15 @@ impl Violation {
             | Self::HeaderList
             | Self::Interim
             | Self::Excess => Reason::ENHANCE_YOUR_CALM,
+        }
+    }
+
+    /// Of an RST_STREAM that the codec itself sends; `None` if nobody is to blame.
+    pub(super) fn of_reset(reason: Reason) -> Option<Self> {
+        match reason {
+            Reason::PROTOCOL_ERROR => Some(Self::Malformed),
+            Reason::FLOW_CONTROL_ERROR => Some(Self::FlowControl),
+            _ => None,
         }
     }
 

@@ -80,7 +80,7 @@ fn answers_to_no_ping_are_dropped() {
     let mut filter = tunnel(Role::Server);
     let mut out = Vec::new();
     assert_eq!(filter.step(&pong, &mut out), Ok(Step::Drop(17)));
-    assert_eq!(filter.sent(&[ping, pong.clone()].concat(), |v| panic!("{v}")), Ok(()));
+    assert_eq!(filter.sent(&[ping, pong.clone()].concat(), |v| panic!("{v:?}")), Ok(()));
     assert_eq!(filter.step(&pong, &mut out), Ok(Step::Pass(17)));
     assert_eq!(filter.step(&pong, &mut out), Ok(Step::Drop(17)));
 }
@@ -260,7 +260,7 @@ fn what_is_earned_is_no_flood() {
     let credit = frame(kind::WINDOW_UPDATE, 0, 1, &[0, 0, 0, 1]).repeat(2);
     let mut filter = tunnel(Role::Server);
     for _ in 0..50_000 {
-        assert_eq!(filter.sent(&frame(kind::DATA, 0, 1, b"x"), |v| panic!("{v}")), Ok(()));
+        assert_eq!(filter.sent(&frame(kind::DATA, 0, 1, b"x"), |v| panic!("{v:?}")), Ok(()));
         assert_eq!(feed(&mut filter, &credit), Ok(()));
     }
     // Streams that are given up after their answer.
@@ -268,7 +268,7 @@ fn what_is_earned_is_no_flood() {
     let answer = frame(kind::HEADERS, END_HEADERS, 1, &block(&[(":status", "200")]));
     for _ in 0..50_000 {
         assert_eq!(feed(&mut filter, &request), Ok(()));
-        assert_eq!(filter.sent(&answer, |v| panic!("{v}")), Ok(()));
+        assert_eq!(filter.sent(&answer, |v| panic!("{v:?}")), Ok(()));
         assert_eq!(feed(&mut filter, &frame(kind::RST_STREAM, 0, 1, &[0; 4])), Ok(()));
     }
     // Empty DATA and PINGs beside payload.
@@ -289,12 +289,12 @@ fn provoked_errors_end_and_each_is_told() {
     }
     let mut filter = tunnel(Role::Server);
     for code in [0, 2, 8, 10, 11] {
-        assert_eq!(filter.sent(&reset(code).repeat(10_000), |v| panic!("{v}")), Ok(()), "ours: {code}");
+        assert_eq!(filter.sent(&reset(code).repeat(10_000), |v| panic!("{v:?}")), Ok(()), "ours: {code}");
     }
     let mut told = Vec::new();
     let goaway = |code: u8| frame(kind::GOAWAY, 0, 0, &[0, 0, 0, 1, 0, 0, 0, code]);
     assert_eq!(filter.sent(&[goaway(0), goaway(1), goaway(11)].concat(), |v| told.push(v)), Ok(()));
-    assert_eq!(told, [Violation::Protocol, Violation::Excess]);
+    assert_eq!(told, [Ends::Tunnel(Violation::Protocol), Ends::Tunnel(Violation::Excess)]);
 }
 
 fn any_frame() -> impl Strategy<Value = Vec<u8>> {
