@@ -10,6 +10,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use culvert_common::hbone::{Http2, Limits};
 use culvert_common::model;
 use culvert_common::telemetry::LogFormat;
+use serde::Serialize;
 
 use crate::enroll::settings::EnrollSettings;
 
@@ -45,22 +46,28 @@ pub(crate) enum Command {
     Version,
 }
 
-#[derive(Args, Debug, Clone)]
+#[derive(Args, Serialize, Debug, Clone)]
 pub(crate) struct Settings {
     #[command(flatten)]
+    #[serde(flatten)]
     pub(crate) source: Source,
     #[command(flatten)]
+    #[serde(flatten)]
     pub(crate) capture: Capture,
     #[command(flatten)]
+    #[serde(flatten)]
     pub(crate) identity: Identity,
     #[command(flatten)]
+    #[serde(flatten)]
     pub(crate) tunnel: Tunnel,
     #[command(flatten)]
+    #[serde(flatten)]
     pub(crate) process: Process,
 }
 
 /// What the mesh is.
-#[derive(Args, Debug, Clone)]
+#[derive(Args, Serialize, Debug, Clone)]
+#[serde(rename_all = "camelCase")]
 #[command(next_help_heading = "Mesh configuration")]
 pub(crate) struct Source {
     /// Directory of the YAML that `kubectl apply` takes; re-read when it changes
@@ -106,7 +113,8 @@ pub(crate) struct Source {
 }
 
 /// Where traffic is taken from.
-#[derive(Args, Debug, Clone)]
+#[derive(Args, Serialize, Debug, Clone)]
+#[serde(rename_all = "camelCase")]
 #[command(next_help_heading = "Capture")]
 pub(crate) struct Capture {
     /// shared: many pods, each in a namespace of its own; dedicated: one workload, the agent's own namespace
@@ -133,7 +141,8 @@ pub(crate) struct Capture {
 }
 
 /// Who the workloads are.
-#[derive(Args, Debug, Clone)]
+#[derive(Args, Serialize, Debug, Clone)]
+#[serde(rename_all = "camelCase")]
 #[command(next_help_heading = "Identity")]
 pub(crate) struct Identity {
     /// Directory of the embedded CA's root (mode 0700), shared by the agents of a mesh; made if it is missing
@@ -148,7 +157,8 @@ pub(crate) struct Identity {
 }
 
 /// How tunnels behave.
-#[derive(Args, Debug, Clone)]
+#[derive(Args, Serialize, Debug, Clone)]
+#[serde(rename_all = "camelCase")]
 #[command(next_help_heading = "Tunnel")]
 pub(crate) struct Tunnel {
     /// Streams that share one tunnel
@@ -215,7 +225,8 @@ pub(crate) struct Tunnel {
 }
 
 /// How the process runs.
-#[derive(Args, Debug, Clone)]
+#[derive(Args, Serialize, Debug, Clone)]
+#[serde(rename_all = "camelCase")]
 #[command(next_help_heading = "Process")]
 pub(crate) struct Process {
     /// Traffic threads: a number, a share of the cores such as 25%, or 0 for all cores [default: 1 up to 4 cores, then a quarter]
@@ -256,26 +267,26 @@ pub(crate) struct Process {
     pub(crate) istio_meta_cluster_id: Option<String>,
 }
 
-#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(ValueEnum, Serialize, Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mode {
     Shared,
     Dedicated,
 }
 
-#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(ValueEnum, Serialize, Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum NoDowngrade {
     Enforce,
     Count,
 }
 
-#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(ValueEnum, Serialize, Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum OriginalSource {
     Auto,
     True,
     False,
 }
 
-#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(ValueEnum, Serialize, Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Format {
     Plain,
     Json,
@@ -291,7 +302,8 @@ impl From<Format> for LogFormat {
 }
 
 /// `ns/name/sa`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Serialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
 pub(crate) struct WorkloadInfo {
     pub(crate) namespace: String,
     pub(crate) name: String,
@@ -312,7 +324,7 @@ impl std::str::FromStr for WorkloadInfo {
 }
 
 /// `ns/name=path`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Serialize, Clone, Debug, PartialEq, Eq)]
 pub(crate) struct PodPath {
     pub(crate) pod: String,
     pub(crate) path: PathBuf,

@@ -3,8 +3,8 @@
 use std::fmt::Write;
 use std::future::Future;
 use std::net::IpAddr;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use http::header::{CACHE_CONTROL, HOST, ORIGIN, X_CONTENT_TYPE_OPTIONS};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
@@ -60,19 +60,20 @@ impl Route {
 pub struct Routes {
     routes: Vec<Route>,
     metrics: Arc<Metrics>,
+    /// When a refusal was last logged.
+    said: Mutex<Option<Instant>>,
 }
 
 impl Routes {
     /// The pages, in the order of the index; of two with one path the first is served.
     pub fn new(routes: Vec<Route>, metrics: Arc<Metrics>) -> Arc<Self> {
-        Arc::new(Self { routes, metrics })
+        Arc::new(Self { routes, metrics, said: Mutex::default() })
     }
 
     fn answer(&self, request: Request) -> Answering {
         let done = |answer| Box::pin(std::future::ready(answer)) as Answering;
         if let Some(why) = refusal(&request) {
-            self.metrics.admin_refused(why.reason());
-            tracing::warn!(reason = why.reason(), "admin request refused");
+            self.refused(why.reason());
             return done(text(StatusCode::FORBIDDEN, why.told()));
         }
         let Some(route) = self.routes.iter().find(|route| route.path == request.path()) else {
@@ -80,10 +81,20 @@ impl Routes {
         };
         match route.post_only {
             Some(help) if request.method() != Method::POST => {
-                self.metrics.admin_refused("method");
+                self.refused("method");
                 done(not_allowed("POST", help))
             }
             _ => (route.handler)(request),
+        }
+    }
+
+    /// Counts a refusal; logs one a second, so that nobody fills the log with them.
+    fn refused(&self, reason: &'static str) {
+        self.metrics.admin_refused(reason);
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        if said.is_none_or(|at| at.elapsed() >= Duration::from_secs(1)) {
+            *said = Some(Instant::now());
+            tracing::warn!(reason, "a request to the admin pages was refused");
         }
     }
 

@@ -23,6 +23,8 @@ use crate::task::Scope;
 use crate::types::SpiffeId;
 
 const NO_LABELS: [&str; 0] = [];
+/// Identities whose certificates are told apart.
+const MAX_CERTIFICATES: usize = 1000;
 
 /// The end of a tunnel that this agent is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -375,13 +377,19 @@ impl Metrics {
         }
         let name = "culvert_certificate_expiry_seconds";
         scrape.family(name, Kind::Gauge, "Seconds until the certificate expires; negative if it has.");
-        for (identity, not_after) in &*certificates {
+        let of = |identity: &str, not_after: &SystemTime| {
             let mut labels = String::new();
             push_label(&mut labels, "identity", identity);
             let seconds = match not_after.duration_since(now) {
                 Ok(left) => left.as_secs_f64().floor(),
                 Err(over) => -over.duration().as_secs_f64().ceil(),
             };
+            (labels, seconds)
+        };
+        let told = certificates.iter().take(MAX_CERTIFICATES).map(|(identity, at)| of(identity, at));
+        // Of the rest the one that matters.
+        let rest = certificates.values().skip(MAX_CERTIFICATES).min().map(|at| of("overflow", at));
+        for (labels, seconds) in told.chain(rest) {
             scrape.sample(name, &[&labels], seconds);
         }
     }

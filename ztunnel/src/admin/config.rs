@@ -1,8 +1,8 @@
-//! The settings in force, as the dump shows them: the reference node proxy's names where it has the setting. None is secret.
+//! The settings in force, as the dump shows them.
 
 use serde_json::{Value, json};
 
-use crate::settings::{Mode, OriginalSource, Settings};
+use crate::settings::Settings;
 
 /// What was built.
 pub(crate) fn version() -> Value {
@@ -15,57 +15,51 @@ pub(crate) fn version() -> Value {
     })
 }
 
-/// The settings in force.
+/// Every setting under its own name, none of which is secret, and beside them what follows from several together, under
+/// the names that the reference node proxy has for it.
 pub(crate) fn config(settings: &Settings) -> Value {
-    let Settings { source, capture, identity, tunnel, process } = settings;
-    let addrs = |all: &[std::net::SocketAddr]| all.iter().map(ToString::to_string).collect::<Vec<_>>();
-    let text = |duration: std::time::Duration| format!("{duration:?}");
+    let mut all = serde_json::to_value(settings).unwrap_or_else(|error| json!({"error": error.to_string()}));
     let http2 = settings.http2();
-    json!({
-        "adminAddr": addrs(&process.admin_addr),
-        "statsAddr": process.stats_addr.to_string(),
-        "readinessAddr": process.ready_addr.to_string(),
-        "numWorkerThreads": settings.workers(),
-        "selfTerminationDeadline": text(settings.deadline()),
-        "logFilter": process.log,
-        "authzPolicyInfoLogging": process.policy_info_logging,
-        "configDir": source.config.display().to_string(),
-        "localNode": source.node,
-        "network": source.network,
+    let derived = json!({
         "clusterId": settings.cluster_id(),
-        "clusterDomain": source.cluster_domain,
-        "rootNamespace": source.root_namespace,
-        "policyStrict": source.policy_strict,
-        "excludedNamespaces": source.exclude_namespaces,
-        "proxyMode": match capture.mode {
-            Mode::Shared => "Shared",
-            Mode::Dedicated => "Dedicated",
-        },
-        "packetMark": capture.packet_mark,
-        "requireOriginalSource": match capture.original_source {
-            OriginalSource::Auto => None,
-            OriginalSource::True => Some(true),
-            OriginalSource::False => Some(false),
-        },
-        "ipv6Enabled": capture.ipv6,
-        "trustDomain": identity.trust_domain,
-        "secretTtl": text(identity.secret_ttl),
-        "poolMaxStreamsPerConn": tunnel.pool_max_streams,
-        "poolUnusedReleaseTimeout": text(tunnel.pool_unused_release),
+        "localNode": settings.source.node,
+        "readinessAddr": settings.process.ready_addr,
+        "numWorkerThreads": settings.workers(),
+        "selfTerminationDeadline": settings.deadline(),
+        "poolMaxStreamsPerConn": settings.tunnel.pool_max_streams,
         "windowSize": http2.stream_window,
         "connectionWindowSize": http2.connection_window,
-        "frameSize": http2.frame_size,
-        "memoryBudget": tunnel.memory_budget,
-        "connectTimeout": text(tunnel.connect_timeout),
-        "tlsTimeout": text(tunnel.tls_timeout),
-        "prefaceTimeout": text(tunnel.preface_timeout),
-        "answerTimeout": text(tunnel.answer_timeout),
-        "enableResponseBaggage": tunnel.response_baggage,
-        "keepalive": tunnel.keepalive.then(|| json!({
-            "time": text(tunnel.keepalive_time),
-            "interval": text(tunnel.keepalive_interval),
-            "retries": tunnel.keepalive_retries,
-            "userTimeout": tunnel.user_timeout,
-        })),
-    })
+    });
+    if let (Value::Object(all), Value::Object(derived)) = (&mut all, derived) {
+        all.extend(derived);
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings::Cli;
+    use clap::{CommandFactory, Parser};
+
+    #[test]
+    fn each_setting_is_shown() {
+        let settings = Cli::try_parse_from(["ztunnel", "--grace-period", "30"]).unwrap().settings;
+        let shown = config(&settings);
+        let camel = |id: &str| {
+            let mut parts = id.split('_');
+            let first = parts.next().unwrap_or_default().to_owned();
+            parts.fold(first, |name, part| {
+                let (head, tail) = part.split_at(1);
+                name + &head.to_uppercase() + tail
+            })
+        };
+        for arg in Cli::command().get_arguments().map(|arg| arg.get_id().as_str()) {
+            let known = ["help", "version"].contains(&arg) || shown.get(camel(arg)).is_some();
+            assert!(known, "{arg} is not in {shown}");
+        }
+        assert_eq!(shown["adminAddr"], json!(["127.0.0.1:15000", "[::1]:15000"]));
+        assert_eq!(shown["selfTerminationDeadline"]["secs"], 25);
+        assert!(shown["numWorkerThreads"].as_u64() >= Some(1));
+    }
 }

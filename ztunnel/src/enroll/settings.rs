@@ -5,11 +5,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use serde::Serialize;
 
 use crate::settings::{Capture, Format, Source, deadline, duration};
 
 /// Where pods are handed over, and how their rules are guarded.
-#[derive(Args, Debug, Clone)]
+#[derive(Args, Serialize, Debug, Clone)]
+#[serde(rename_all = "camelCase")]
 #[command(next_help_heading = "Enrolment")]
 pub(crate) struct Enrolment {
     /// Socket where the proxy fetches the pods' network namespaces (ZDS); its folder should be root's alone

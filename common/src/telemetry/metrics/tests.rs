@@ -102,6 +102,24 @@ fn samples_of_the_small_families() {
 }
 
 #[test]
+fn more_certificates_than_are_told_apart_show_the_first_to_expire() {
+    let metrics = Metrics::new("1");
+    let now = SystemTime::now();
+    for n in 0..MAX_CERTIFICATES + 5 {
+        let days = if n == MAX_CERTIFICATES + 2 { 2 } else { 9 };
+        let not_after = now + Duration::from_secs(86_400 * days + 3600);
+        metrics.certificate(&identity("shop", &format!("account-{n:05}")), not_after);
+    }
+    let text = metrics.encode(false);
+    let lines: Vec<&str> = text.lines().filter(|l| l.starts_with("culvert_certificate_expiry")).collect();
+    assert_eq!(lines.len(), MAX_CERTIFICATES + 1);
+    let last =
+        lines.last().unwrap().strip_prefix("culvert_certificate_expiry_seconds{identity=\"overflow\"} ");
+    let seconds: f64 = last.expect("the rest together").parse().unwrap();
+    assert!((2.0 * 86_400.0..3.0 * 86_400.0).contains(&seconds), "{seconds}");
+}
+
+#[test]
 fn families_without_samples_are_left_out() {
     let text = Metrics::new("1").encode(false);
     for absent in ["istio_tcp_", "culvert_refusals", "last_reload", "culvert_certificate", "log_lines"] {
