@@ -188,7 +188,7 @@ fn no_agent_and_no_question_are_told_from_a_refusal() {
     assert_eq!(unknown.status.code(), Some(2));
     let says = text(&unknown.stderr);
     assert!(says.contains("0011") && says.contains("127.0.0.1:1") && says.contains("newest 4096"), "{says}");
-    for args in [&["a"][..], &[], &["a", "b", "--denial", "x"], &["a", "b", "--agent", "here"]] {
+    for args in [&["a"][..], &[], &["a", "b", "--denial", "x"], &["a", "b", "--agent", "here:x"]] {
         assert_eq!(why(args).status.code(), Some(2), "{args:?}");
     }
 }

@@ -457,6 +457,31 @@ proptest! {
         prop_assert_eq!(would_deny, dry_denies.filter(|p| obvious::matches(p, &facts)).count());
     }
 
+    /// Being watched changes nothing, and what is told is what was decided.
+    #[test]
+    fn a_trace_is_the_evaluation(set in policies(), missing in missing(), c in connection()) {
+        let (set, facts) = (shared(&set), facts_of(&c));
+        let (decision, traces) = authorize_traced(&set, &missing, &facts);
+        prop_assert_eq!(&decision, &authorize(&set, &missing, &facts));
+        for trace in &traces {
+            let rules = &trace.rules;
+            prop_assert_eq!(trace.matched, rules.iter().any(|rule| rule.matched));
+            for rule in rules {
+                prop_assert_eq!(rule.matched, rule.clauses.iter().all(|clause| clause.held));
+                for one in rule.clauses.iter().flat_map(|clause| &clause.matches) {
+                    prop_assert_eq!(one.held, one.fields.iter().all(|field| field.held));
+                }
+            }
+        }
+        let told = |wanted: &PolicyKey| traces.iter().any(|t| t.policy == wanted.to_string() && t.matched);
+        match &decision.verdict {
+            Verdict::Allowed { by: Some(key) } | Verdict::Denied(Denial::ByPolicy(key)) => prop_assert!(told(key)),
+            Verdict::Allowed { by: None } | Verdict::Denied(Denial::NoneAllowed { .. } | Denial::Missing(_)) => {
+                prop_assert!(!traces.iter().any(|t| t.matched && !t.dry_run));
+            }
+        }
+    }
+
     /// A matching DENY wins whatever else is configured, wherever it stands.
     /// Source: Istio AuthorizationPolicy reference, order in which DENY and ALLOW are evaluated.
     #[test]

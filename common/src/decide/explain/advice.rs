@@ -9,7 +9,7 @@ use super::names::{Destination, Source, distance};
 use super::route::{bypasses, is_captured, name_of, to_workload};
 use crate::authz::{ClauseTrace, FieldTrace, RuleTrace};
 use crate::model::{Enrolment, LeftOut, NotCaptured, PeerMode, Workload};
-use crate::state::Snapshot;
+use crate::state::{Completeness, Snapshot};
 
 /// Pieces of advice: the first ones are the likely ones.
 const ADVICE_MAX: usize = 6;
@@ -41,6 +41,10 @@ pub(super) fn complete(answer: &mut Explanation, snapshot: &Snapshot, from: &Sou
     let mut seen = BTreeSet::new();
     answer.advice = advice.into_iter().filter(|line| seen.insert(line.clone())).take(ADVICE_MAX).collect();
     answer.remarks = case.remarks(answer);
+    if snapshot.completeness == Completeness::Stale {
+        let stale = "the agent's configuration has changed and cannot be used, so this is of the last good one; see its log";
+        answer.remarks.insert(0, stale.to_owned());
+    }
 }
 
 impl Case<'_> {

@@ -30,7 +30,7 @@ pub use answer::{
 pub use names::NotUnderstood;
 pub use text::Tone;
 
-use crate::state::Snapshot;
+use crate::state::{Completeness, Snapshot};
 
 /// Explains a connection from `source` to `destination`.
 ///
@@ -39,6 +39,9 @@ use crate::state::Snapshot;
 ///
 /// **Errors**: a name is unknown or ambiguous, or a port is missing; says what there is.
 pub fn explain(snapshot: &Snapshot, source: &str, destination: &str) -> Result<Explanation, NotUnderstood> {
+    if snapshot.completeness == Completeness::Loading {
+        return Err(NotUnderstood::Loading);
+    }
     let from = names::source(snapshot, source)?;
     let to = names::destination(snapshot, destination, &from)?;
     let mut answer = route::follow(snapshot, &from, &to);

@@ -14,6 +14,9 @@ const SHOWN: usize = 8;
 /// A side of the connection could not be found out.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotUnderstood {
+    /// The agent knows nothing yet.
+    #[error("the agent has not read its configuration yet; ask again in a moment, or see its log")]
+    Loading,
     /// Nothing has this name.
     #[error("the {side} {text:?} is no known pod, service or address{}{}", Close(close), Left(left_out))]
     Unknown {

@@ -152,6 +152,37 @@ svc b/server 10.96.0.2 ports=80:8080,81:8081
 }
 
 #[test]
+fn a_state_that_is_not_whole_says_so() {
+    let nothing_yet = Snapshot::default();
+    assert_eq!(explain(&nothing_yet, "client", "server").unwrap_err(), NotUnderstood::Loading);
+    let mut stale = with(PAIR, vec![], &[]);
+    stale.completeness = Completeness::Stale;
+    let answer = explain(&stale, "client", "server").unwrap();
+    assert!(answer.remarks[0].contains("the last good one"), "{:?}", answer.remarks);
+    // An address of the mesh that nobody is known to have: held, as traffic is.
+    let ranges =
+        crate::model::NoDowngrade { pod_ranges: vec!["10.0.0.0/8".parse().unwrap()], ..Default::default() };
+    stale.no_downgrade = Arc::new(ranges);
+    let answer = explain(&stale, "client", "10.9.9.9:80").unwrap();
+    assert_eq!((answer.verdict, answer.routes[0].kind), (Outcome::Refused, RouteKind::Held));
+}
+
+#[test]
+fn many_endpoints_cost_a_bounded_look() {
+    let mut text = "pod a/client 10.0.0.1 hbone\nsvc a/server 10.96.0.1 ports=80:8080\n".to_owned();
+    for i in 0..600 {
+        writeln!(text, "  ep a/s{i}").unwrap();
+    }
+    for i in 0..600 {
+        writeln!(text, "pod a/s{i} 10.1.{}.{} hbone", i / 250, i % 250 + 1).unwrap();
+    }
+    let answer = explain(&with(&text, vec![], &[]), "client", "server").unwrap();
+    assert_eq!((answer.verdict, answer.endpoints.len()), (Outcome::Allowed, 600));
+    assert_eq!((answer.routes.len(), answer.more_routes), (32, 256 - 32));
+    assert!(answer.to_string().lines().count() < 60, "{answer}");
+}
+
+#[test]
 fn nothing_is_said_twice_by_a_round_trip() {
     let snapshot = with(PAIR, vec![policy("p", Action::Allow, Scope::Namespace, principal("x"))], &[]);
     let answer = explain(&snapshot, "client", "server").unwrap();

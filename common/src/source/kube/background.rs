@@ -1,13 +1,14 @@
 //! What objects say beyond what decisions need, for `culvert why`: selectors, why a pod is left out, what is doubtful.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::Settings;
-use super::object::{Meta, Objects};
+use super::authorization_policy::AuthorizationPolicy;
+use super::object::Objects;
 use super::pod::Pod;
 use super::reader::{Labels, selects};
-use super::service::Target;
+use super::service::{Service, Target};
 use super::{authorization, peer_authentication};
 use crate::config::Problem;
 use crate::model::{Background, LeftOut};
@@ -16,39 +17,21 @@ use crate::types::ServiceKey;
 /// All of it; `warnings` are those of the translation.
 pub(super) fn of(objects: &Objects, warnings: &[Problem], settings: &Settings) -> Background {
     let mut background = Background::default();
+    let all: Vec<&Pod> = objects.pods.iter().collect();
+    let mut by_namespace: HashMap<&str, Vec<&Pod>> = HashMap::new();
     for pod in &objects.pods {
         background.add_pod(pod, objects, settings);
+        by_namespace.entry(&pod.meta.namespace).or_default().push(pod);
     }
+    let of_namespace = |namespace: &str| by_namespace.get(namespace).map_or(&[][..], Vec::as_slice);
     for policy in &objects.authorization_policies {
-        let left_out = authorization::rules_left_out(policy);
-        if !left_out.is_empty() {
-            background.rules_left_out.insert(authorization::key(policy), left_out);
-        }
-        let Some(selector) = &policy.selector else { continue };
-        let Meta { namespace, at, .. } = &policy.meta;
-        let is_root = *namespace == settings.root_namespace;
-        let pods = || objects.pods.iter().filter(|pod| is_root || pod.meta.namespace == *namespace);
-        background.check_selector(&at.object, selector, pods());
-        background.policy_selectors.insert(authorization::key(policy), text(selector));
+        let namespace = &*policy.meta.namespace;
+        let is_root = *namespace == *settings.root_namespace;
+        background.add_policy(policy, if is_root { &all } else { of_namespace(namespace) });
     }
     for service in &objects.services {
-        let Meta { namespace, at, .. } = &service.meta;
-        let key: ServiceKey = service.model(objects, settings).key;
-        for port in &service.ports {
-            if let Target::Name(name) = &port.target {
-                background.port_names.insert((key.clone(), port.port), Arc::clone(name));
-            }
-        }
-        let Some(selector) = &service.selector else { continue };
-        let pods = objects.pods.iter().filter(|pod| pod.meta.namespace == *namespace);
-        background.check_selector(&at.object, selector, pods.clone());
-        for pod in pods.filter(|pod| selects(selector, &pod.meta.labels)) {
-            if let Some(why) = background.left_out.get(&format!("Pod {}", pod.meta.key())).cloned() {
-                let of_service = background.selected_left_out.entry(key.clone()).or_default();
-                of_service.push(LeftOut { pod: pod.meta.key().into(), why });
-            }
-        }
-        background.service_selectors.insert(key, text(selector));
+        let key = service.model(objects, settings).key;
+        background.add_service(service, &key, of_namespace(&key.namespace));
     }
     let remark = |problem: &Problem| (problem.object.as_str().into(), problem.to_string().into());
     background.remarks.extend(warnings.iter().map(remark));
@@ -80,20 +63,45 @@ impl Background {
         }
     }
 
+    fn add_policy(&mut self, policy: &AuthorizationPolicy, pods: &[&Pod]) {
+        let key = authorization::key(policy);
+        let left_out = authorization::rules_left_out(policy);
+        if !left_out.is_empty() {
+            self.rules_left_out.insert(key.clone(), left_out);
+        }
+        if let Some(selector) = &policy.selector {
+            self.check_selector(&policy.meta.at.object, selector, pods);
+            self.policy_selectors.insert(key, text(selector));
+        }
+    }
+
+    fn add_service(&mut self, service: &Service, key: &ServiceKey, pods: &[&Pod]) {
+        for port in &service.ports {
+            if let Target::Name(name) = &port.target {
+                self.port_names.insert((key.clone(), port.port), Arc::clone(name));
+            }
+        }
+        let Some(selector) = &service.selector else { return };
+        self.check_selector(&service.meta.at.object, selector, pods);
+        for pod in pods.iter().filter(|pod| selects(selector, &pod.meta.labels)) {
+            if let Some(why) = self.left_out.get(&format!("Pod {}", pod.meta.key())).cloned() {
+                let of_service = self.selected_left_out.entry(key.clone()).or_default();
+                of_service.push(LeftOut { pod: pod.meta.key().into(), why });
+            }
+        }
+        self.service_selectors.insert(key.clone(), text(selector));
+    }
+
     /// Remarks on a selector that finds no pod, with what pods have in place of it.
-    fn check_selector<'o>(
-        &mut self,
-        object: &Arc<str>,
-        selector: &Labels,
-        pods: impl Iterator<Item = &'o Pod> + Clone,
-    ) {
-        if pods.clone().any(|pod| selects(selector, &pod.meta.labels)) {
+    fn check_selector(&mut self, object: &Arc<str>, selector: &Labels, pods: &[&Pod]) {
+        if pods.iter().any(|pod| selects(selector, &pod.meta.labels)) {
             return;
         }
-        let near = |pod: &'o Pod| {
-            selector.keys().filter_map(|key| Some(format!("{key}={}", pod.meta.labels.get(key)?)))
+        let near = |pod: &&Pod| -> Vec<String> {
+            let labels = &pod.meta.labels;
+            selector.keys().filter_map(|key| Some(format!("{key}={}", labels.get(key)?))).collect()
         };
-        let near: BTreeSet<String> = pods.flat_map(near).collect();
+        let near: BTreeSet<String> = pods.iter().flat_map(near).collect();
         let near: Vec<String> = near.into_iter().take(5).collect();
         let others = if near.is_empty() { String::new() } else { format!("; pods have {}", near.join(", ")) };
         let line = format!("{object}: the selector {} matches no pod{others}", text(selector));

@@ -1,7 +1,7 @@
 //! Asks a running agent over its admin port.
 
 use std::fmt::Write as _;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -12,6 +12,24 @@ use serde::de::DeserializeOwned;
 
 /// Limit of each step of a request.
 const LIMIT: Duration = Duration::from_secs(5);
+
+/// Port of the admin pages, where none is named.
+const PORT: u16 = 15000;
+
+/// `127.0.0.1:15000`, `localhost:15000`, or without the port.
+pub(super) fn address(text: &str) -> Result<SocketAddr, String> {
+    if let Ok(ip) = text.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>() {
+        return Ok(SocketAddr::new(ip, PORT));
+    }
+    let named = if text.contains(':') { text.to_owned() } else { format!("{text}:{PORT}") };
+    let found = named
+        .to_socket_addrs()
+        .map_err(|error| format!("{error}; write an address such as 127.0.0.1:{PORT}"))?;
+    // An agent listens on both families, IPv4 in any case.
+    let all: Vec<SocketAddr> = found.collect();
+    let best = all.iter().find(|addr| addr.is_ipv4()).or(all.first());
+    best.copied().ok_or_else(|| format!("the name has no address; write one such as 127.0.0.1:{PORT}"))
+}
 
 /// What the agent's own state says of the pair.
 ///
@@ -55,6 +73,20 @@ fn encode(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_agent_is_named_with_or_without_its_port() {
+        let v4: SocketAddr = "127.0.0.1:15000".parse().unwrap();
+        for text in ["127.0.0.1:15000", "127.0.0.1"] {
+            assert_eq!(address(text), Ok(v4), "{text}");
+        }
+        for text in ["::1", "[::1]", "[::1]:15000"] {
+            assert_eq!(address(text), Ok("[::1]:15000".parse().unwrap()), "{text}");
+        }
+        for text in ["", "127.0.0.1:x", "127.0.0.1:99999", "[::1"] {
+            assert!(address(text).is_err(), "{text}");
+        }
+    }
 
     #[test]
     fn a_query_carries_any_text() {

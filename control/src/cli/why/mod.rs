@@ -47,7 +47,7 @@ pub(crate) struct WhyArgs {
     denial: Option<String>,
     /// Admin address of a running agent, asked in place of the directory; may be repeated, for one answer of each [default
     /// with --denial: 127.0.0.1:15000]
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR", value_parser = agent::address)]
     agent: Vec<SocketAddr>,
     #[command(flatten)]
     mesh: config::MeshArgs,

@@ -1,5 +1,6 @@
 //! YAML in, model out, as text that is short enough to read. One module per kind of question.
 
+mod background;
 mod objects;
 mod policies;
 mod problems;
