@@ -109,6 +109,8 @@ async fn agent(settings: &Settings, telemetry: Arc<Telemetry>) -> Result<(), App
     let (workers, threads) = Workers::start(settings.workers(), &shared, &traffic)?;
     let metrics = Arc::clone(shared.telemetry.metrics());
     metrics.watch_tasks(&traffic);
+    metrics.budget_limit("memory", shared.budget.limit());
+    shared.pod_limits.named().iter().for_each(|(name, limit)| metrics.budget_limit(name, *limit));
     let capture = CaptureSettings {
         ipv6: settings.capture.ipv6,
         mark: settings.capture.packet_mark,
@@ -224,7 +226,8 @@ fn shared(settings: &Settings, telemetry: Arc<Telemetry>) -> Result<Arc<Shared>,
         state: State::with(settings.no_downgrade()),
         certs: Certs::new(Ca::Embedded(ca), Arc::new(SystemClock)),
         telemetry,
-        budget: Budget::new(tunnel.memory_budget),
+        budget: Budget::new(settings.memory_budget()),
+        pod_limits: settings.pod_limits(),
         http2: settings.http2(),
         limits: settings.limits(),
         hurried: settings.limits().hurried(),

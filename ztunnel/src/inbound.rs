@@ -12,7 +12,7 @@ use culvert_common::hbone::headers::{Baggage, TraceParent, baggage_of, forwarded
 use culvert_common::hbone::relay::{RelayError, relay};
 use culvert_common::hbone::server::{self, AcceptError, ConnectRequest, Refusal};
 use culvert_common::model::{Enrolment, Health, Locality, TunnelProtocol, Workload, WorkloadType};
-use culvert_common::net::socket::ConnectError;
+use culvert_common::net::socket::{ConnectError, set_reset_on_drop};
 use culvert_common::state::Snapshot;
 use culvert_common::telemetry::ResponseFlag;
 use culvert_common::telemetry::{DenialNote, Failure, Flow, Reporter, Security};
@@ -22,6 +22,7 @@ use http::StatusCode;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
+use crate::admission::Refused;
 use crate::connections::{Closed, Entry, Kind};
 use crate::outbound::orderly;
 use crate::permit::{Denied, permit};
@@ -57,6 +58,14 @@ pub(crate) async fn serve(worker: &Rc<Worker>, pod: &Arc<Pod>, tcp: TcpStream, s
             return early(Some(met), failed(ResponseFlag::Identity, error));
         }
     };
+    let handshaking = match pod.admission.handshake(src.ip()) {
+        Ok(handshaking) => handshaking,
+        Err(refused) => {
+            let _gone = set_reset_on_drop(&tcp, true);
+            drop(tcp);
+            return shared.refused(Reporter::Destination, pod, src, refused);
+        }
+    };
     let tls = certificate.server_config();
     let metrics = shared.telemetry.metrics();
     let context = Context { http2: &shared.http2, limits: &shared.limits, scope: &pod.scope, metrics };
@@ -70,6 +79,7 @@ pub(crate) async fn serve(worker: &Rc<Worker>, pod: &Arc<Pod>, tcp: TcpStream, s
             return early(Some(met), failed(error.flag(), error));
         }
     };
+    drop(handshaking);
     count(Handshake::Complete);
     let _open = shared.telemetry.metrics().tunnel(Side::Server);
     let client = Rc::new(Client { src, met, identity: accepted.peer.clone() });
@@ -109,8 +119,8 @@ async fn terminating(shared: &Shared, pod: &Pod) {
 enum StreamError {
     #[error(transparent)]
     Denied(#[from] Denied),
-    #[error("the memory budget of received bytes is used up")]
-    Budget,
+    #[error(transparent)]
+    Limit(#[from] Refused),
     #[error("no connection to the app: {0}")]
     Connect(#[from] ConnectError),
     #[error("the client left before the app had answered")]
@@ -126,7 +136,7 @@ impl StreamError {
         let of = |status, class| Some(Refusal { status, class });
         match self {
             Self::Denied(_) | Self::Closed(_) => of(StatusCode::UNAUTHORIZED, "policy"),
-            Self::Budget => of(StatusCode::SERVICE_UNAVAILABLE, "budget"),
+            Self::Limit(refused) => of(StatusCode::SERVICE_UNAVAILABLE, refused.flag().class()),
             Self::Connect(_) => of(StatusCode::SERVICE_UNAVAILABLE, "connect"),
             Self::ClientGone | Self::Relay(_) => None,
         }
@@ -136,7 +146,8 @@ impl StreamError {
         let flag = match self {
             Self::Denied(denied) => return denied.failure(),
             Self::Closed(closed) => return closed.failure(),
-            Self::Budget | Self::Relay(RelayError::Budget) => ResponseFlag::Budget,
+            Self::Limit(refused) => refused.flag(),
+            Self::Relay(RelayError::Budget) => ResponseFlag::Budget,
             Self::Connect(_) | Self::ClientGone => ResponseFlag::Connect,
             Self::Relay(RelayError::App(_) | RelayError::Peer(_)) => ResponseFlag::Connect,
         };
@@ -165,21 +176,19 @@ async fn serve_stream(worker: &Rc<Worker>, pod: &Arc<Pod>, client: &Client, mut 
     let counts = connection.counts();
     let dialled: Result<_, StreamError> = async {
         routed.verdict?;
-        if shared.budget.is_over() {
-            return Err(StreamError::Budget);
-        }
+        let admitted = pod.admission.admit(start.into_std())?;
         let entry = Entry::new(Kind::InboundHbone, pod, &connection, routed.to).allowed_at(routed.revision);
         let open = worker.connections.open(entry);
         let source = (pod.spoof_source && client.src.ip() != routed.to.ip()).then(|| client.src.ip());
         tokio::select! {
             biased;
             closed = open.closed() => Err(StreamError::Closed(closed)),
-            app = pod.dial(shared, routed.to, source, true) => Ok((app?, open)),
+            app = pod.dial(shared, routed.to, source, true) => Ok((app?, (open, admitted))),
             () = request.gone() => Err(StreamError::ClientGone),
         }
     }
     .await;
-    let (app, open) = match dialled {
+    let (app, (open, admitted)) = match dialled {
         Ok(dialled) => dialled,
         Err(error) => {
             let id = match &error {
@@ -187,6 +196,9 @@ async fn serve_stream(worker: &Rc<Worker>, pod: &Arc<Pod>, client: &Client, mut 
                 StreamError::Closed(closed) => closed.id().to_owned(),
                 _ => denial_id(),
             };
+            if let StreamError::Limit(refused) = &error {
+                shared.telemetry.metrics().budget_refused(refused.limit());
+            }
             if let Some(refusal) = error.refusal() {
                 request.refuse(refusal, &id);
             }
@@ -194,17 +206,18 @@ async fn serve_stream(worker: &Rc<Worker>, pod: &Arc<Pod>, client: &Client, mut 
         }
     };
     let outcome: Result<(), StreamError> = async {
+        let board = worker.board.of(pod.admission.memory());
         let stream = request.accept(routed.baggage.as_deref()).map_err(|_| StreamError::ClientGone)?;
         tokio::select! {
             biased;
             closed = open.closed() => return Err(StreamError::Closed(closed)),
-            relayed = relay(&app, stream, &worker.board, |n| counts.add_sent(n), |n| counts.add_received(n)) => relayed?,
+            relayed = relay(&app, stream, &board, |n| counts.add_sent(n), |n| counts.add_received(n)) => relayed?,
         }
         orderly(&app);
         Ok(())
     }
     .await;
-    drop((app, open)); // before the log line: who reads it knows that the app has heard
+    drop((app, open, admitted)); // before the log line: who reads it knows that the app has heard
     if matches!(&outcome, Err(StreamError::Relay(RelayError::Budget))) {
         shared.telemetry.metrics().budget_reset();
     }

@@ -3,10 +3,12 @@
 //! Exit codes: 0 after a clean drain, 64 for settings or configuration that are wrong, 1 for everything else.
 
 mod admin;
+mod admission;
 mod app;
 mod connections;
 mod enroll;
 mod inbound;
+mod memory;
 mod outbound;
 mod passthrough;
 mod permit;
@@ -15,6 +17,7 @@ mod redirect;
 mod sandbox;
 mod settings;
 mod shared;
+mod spare;
 mod worker;
 
 use std::io::Write;

@@ -135,7 +135,8 @@ async fn carry(
         }
         Upstream::Tunnel(opened) => {
             let _open = worker.shared.telemetry.metrics().stream(Side::Client);
-            relay(app, opened.stream, &worker.board, to_server, to_client).await?;
+            let board = worker.board.of(pod.admission.memory());
+            relay(app, opened.stream, &board, to_server, to_client).await?;
             drop(opened.slot);
         }
     }

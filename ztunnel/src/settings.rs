@@ -5,6 +5,8 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::admission::PodLimits;
+use crate::memory;
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use culvert_common::hbone::{Http2, Limits};
@@ -60,6 +62,9 @@ pub(crate) struct Settings {
     #[command(flatten)]
     #[serde(flatten)]
     pub(crate) tunnel: Tunnel,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub(crate) budgets: Budgets,
     #[command(flatten)]
     #[serde(flatten)]
     pub(crate) process: Process,
@@ -176,9 +181,6 @@ pub(crate) struct Tunnel {
     /// Largest HTTP/2 frame
     #[arg(long, env = "HTTP2_FRAME_SIZE", value_name = "BYTES", default_value_t = 1 << 20, value_parser = clap::value_parser!(u32).range(16_384..=0xff_ffff))]
     pub(crate) frame_size: u32,
-    /// Memory that received bytes may hold while apps do not read them
-    #[arg(long, env = "CULVERT_MEMORY_BUDGET", value_name = "BYTES", default_value_t = 512 << 20, value_parser = clap::value_parser!(u64).range((1 << 20)..))]
-    pub(crate) memory_budget: u64,
     /// Limit of a TCP connect
     #[arg(long, env = "CULVERT_CONNECT_TIMEOUT", value_name = "TIME", default_value = "10s", value_parser = duration)]
     pub(crate) connect_timeout: Duration,
@@ -222,6 +224,31 @@ pub(crate) struct Tunnel {
     /// Give a connection up too when its data is not acknowledged for as long as keepalive would take
     #[arg(long, env = "USER_TIMEOUT_ENABLED", value_name = "BOOL", default_value_t = false, action = clap::ArgAction::Set)]
     pub(crate) user_timeout: bool,
+}
+
+/// What connections may use, so that one noisy pod leaves the others theirs. See docs/limits.md.
+#[derive(Args, Serialize, Debug, Clone)]
+#[serde(rename_all = "camelCase")]
+#[command(next_help_heading = "Limits")]
+pub(crate) struct Budgets {
+    /// Memory that bytes on their way may hold [default: half of the cgroup's memory limit; without one 512 MiB, or a quarter of the machine's memory if that is less]
+    #[arg(long, env = "CULVERT_MEMORY_BUDGET", value_name = "BYTES", value_parser = clap::value_parser!(u64).range((1 << 20)..))]
+    pub(crate) memory_budget: Option<u64>,
+    /// Of it, what one pod's may hold [default: half]
+    #[arg(long, env = "CULVERT_POD_MEMORY_BUDGET", value_name = "BYTES", value_parser = clap::value_parser!(u64).range((1 << 20)..))]
+    pub(crate) pod_memory_budget: Option<u64>,
+    /// Connections and streams that one pod may have open [default: a quarter of the limit of open files]
+    #[arg(long, env = "CULVERT_POD_CONNECTIONS", value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) pod_connections: Option<u32>,
+    /// New connections and streams of one pod per second, and at once after a pause; 0 for as many as come
+    #[arg(long, env = "CULVERT_POD_CONNECTION_RATE", value_name = "N", default_value_t = 0)]
+    pub(crate) pod_connection_rate: u32,
+    /// Tunnels to one pod whose handshake is unfinished; the newest beyond is refused
+    #[arg(long, env = "CULVERT_POD_HANDSHAKES", value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) pod_handshakes: u32,
+    /// Of them, those from one address
+    #[arg(long, env = "CULVERT_SOURCE_HANDSHAKES", value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) source_handshakes: u32,
 }
 
 /// How the process runs.
@@ -447,6 +474,24 @@ impl Settings {
             },
             pod_ranges: self.source.pod_range.clone(),
             service_ranges: self.source.service_range.clone(),
+        }
+    }
+
+    /// Bytes on their way that the process may hold.
+    pub(crate) fn memory_budget(&self) -> u64 {
+        self.budgets.memory_budget.unwrap_or_else(memory::default_budget)
+    }
+
+    /// What one pod may use.
+    pub(crate) fn pod_limits(&self) -> PodLimits {
+        let b = &self.budgets;
+        let count = |n: u32| usize::try_from(n).unwrap_or(usize::MAX);
+        PodLimits {
+            memory: b.pod_memory_budget.unwrap_or_else(|| self.memory_budget() / 2),
+            connections: b.pod_connections.map_or_else(memory::default_connections, count),
+            rate: (b.pod_connection_rate > 0).then_some(b.pod_connection_rate),
+            handshakes: count(b.pod_handshakes),
+            handshakes_per_source: count(b.source_handshakes),
         }
     }
 

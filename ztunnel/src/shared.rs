@@ -3,8 +3,9 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use crate::admission::{Admission, PodLimits, Refused};
 use culvert_common::hbone::budget::Budget;
 use culvert_common::hbone::{Http2, Limits};
 use culvert_common::identity::Certs;
@@ -23,6 +24,7 @@ pub(crate) struct Shared {
     pub(crate) certs: Arc<Certs>,
     pub(crate) telemetry: Arc<Telemetry>,
     pub(crate) budget: Arc<Budget>,
+    pub(crate) pod_limits: PodLimits,
     pub(crate) http2: Http2,
     pub(crate) limits: Limits,
     /// The same for tries that are not the last.
@@ -51,6 +53,20 @@ impl Shared {
     }
 }
 
+impl Shared {
+    /// Counts a connection or tunnel that is refused at a limit; a flood of them is one log line a second and pod.
+    pub(crate) fn refused(&self, reporter: Reporter, pod: &Pod, src: SocketAddr, refused: Refused) {
+        let metrics = self.telemetry.metrics();
+        metrics.budget_refused(refused.limit());
+        metrics.refused(reporter, refused.flag().class());
+        if let Some(refusals) = pod.admission.tell(Instant::now()) {
+            let (pod, flag) =
+                (format!("{}/{}", pod.local.namespace, pod.local.name), refused.flag().as_str());
+            tracing::warn!(pod, %src, flag, refusals, "connection refused: {refused}");
+        }
+    }
+}
+
 /// A failure without a refusal behind it.
 pub(crate) fn failed(flag: ResponseFlag, error: impl ToString) -> Failure {
     Failure { flag, error: error.to_string(), denial: None }
@@ -70,6 +86,8 @@ pub(crate) struct Pod {
     pub(crate) spoof_source: bool,
     /// Accept loops and connections of this pod.
     pub(crate) scope: Scope,
+    /// What it may use, and uses.
+    pub(crate) admission: Arc<Admission>,
     /// Whether the state has had its workload.
     pub(crate) is_known: AtomicBool,
 }

@@ -12,18 +12,25 @@ use std::time::Duration;
 use culvert_common::hbone::budget::Board;
 use culvert_common::hbone::pool::Pool;
 use culvert_common::model::Health;
+use culvert_common::net::socket::set_reset_on_drop;
 use culvert_common::task::Scope;
+use culvert_common::telemetry::Reporter;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::yield_now;
 use tokio::time::{Instant, interval, timeout};
 
+use crate::admission::{Admitted, Refused};
 use crate::connections::{ConnectionInfo, Connections};
 use crate::outbound::failing::Failing;
 use crate::shared::{Pod, Shared};
+use crate::spare::Spare;
 use crate::{inbound, outbound, passthrough, recheck};
 
 /// Connections on their way to one worker; beyond, the worker that accepted keeps them.
 const HAND_OVER: usize = 1024;
+/// Connections that one listener may accept before the other tasks of its worker have their turn.
+const ACCEPTS_IN_TURN: usize = 16;
 /// Pause after a failed accept: out of descriptors, the next one would fail too.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// A worker that does not tell its connections by then is left out of the list.
@@ -40,10 +47,26 @@ pub(crate) enum Port {
     Hbone,
 }
 
+impl Port {
+    fn reporter(self) -> Reporter {
+        match self {
+            Self::Outbound => Reporter::Source,
+            Self::Passthrough | Self::Hbone => Reporter::Destination,
+        }
+    }
+}
+
 enum Command {
     Listen { pod: Arc<Pod>, port: Port, listener: std::net::TcpListener },
-    Take { pod: Arc<Pod>, port: Port, stream: std::net::TcpStream, peer: SocketAddr },
+    Take { port: Port, stream: std::net::TcpStream, to: Placed },
     List { tell: oneshot::Sender<Vec<ConnectionInfo>> },
+}
+
+/// A connection that was taken, on its way to whoever serves it.
+struct Placed {
+    pod: Arc<Pod>,
+    peer: SocketAddr,
+    admitted: Admitted,
 }
 
 /// All workers, from outside.
@@ -67,6 +90,7 @@ pub(crate) struct Worker {
     pub(crate) failing: Failing,
     /// Outgoing connections that wait for their destination.
     pub(crate) held: Cell<usize>,
+    spare: Spare,
     load: Arc<AtomicUsize>,
     workers: RefCell<Option<Workers>>,
 }
@@ -112,6 +136,7 @@ impl Workers {
                     connections: Connections::default(),
                     failing: Failing::default(),
                     held: Cell::new(0),
+                    spare: Spare::new(),
                     workers: RefCell::new((workers.all.len() > 1).then_some(workers)),
                     shared,
                     load,
@@ -185,8 +210,8 @@ impl Worker {
                 let (worker, scope) = (Rc::clone(self), pod.scope.clone());
                 scope.spawn_local(async move { worker.accept(&pod, port, listener).await });
             }
-            Command::Take { pod, port, stream, peer } => match TcpStream::from_std(stream) {
-                Ok(stream) => self.serve(pod, port, stream, peer),
+            Command::Take { port, stream, to } => match TcpStream::from_std(stream) {
+                Ok(stream) => self.serve(port, stream, to),
                 Err(error) => tracing::warn!(%error, "cannot watch an accepted connection"),
             },
             Command::List { tell } => {
@@ -200,34 +225,45 @@ impl Worker {
             Ok(listener) => listener,
             Err(error) => return tracing::error!(%error, ?port, "cannot watch a listener"),
         };
-        let mut complained: Option<Instant> = None;
-        loop {
+        for turn in 1_usize.. {
+            if turn.is_multiple_of(ACCEPTS_IN_TURN) {
+                yield_now().await;
+            }
             let accepted = tokio::select! {
                 biased;
                 () = pod.scope.draining() => return,
                 accepted = listener.accept() => accepted,
             };
             match accepted {
-                Ok((stream, peer)) => self.place(Arc::clone(pod), port, stream, peer),
+                Ok((stream, peer)) => match pod.admission.admit(std::time::Instant::now()) {
+                    Ok(admitted) => self.place(port, stream, Placed { pod: Arc::clone(pod), peer, admitted }),
+                    Err(refused) => self.refuse(pod, port, (stream, peer), refused),
+                },
                 Err(error) => {
-                    if complained.is_none_or(|at| at.elapsed() >= Duration::from_secs(1)) {
-                        complained = Some(Instant::now());
-                        tracing::warn!(%error, pod = %pod.local.uid, ?port, "cannot accept; trying again");
-                    }
+                    let reset = self.spare.failed(&listener, &error);
+                    self.shared.telemetry.metrics().accepts_reset(reset);
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }
         }
     }
 
+    /// Resets a connection that a limit forbids.
+    fn refuse(&self, pod: &Pod, port: Port, (stream, peer): (TcpStream, SocketAddr), refused: Refused) {
+        // The tunnels' sockets do not inherit it; fails only when the connection is gone already.
+        let _gone = set_reset_on_drop(&stream, true);
+        drop(stream);
+        self.shared.refused(port.reporter(), pod, peer, refused);
+    }
+
     /// Serves here, or hands over to a worker with less to do.
-    fn place(self: &Rc<Self>, pod: Arc<Pod>, port: Port, stream: TcpStream, peer: SocketAddr) {
+    fn place(self: &Rc<Self>, port: Port, stream: TcpStream, to: Placed) {
         let workers = self.workers.borrow();
         let other = workers.as_ref().map(Workers::least);
         let other = other.filter(|h| h.load.load(Ordering::Relaxed) < self.load.load(Ordering::Relaxed));
-        let Some(other) = other else { return self.serve(pod, port, stream, peer) };
+        let Some(other) = other else { return self.serve(port, stream, to) };
         match stream.into_std() {
-            Ok(stream) => match other.commands.try_send(Command::Take { pod, port, stream, peer }) {
+            Ok(stream) => match other.commands.try_send(Command::Take { port, stream, to }) {
                 Ok(()) => {}
                 Err(
                     mpsc::error::TrySendError::Full(command) | mpsc::error::TrySendError::Closed(command),
@@ -239,9 +275,10 @@ impl Worker {
         }
     }
 
-    fn serve(self: &Rc<Self>, pod: Arc<Pod>, port: Port, stream: TcpStream, peer: SocketAddr) {
+    fn serve(self: &Rc<Self>, port: Port, stream: TcpStream, to: Placed) {
+        let Placed { pod, peer, admitted } = to;
         let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
-        let (worker, load, scope) = (Rc::clone(self), Load::new(&self.load), pod.scope.clone());
+        let (worker, load, scope) = (Rc::clone(self), (Load::new(&self.load), admitted), pod.scope.clone());
         match port {
             Port::Outbound => scope.spawn_local(async move {
                 pod.known(&worker.shared).await;
@@ -280,6 +317,7 @@ impl Worker {
             self.board.sweep(Instant::now());
             let (waits, waited) = self.pool.take_waits();
             self.shared.telemetry.metrics().pool_waits(waits, waited);
+            self.shared.telemetry.metrics().budget_held(self.shared.budget.held());
         }
     }
 }

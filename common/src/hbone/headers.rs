@@ -12,7 +12,7 @@ pub const DENIAL_CLASS: &str = "culvert-denial-class";
 
 /// Why a CONNECT is refused, as the peer is told: by policy; because the agent drains or a budget is used up; because the
 /// app does not take the connection; because the destination is no destination here; because it is no HBONE CONNECT.
-pub const CLASSES: [&str; 6] = ["policy", "draining", "budget", "connect", "destination", "request"];
+pub const CLASSES: [&str; 7] = ["policy", "draining", "budget", "limit", "connect", "destination", "request"];
 
 /// The class that a peer named, if it is one of [`CLASSES`].
 pub fn known_class(name: &str) -> &'static str {

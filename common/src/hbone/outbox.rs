@@ -4,11 +4,14 @@
 //! piece is small while several streams send, and what all of them have waiting is bounded. A stream with nothing
 //! waiting never waits for the others' room.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::rc::{Rc, Weak};
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use bytes::{Buf, Bytes};
+
+use super::budget::Budget;
 
 /// Bytes of one tunnel that may wait in the codec, but for one [`SMALL`] piece of each stream that has none there.
 pub(super) const TUNNEL: usize = 256 * 1024;
@@ -16,8 +19,14 @@ pub(super) const TUNNEL: usize = 256 * 1024;
 pub(super) const PIECE: usize = 64 * 1024;
 /// Of a stream that has nothing waiting, so much is taken however much the others have.
 pub(super) const SMALL: usize = 16 * 1024;
+/// Less room than this is waited over.
+const SLIVER: usize = 8 * 1024;
 /// A stream after which no other has sent anything for so many bytes is alone, and may send larger frames.
 const ALONE: u64 = 16 << 20;
+/// What a piece costs beside its bytes: its place in the codec's queue, and its own allocation.
+const OVERHEAD: usize = 256;
+/// The budget is charged in steps, so that small requests cost no shared counter.
+const STEP: usize = 64 * 1024;
 
 /// What waits in one tunnel. Not `Send`: it lives on its worker.
 #[derive(Default)]
@@ -28,10 +37,21 @@ pub struct Outbox {
     run: Cell<u64>,
     lanes: Cell<u64>,
     waiting: RefCell<Vec<Weak<Lane>>>,
+    /// The pod's budget, and what it has been charged.
+    budget: OnceCell<Arc<Budget>>,
+    charged: Cell<usize>,
+}
+
+impl Drop for Outbox {
+    fn drop(&mut self) {
+        if let Some(budget) = self.budget.get() {
+            budget.release(self.charged.get() as u64);
+        }
+    }
 }
 
 impl Outbox {
-    /// Bytes that wait in the codec.
+    /// Bytes that wait in the codec, at what memory holds for them.
     pub fn queued(&self) -> usize {
         self.queued.get()
     }
@@ -47,9 +67,26 @@ impl Outbox {
         })
     }
 
+    /// What waits counts against `budget`, that of the pod whose tunnel it is.
+    pub(super) fn charge_to(&self, budget: &Arc<Budget>) {
+        self.budget.get_or_init(|| Arc::clone(budget));
+    }
+
+    fn set_queued(&self, bytes: usize) {
+        self.queued.set(bytes);
+        let (charge, charged) = (bytes / STEP * STEP, self.charged.get());
+        if charge != charged
+            && let Some(budget) = self.budget.get()
+        {
+            self.charged.set(charge);
+            budget.charge(charge as u64);
+            budget.release(charged as u64);
+        }
+    }
+
     fn release(&self, bytes: usize) {
         let before = self.queued.get();
-        self.queued.set(before - bytes);
+        self.set_queued(before - bytes);
         // Half empty, all are woken: whoever then has no use for the room keeps nobody from it.
         if before > TUNNEL / 2 && self.queued.get() <= TUNNEL / 2 {
             for lane in self.waiting.borrow_mut().drain(..).filter_map(|lane| lane.upgrade()) {
@@ -78,7 +115,8 @@ impl Lane {
             _ if all >= TUNNEL => 0,
             _ => PIECE.saturating_sub(mine),
         };
-        if room > 0 {
+        // A sliver is not worth a frame while more is on its way.
+        if mine == 0 || room >= SLIVER {
             return Poll::Ready(room);
         }
         if self.waker.borrow_mut().replace(cx.waker().clone()).is_none() {
@@ -97,9 +135,20 @@ impl Lane {
         let outbox = &self.outbox;
         let run = if outbox.last.replace(self.id) == self.id { outbox.run.get() } else { 0 };
         outbox.run.set(run.saturating_add(data.len() as u64));
-        self.queued.set(self.queued.get() + data.len());
-        outbox.queued.set(outbox.queued() + data.len());
+        let cost = data.len() + OVERHEAD;
+        self.queued.set(self.queued.get() + cost);
+        outbox.set_queued(outbox.queued() + cost);
         Piece { data, lane: Rc::clone(self) }
+    }
+
+    /// The pod's budget, for what waits here.
+    pub(super) fn charge_to(&self, budget: &Arc<Budget>) {
+        self.outbox.charge_to(budget);
+    }
+
+    /// Whether nothing of the stream waits.
+    pub(super) fn is_empty(&self) -> bool {
+        self.queued.get() == 0
     }
 
     fn release(&self, bytes: usize) {
@@ -140,7 +189,7 @@ impl Buf for Piece {
 
 impl Drop for Piece {
     fn drop(&mut self) {
-        self.lane.release(self.data.len());
+        self.lane.release(self.data.len() + OVERHEAD);
     }
 }
 
@@ -165,7 +214,7 @@ mod tests {
         let outbox = Rc::<Outbox>::default();
         let lanes: Vec<_> = (0..50).map(|_| outbox.lane()).collect();
         let held: Vec<_> = lanes.iter().map(fill).collect();
-        assert!(outbox.queued() <= TUNNEL + 50 * SMALL, "{}", outbox.queued());
+        assert!(outbox.queued() <= TUNNEL + PIECE + 50 * (SMALL + OVERHEAD), "{}", outbox.queued());
         let sizes = || held.iter().flatten().map(Buf::remaining);
         assert!(sizes().all(|size| size <= PIECE) && held.iter().all(|pieces| !pieces.is_empty()));
         let small = outbox.lane();
@@ -191,12 +240,12 @@ mod tests {
     fn a_tunnel_half_empty_wakes_all_who_wait() {
         struct Count(std::sync::atomic::AtomicUsize);
         impl std::task::Wake for Count {
-            fn wake(self: std::sync::Arc<Self>) {
+            fn wake(self: Arc<Self>) {
                 self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
             }
         }
-        let count = std::sync::Arc::new(Count(0.into()));
-        let waker = Waker::from(std::sync::Arc::clone(&count));
+        let count = Arc::new(Count(0.into()));
+        let waker = Waker::from(Arc::clone(&count));
         let outbox = Rc::<Outbox>::default();
         let lanes: Vec<_> = (0..8).map(|_| outbox.lane()).collect();
         let mut held: Vec<_> = lanes.iter().map(fill).collect();
@@ -209,12 +258,36 @@ mod tests {
     }
 
     #[test]
+    fn what_waits_counts_against_the_budget_and_is_given_back() {
+        let (outbox, budget) = (Rc::<Outbox>::default(), Budget::new(1 << 20));
+        outbox.charge_to(&budget);
+        let lanes: Vec<_> = (0..3).map(|_| outbox.lane()).collect();
+        drop(lanes[0].piece(vec![0; 1000].into()));
+        assert_eq!(budget.held(), 0, "a small request charges nothing");
+        let held: Vec<_> = lanes.iter().map(fill).collect();
+        assert!(budget.held() > (outbox.queued() - STEP) as u64 && budget.held() <= outbox.queued() as u64);
+        drop(held);
+        assert_eq!(budget.held(), 0);
+    }
+
+    #[test]
+    fn single_bytes_are_charged_at_what_they_cost() {
+        let outbox = Rc::<Outbox>::default();
+        let lane = outbox.lane();
+        let mut held = Vec::new();
+        while room(&lane).is_some() {
+            held.push(lane.piece(vec![0; 1].into()));
+        }
+        assert!(held.len() < PIECE / OVERHEAD, "{} single bytes", held.len());
+    }
+
+    #[test]
     fn what_is_written_makes_room_before_the_piece_is_gone() {
         let outbox = Rc::<Outbox>::default();
         let lane = outbox.lane();
         let mut piece = lane.piece(vec![0; 1000].into());
         piece.advance(400);
-        assert_eq!(outbox.queued(), 600);
+        assert_eq!(outbox.queued(), 600 + OVERHEAD);
         drop(piece);
         assert_eq!(outbox.queued(), 0);
     }

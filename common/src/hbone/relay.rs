@@ -11,7 +11,7 @@ use std::task::{Context, Poll, ready};
 
 use tokio::net::TcpStream;
 
-use super::budget::{Board, Seat};
+use super::budget::{Board, Gate, Seat};
 use super::queue::Queue;
 use super::stream::{RecvHalf, ResetReason, SendHalf, StreamEnd};
 use crate::net::copy::{ReadSize, TURN, broken, shutdown_write, try_read, yield_turn};
@@ -53,8 +53,11 @@ pub async fn relay(
     from_app: impl Fn(u64),
     to_app: impl Fn(u64),
 ) -> Result<(), RelayError> {
+    stream.send.charge_to(board.budget());
+    let gate = board.gate();
     let mut upload = Upload {
         app,
+        gate: &gate,
         send: stream.send,
         size: ReadSize::default(),
         starved: false,
@@ -63,6 +66,8 @@ pub async fn relay(
     };
     let mut download = Download {
         app,
+        gate: &gate,
+        owed: 0,
         recv: stream.recv,
         queue: Queue::default(),
         seat: board.join(u64::from(stream.window)),
@@ -103,6 +108,7 @@ pub async fn relay(
 
 struct Upload<'a> {
     app: &'a TcpStream,
+    gate: &'a Gate,
     send: SendHalf,
     size: ReadSize,
     /// There is something to read, but no credit to send it.
@@ -142,6 +148,11 @@ impl Upload<'_> {
                     return Poll::Pending;
                 }
             }
+            // Over the budget each stream has one piece on its way, and no more.
+            self.starved = !self.send.is_empty() && !self.gate.may_read(cx.waker());
+            if self.starved {
+                return Poll::Pending;
+            }
             self.holds_credit = true;
             let credit = self.send.poll_credit(cx, self.size.get()).map_err(RelayError::Peer)?;
             self.starved = credit.is_pending();
@@ -166,6 +177,9 @@ impl Upload<'_> {
 
 struct Download<'a> {
     app: &'a TcpStream,
+    gate: &'a Gate,
+    /// Credit that the peer gets when the budget has room.
+    owed: usize,
     recv: RecvHalf,
     queue: Queue,
     seat: Seat,
@@ -192,7 +206,10 @@ impl Download<'_> {
             let taken = self.write()?;
             if taken > 0 {
                 count(taken as u64);
-                self.recv.credit(taken);
+                self.owed += taken;
+            }
+            if self.owed > 0 && self.gate.may_read(cx.waker()) {
+                self.recv.credit(std::mem::take(&mut self.owed));
             }
             if self.seat.update(self.queue.cost(), taken > 0, cx.waker()) {
                 return Poll::Ready(Err(RelayError::Budget));

@@ -80,6 +80,16 @@ impl SendHalf {
         }
     }
 
+    /// What waits in the tunnel counts against `budget`.
+    pub(super) fn charge_to(&self, budget: &std::sync::Arc<super::budget::Budget>) {
+        self.lane.charge_to(budget);
+    }
+
+    /// Whether nothing of this stream waits in the tunnel.
+    pub(super) fn is_empty(&self) -> bool {
+        self.lane.is_empty()
+    }
+
     /// Gives credit back that is not needed now, so that other streams of the tunnel have it.
     pub fn release_credit(&mut self) {
         self.inner.reserve_capacity(0);

@@ -22,13 +22,15 @@ pub enum ResponseFlag {
     Budget,
     /// Refused or cut because the agent drains.
     Draining,
+    /// Refused because its pod has, opens or leaves unfinished as many connections as one may.
+    Limit,
     /// It would have left in plaintext, to a destination that should be captured.
     NotCaptured,
 }
 
 impl ResponseFlag {
     /// Every flag, each at the index that is its discriminant.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::None,
         Self::Deny,
         Self::Connect,
@@ -38,6 +40,7 @@ impl ResponseFlag {
         Self::Identity,
         Self::Budget,
         Self::Draining,
+        Self::Limit,
         Self::NotCaptured,
     ];
 
@@ -53,6 +56,7 @@ impl ResponseFlag {
             Self::Identity => "IDENTITY_ERROR",
             Self::Budget => "CULVERT_BUDGET",
             Self::Draining => "CULVERT_DRAINING",
+            Self::Limit => "CULVERT_LIMIT",
             Self::NotCaptured => "NOT_CAPTURED",
         }
     }
@@ -69,6 +73,7 @@ impl ResponseFlag {
             Self::Identity => "identity",
             Self::Budget => "budget",
             Self::Draining => "draining",
+            Self::Limit => "limit",
             Self::NotCaptured => "not-captured",
         }
     }

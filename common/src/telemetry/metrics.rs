@@ -11,7 +11,7 @@ use nix::sys::resource::{Resource, getrlimit};
 use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry};
 use tokio::runtime::RuntimeMetrics;
 
-use self::groups::{Config, Pods, Process, Tunnels, counter, counters, gauges};
+use self::groups::{Budgets, Config, Pods, Process, Tunnels, counter, counters, gauges};
 use self::times::{ConfigTimes, Runtimes};
 use super::capture::CaptureMetrics;
 use super::connection::Reporter;
@@ -117,6 +117,7 @@ pub struct Metrics {
     /// Children of the streams' family, looked up once: every stream needs one.
     streams_of: [OnceLock<IntGauge>; 2],
     budget_resets: IntCounter,
+    budget: Budgets,
     admin_refused: IntCounterVec,
     runtimes: Mutex<Runtimes>,
     config: Config,
@@ -170,6 +171,7 @@ impl Metrics {
                 "Tunnels ended and streams reset because the peer broke a rule of HTTP/2 or flooded.",
                 &["side", "kind"],
             ),
+            budget: Budgets::new(r),
             admin_refused: counters(
                 r,
                 "culvert_admin_refused_total",
@@ -237,6 +239,26 @@ impl Metrics {
     /// Counts a stalled stream that was reset for the budget's sake.
     pub fn budget_reset(&self) {
         self.budget_resets.inc();
+    }
+
+    /// What the process's byte budget holds now.
+    pub fn budget_held(&self, bytes: u64) {
+        self.budget.held.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+    }
+
+    /// Limit of a budget or of a count of connections.
+    pub fn budget_limit(&self, scope: &'static str, limit: u64) {
+        self.budget.limit.with_label_values(&[scope]).set(i64::try_from(limit).unwrap_or(i64::MAX));
+    }
+
+    /// Counts a connection, tunnel or stream that was refused at such a limit.
+    pub fn budget_refused(&self, scope: &'static str) {
+        self.budget.refusals.with_label_values(&[scope]).inc();
+    }
+
+    /// Counts waiting connections that were reset for want of a descriptor.
+    pub fn accepts_reset(&self, count: usize) {
+        self.budget.accepts_reset.inc_by(count as u64);
     }
 
     /// Counts a request to the admin pages that was refused for this reason.

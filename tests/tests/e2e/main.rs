@@ -8,6 +8,7 @@ mod admin;
 mod change;
 mod ends;
 mod failover;
+mod fairness;
 mod faults;
 mod load;
 mod log;

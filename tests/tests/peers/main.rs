@@ -13,5 +13,6 @@ mod refusals;
 mod right_client;
 mod right_server;
 mod streams;
+mod turns;
 mod violations;
 mod wrong_server;

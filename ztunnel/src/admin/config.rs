@@ -19,7 +19,7 @@ pub(crate) fn version() -> Value {
 /// the names that the reference node proxy has for it.
 pub(crate) fn config(settings: &Settings) -> Value {
     let mut all = serde_json::to_value(settings).unwrap_or_else(|error| json!({"error": error.to_string()}));
-    let http2 = settings.http2();
+    let (http2, pod) = (settings.http2(), settings.pod_limits());
     let derived = json!({
         "clusterId": settings.cluster_id(),
         "localNode": settings.source.node,
@@ -29,6 +29,9 @@ pub(crate) fn config(settings: &Settings) -> Value {
         "poolMaxStreamsPerConn": settings.tunnel.pool_max_streams,
         "windowSize": http2.stream_window,
         "connectionWindowSize": http2.connection_window,
+        "memoryBudget": settings.memory_budget(),
+        "podMemoryBudget": pod.memory,
+        "podConnections": pod.connections,
     });
     if let (Value::Object(all), Value::Object(derived)) = (&mut all, derived) {
         all.extend(derived);

@@ -26,6 +26,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 pub(crate) use namespace::{CaptureError, enter_pod};
 
+use crate::admission::Admission;
 use crate::settings::OriginalSource;
 use crate::shared::{Pod, Shared};
 use crate::worker::{Port, Workers};
@@ -222,6 +223,7 @@ impl Redirect {
             spoof_source: transparent && self.settings.original_source != OriginalSource::False,
             netns,
             scope,
+            admission: Admission::new(self.shared.pod_limits, &self.shared.budget),
             is_known: AtomicBool::new(false),
         });
         for (port, listener) in listeners {

@@ -26,6 +26,27 @@ impl Pods {
     }
 }
 
+/// Limits on memory and connections.
+pub(super) struct Budgets {
+    pub(super) held: IntGauge,
+    pub(super) limit: IntGaugeVec,
+    pub(super) refusals: IntCounterVec,
+    pub(super) accepts_reset: IntCounter,
+}
+
+impl Budgets {
+    pub(super) fn new(r: &Registry) -> Self {
+        let refused = "Connections, tunnels and streams refused because a limit was reached, by limit.";
+        let reset = "Waiting connections reset because the process was out of file descriptors.";
+        Self {
+            held: gauge(r, "culvert_budget_held_bytes", "Bytes that count against the memory budget now."),
+            limit: gauges(r, "culvert_budget_limit", "Limits in bytes or in numbers, by limit.", &["limit"]),
+            refusals: counters(r, "culvert_budget_refusals_total", refused, &["limit"]),
+            accepts_reset: counter(r, "culvert_accepts_reset_total", reset),
+        }
+    }
+}
+
 /// What the operating system and the runtime say of the process.
 pub(super) struct Process {
     pub(super) open_fds: IntGauge,

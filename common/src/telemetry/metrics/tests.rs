@@ -33,6 +33,8 @@ fn all() -> Arc<Telemetry> {
     metrics.capture().answered("add", "ack");
     metrics.config_refused(3);
     metrics.admin_refused("host");
+    metrics.budget_limit("memory", 1000);
+    metrics.budget_refused("pod-rate");
     metrics.certificate(&identity("shop", "cart"), SystemTime::now() + Duration::from_millis(90_500));
     telemetry
 }
