@@ -144,6 +144,47 @@ fn the_dump_tells_what_istios_tools_read() {
 }
 
 #[test]
+fn the_metrics_page_speaks_both_forms_and_gzip() {
+    let mut mesh = Mesh::new();
+    let (client, server) = (mesh.captured("a", "client"), mesh.captured("b", "server"));
+    mesh.start(&[]);
+    let echo = Server::echo(&server, 8080);
+    let node = mesh.lab.host(mesh.node("a")).unwrap().clone();
+    exchange(&client, (server.v4.into(), 8080), b"x").unwrap();
+    let scrape = |accept: &str| -> Vec<u8> {
+        let mut stream = node.run(|| TcpStream::connect((V4, 15020))).unwrap().unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        write!(stream, "GET /stats/prometheus HTTP/1.0\r\nHost: x\r\n{accept}\r\n").unwrap();
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).unwrap();
+        answer
+    };
+    let plain = String::from_utf8(scrape("")).unwrap();
+    let open =
+        scrape("Accept: application/openmetrics-text;version=1.0.0;q=0.6,text/plain;q=0.4,*/*;q=0.1\r\n");
+    let open = String::from_utf8(open).unwrap();
+    assert!(!plain.contains("# EOF") && open.ends_with("\n# EOF\n"));
+    for (family, kind) in [
+        ("istio_tcp_connections_opened", "counter"),
+        ("culvert_hbone_handshake_seconds", "counter"),
+        ("tokio_worker_park_count", "counter"),
+        ("culvert_hbone_streams_open", "gauge"),
+        ("culvert_config_stale_seconds", "gauge"),
+        ("culvert_certificate_expiry_seconds", "gauge"),
+    ] {
+        let suffix = if kind == "counter" { "_total" } else { "" };
+        assert!(plain.contains(&format!("# TYPE {family}{suffix} {kind}\n")), "{family} in\n{plain}");
+        assert!(open.contains(&format!("# TYPE {family} {kind}\n")), "{family} in\n{open}");
+    }
+    let packed = scrape("Accept-Encoding: gzip\r\n");
+    let head = packed.windows(4).position(|w| w == b"\r\n\r\n").unwrap() + 4;
+    assert_eq!(&packed[head..head + 2], [0x1f, 0x8b], "the mark of gzip");
+    assert!(packed.len() - head < plain.len() / 4, "{} of {}", packed.len() - head, plain.len());
+    drop(echo);
+    mesh.finish();
+}
+
+#[test]
 fn log_levels_change_while_it_runs() {
     let mut mesh = Mesh::new();
     let (client, server) = (mesh.captured("a", "client"), mesh.captured("b", "server"));
