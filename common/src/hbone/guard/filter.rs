@@ -305,6 +305,8 @@ impl Filter {
         let left = head.length.checked_sub(before + padding).ok_or(Violation::Protocol)?;
         self.last_stream = self.last_stream.max(head.stream);
         self.limits.idle.earn(4);
+        // Some peers open each stream's window on its own.
+        self.limits.credit.earn(2);
         self.block.clear();
         self.open = Some(Open { stream: head.stream, end_stream: head.has(END_STREAM), pieces: 0 });
         self.piece(head, left, padding)?;

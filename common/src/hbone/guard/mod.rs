@@ -68,7 +68,7 @@ pub struct Guard<S> {
     /// Until the peer's SETTINGS have come.
     deadline: Option<Pin<Box<Sleep>>>,
     ended: Option<Violation>,
-    noted: Noted,
+    noted: Box<Noted>,
 }
 
 /// What has been told.
@@ -106,7 +106,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Guard<S> {
         let clock = || tokio::time::Instant::now().into_std();
         let feed = Box::new(Feed::new(role, announced.frame as usize, announced.header_list as usize, clock));
         let deadline = Some(Box::pin(tokio::time::sleep(announced.limit)));
-        Self { io, feed, deadline, ended: None, noted: Noted { role, report, tunnel: false, stream: false } }
+        let noted = Box::new(Noted { role, report, tunnel: false, stream: false });
+        Self { io, feed, deadline, ended: None, noted }
     }
 
     /// Reads once, in place if that is possible.
@@ -171,17 +172,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Guard<S> {
 
     /// Takes note of what was written.
     fn wrote(&mut self, cx: &mut Context<'_>, parts: &[IoSlice<'_>], mut bytes: usize) -> io::Result<()> {
+        let (noted, filter) = (&mut self.noted, &mut self.feed.filter);
+        let mut checked = Ok(());
         for part in parts {
             let now = bytes.min(part.len());
             bytes -= now;
-            let noted = &mut self.noted;
-            let sent = part.get(..now).unwrap_or_default();
-            if let Err(violation) = self.feed.filter.sent(sent, |ends| noted.note(ends)) {
-                self.end(cx, violation);
-                return Err(aborted(violation));
-            }
+            let sent = filter.sent(part.get(..now).unwrap_or_default(), |ends| noted.note(ends));
+            checked = checked.and(sent);
         }
-        Ok(())
+        // Behind all that was written: only there it is known whether a frame has ended.
+        checked.map_err(|violation| {
+            self.end(cx, violation);
+            aborted(violation)
+        })
     }
 }
 
@@ -208,6 +211,9 @@ fn goaway(last_stream: u32, violation: Violation) -> [u8; 17] {
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Guard<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        if buf.remaining() == 0 {
+            return Poll::Ready(Ok(()));
+        }
         loop {
             if let Some(violation) = this.ended {
                 return Poll::Ready(Err(aborted(violation)));
