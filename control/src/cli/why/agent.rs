@@ -18,8 +18,12 @@ const PORT: u16 = 15000;
 
 /// `127.0.0.1:15000`, `localhost:15000`, or without the port.
 pub(super) fn address(text: &str) -> Result<SocketAddr, String> {
-    if let Ok(ip) = text.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>() {
+    let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
+    if let Ok(ip) = bare.parse::<IpAddr>() {
         return Ok(SocketAddr::new(ip, PORT));
+    }
+    if text.is_empty() {
+        return Err(format!("write an address such as 127.0.0.1:{PORT}"));
     }
     let named = if text.contains(':') { text.to_owned() } else { format!("{text}:{PORT}") };
     let found = named
