@@ -33,9 +33,9 @@ pub(super) fn complete(answer: &mut Explanation, snapshot: &Snapshot, from: &Sou
         Outcome::Allowed => case.when_allowed(answer, route),
         Outcome::Refused | Outcome::Mixed => case.when_refused(answer, route),
     };
-    let refused = answer.routes.iter().filter(|route| route.outcome == Outcome::Refused).count();
+    let all = answer.routes.len() + answer.more_routes;
     answer.summary = match answer.verdict {
-        Outcome::Mixed => format!("{refused} of {} endpoints refuse: {reason}", answer.routes.len()),
+        Outcome::Mixed => format!("{} of {all} endpoints refuse: {reason}", answer.refused_routes),
         Outcome::Allowed | Outcome::Refused => reason,
     };
     let mut seen = BTreeSet::new();

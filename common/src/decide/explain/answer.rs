@@ -21,6 +21,9 @@ pub struct Explanation {
     pub routes: Vec<Route>,
     /// How many more there are than are listed.
     pub more_routes: usize,
+    /// How many of all are refused; they are listed first.
+    #[serde(default)]
+    pub refused_routes: usize,
     /// Policies that one could expect to apply and that do not.
     pub other_policies: Vec<OtherPolicy>,
     /// What would change the answer, or what to know if it is yes.

@@ -2,7 +2,7 @@
 
 use super::advice::{Case, fields, is_allow, is_deciding_deny};
 use super::answer::{Enforced, Explanation, Inbound, Outcome, Route, RouteKind};
-use super::route::{is_captured, name_of};
+use super::route::{bypasses, is_captured, name_of};
 use crate::authz::RuleTrace;
 use crate::model::{Enrolment, PeerMode};
 
@@ -17,15 +17,26 @@ impl Case<'_> {
             (Outcome::Allowed, Some(inbound), _) => {
                 format!("in plaintext, because {source} is outside the mesh; {}", inbound.verdict)
             }
+            (Outcome::Allowed, None, RouteKind::Passthrough)
+                if self.end.as_ref().is_some_and(|w| w.host_network) =>
+            {
+                format!("sent on as it is: {end} has its node's network, so that its address is not its own")
+            }
             (Outcome::Allowed, None, RouteKind::Passthrough) => {
                 "sent on as it is: the mesh knows no pod or service with this address".to_owned()
             }
             (Outcome::Allowed, None, RouteKind::Plaintext) => {
                 format!("in plaintext, because {end} is outside the mesh; no policy is enforced")
             }
-            (Outcome::Allowed, None, _) if self.end.as_ref().is_some_and(|w| is_captured(w)) => format!(
-                "in plaintext past the mesh: an annotation of {end} keeps plaintext away from its agent; no policy is enforced"
-            ),
+            (Outcome::Allowed, None, _) if self.end.as_ref().is_some_and(|w| bypasses(self.snapshot, w)) => {
+                format!(
+                    "in plaintext past the mesh: an annotation of {end} keeps plaintext away from its agent; no policy is \
+                     enforced"
+                )
+            }
+            (Outcome::Allowed, None, _) if self.end.as_ref().is_some_and(|w| is_captured(w)) => {
+                format!("in plaintext; {end} terminates tunnels itself, and decides itself what it takes")
+            }
             (Outcome::Allowed, None, _) => {
                 "in plaintext; neither side is in the mesh, so no policy is enforced".to_owned()
             }

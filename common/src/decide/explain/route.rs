@@ -13,7 +13,7 @@ use crate::decide::endpoint::{Candidate, candidate};
 use crate::decide::{
     Downgrade, NextHop, Outbound, OutboundRefusal, inbound_hbone, inbound_plaintext, next_hop,
 };
-use crate::model::{Authorization, Scope, Service, TunnelProtocol, Workload};
+use crate::model::{Authorization, Enrolment, Scope, Service, TunnelProtocol, Workload};
 use crate::state::Snapshot;
 use crate::types::{Authority, PolicyKey, SpiffeId, WorkloadUid};
 
@@ -36,12 +36,17 @@ pub(super) fn is_captured(workload: &Workload) -> bool {
     workload.protocol == TunnelProtocol::Hbone
 }
 
+/// Whether an agent takes its connections, out and in: not so where it terminates tunnels itself.
+fn is_redirected(workload: &Workload) -> bool {
+    is_captured(workload) && !matches!(workload.enrolment, Enrolment::NotLabelled | Enrolment::Exempt)
+}
+
 /// Everything but what would change it.
 pub(super) fn follow(snapshot: &Snapshot, from: &Source, to: &Destination) -> Explanation {
     let mut routes = Vec::new();
     for dialled in to.dialled.iter().take(LOOKED_MAX) {
         match &from.workload {
-            Some(source) if is_captured(source) => captured(snapshot, source, *dialled, &mut routes),
+            Some(source) if is_redirected(source) => captured(snapshot, source, *dialled, &mut routes),
             _ => direct(snapshot, from, to, *dialled, &mut routes),
         }
     }
@@ -49,8 +54,11 @@ pub(super) fn follow(snapshot: &Snapshot, from: &Source, to: &Destination) -> Ex
         let decision = format!("the name {} leads to no address: the service has no endpoints", to.asked);
         routes.push(refused(decision, "CONNECT"));
     }
-    let more_routes = routes.len().saturating_sub(ROUTES_MAX);
     let verdict = overall(&routes);
+    // Refused ones are asked for: they are listed whatever their number.
+    routes.sort_by_key(|route| route.outcome == Outcome::Allowed);
+    let refused_routes = routes.iter().filter(|route| route.outcome != Outcome::Allowed).count();
+    let more_routes = routes.len().saturating_sub(ROUTES_MAX);
     routes.truncate(ROUTES_MAX);
     let other_policies = to_workload(snapshot, to, &routes)
         .map(|workload| others(snapshot, from, &workload, &routes))
@@ -63,6 +71,7 @@ pub(super) fn follow(snapshot: &Snapshot, from: &Source, to: &Destination) -> Ex
         endpoints: endpoints(snapshot, from, to),
         routes,
         more_routes,
+        refused_routes,
         other_policies,
         advice: Vec::new(),
         remarks: Vec::new(),
@@ -216,7 +225,7 @@ fn direct_to(snapshot: &Snapshot, from: &Source, workload: Option<&Arc<Workload>
         inbound: None,
         flag: String::new(),
     };
-    if let Some(workload) = workload.filter(|w| is_captured(w) && !bypasses(snapshot, w)) {
+    if let Some(workload) = workload.filter(|w| is_redirected(w) && !bypasses(snapshot, w)) {
         let client = Client { identity: None, address: address_towards(&from.addresses, to.ip()) };
         let (inbound, flag) = inbound(snapshot, workload, &Arrival::Plaintext { to }, &client);
         if !flag.is_empty() {

@@ -9,7 +9,8 @@ use crate::authz::{Facts, Verdict, authorize};
 use crate::decide::world::{pod_of, uid, world};
 use crate::decide::{NextHop, Outbound, inbound_hbone, inbound_plaintext, next_hop};
 use crate::model::{
-    Action, Authorization, Clause, Match, Model, Rule, Scope, StringMatch, TunnelProtocol, Workload,
+    Action, Authorization, Clause, Enrolment, Match, Model, Rule, Scope, StringMatch, TunnelProtocol,
+    Workload,
 };
 use crate::types::{Authority, PolicyKey};
 
@@ -26,10 +27,19 @@ fn principal(text: &str) -> Match {
     Match { principals: vec![StringMatch::Exact(text.into())], ..Match::default() }
 }
 
+/// The pods of a world; those with a tunnel have it because they are labelled.
+fn pods(world: &Snapshot) -> Vec<Workload> {
+    let mut pods: Vec<Workload> = world.workloads().map(|w| Workload::clone(w)).collect();
+    for pod in pods.iter_mut().filter(|w| w.protocol == TunnelProtocol::Hbone) {
+        pod.enrolment = Enrolment::Labelled;
+    }
+    pods
+}
+
 /// The world of `text` with policies; those by selector are listed by every pod whose name is in `listed`.
 fn with(text: &str, policies: Vec<Authorization>, listed: &[&str]) -> Snapshot {
     let base = world(text);
-    let mut workloads: Vec<Workload> = base.workloads().map(|w| Workload::clone(w)).collect();
+    let mut workloads = pods(&base);
     workloads.sort_by(|a, b| a.uid.cmp(&b.uid));
     for workload in workloads.iter_mut().filter(|w| listed.contains(&&*w.name)) {
         let selecting = policies.iter().filter(|p| p.scope == Scope::WorkloadSelector);
@@ -80,7 +90,7 @@ fn policies_after_the_deciding_one_are_listed_as_not_asked() {
 fn a_policy_that_is_named_and_absent_refuses() {
     let mut model = Model::default();
     let base = world(PAIR);
-    model.workloads.extend(base.workloads().map(|w| Workload::clone(w)));
+    model.workloads.extend(pods(&base));
     let gone = PolicyKey { namespace: "a".into(), name: "gone".into() };
     model.workloads.iter_mut().for_each(|w| w.authorization_policies = vec![gone.clone()]);
     let answer = explain(&Snapshot::build(1, model), "client", "server-0:80").unwrap();
@@ -180,6 +190,31 @@ fn many_endpoints_cost_a_bounded_look() {
     assert_eq!((answer.verdict, answer.endpoints.len()), (Outcome::Allowed, 600));
     assert_eq!((answer.routes.len(), answer.more_routes), (32, 256 - 32));
     assert!(answer.to_string().lines().count() < 60, "{answer}");
+}
+
+#[test]
+fn the_one_that_refuses_among_many_is_told() {
+    let mut text = "pod a/client 10.0.0.1 hbone\nsvc a/server 10.96.0.1 ports=80:8080\n".to_owned();
+    for i in 0..100 {
+        writeln!(text, "  ep a/s{i}").unwrap();
+    }
+    for i in 0..100 {
+        writeln!(text, "pod a/s{i} 10.1.0.{} hbone", i + 1).unwrap();
+    }
+    let shut = policy("nobody", Action::Allow, Scope::WorkloadSelector, principal("x"));
+    let answer = explain(&with(&text, vec![shut], &["s99"]), "client", "server").unwrap();
+    assert_eq!((answer.verdict, answer.routes[0].workload.as_str()), (Outcome::Mixed, "a/s99"));
+    assert!(answer.summary.starts_with("1 of 100 endpoints refuse: "), "{}", answer.summary);
+}
+
+#[test]
+fn who_terminates_tunnels_itself_is_not_taken_for_captured() {
+    let mut model = Model::default();
+    let base = world(PAIR);
+    model.workloads.extend(base.workloads().map(|w| Workload::clone(w))); // a tunnel, but no label
+    let answer = explain(&Snapshot::build(1, model), "client", "server-0:80").unwrap();
+    assert_eq!((answer.verdict, answer.routes[0].kind), (Outcome::Allowed, RouteKind::Direct));
+    assert!(answer.routes[0].inbound.is_none());
 }
 
 #[test]
