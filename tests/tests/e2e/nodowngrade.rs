@@ -194,3 +194,52 @@ fn enrolment_loses_nothing_whoever_learns_first() {
     }
     mesh.finish();
 }
+
+/// Whoever leaves while it is held is forgotten at once, and counted and logged once.
+#[test]
+fn an_app_may_leave_while_it_is_held() {
+    let mut mesh = Mesh::new();
+    let client = mesh.captured("a", "client");
+    let pending = mesh.pod("b", PodSpec::new("pending").captured(true).annotation(PENDING.0, PENDING.1));
+    mesh.start(&["--hold-timeout", "60s"]);
+    let sockets = || count(&mesh, "istio_tcp_sockets_open", &["reporter=\"source\""]);
+    let wait = |what: &str, wanted: f64| {
+        let there = || ((sockets() - wanted).abs() < 0.1).then_some(());
+        wait_until(what, SOON, there, || log_of(mesh.agent("a"))).unwrap();
+    };
+    let held: Vec<_> =
+        pending.addresses().map(|at| culvert_tests::net::connect(&client, (at, PORT)).unwrap()).into();
+    wait("held connections", 2.0);
+    let own: Vec<_> = held.iter().map(|app| app.local_addr().unwrap().to_string()).collect();
+    for app in held {
+        socket2::SockRef::from(&app).set_linger(Some(Duration::ZERO)).unwrap();
+    }
+    wait("the end of what was held", 0.0);
+    for src in own {
+        let line = one_access(mesh.agent("a"), &[("src.addr", &src)]).unwrap();
+        assert!(line.field("error").is_some_and(|e| e.contains("app's connection broke off")), "{line:?}");
+    }
+    let gone = ["reason=\"not_captured\"", "result=\"gone\""];
+    assert_eq!(count(&mesh, "culvert_held_connections_total", &gone), 2.0);
+    mesh.finish();
+}
+
+/// The destination's agent is replaced, one after the other: between the two nobody listens, and new connections wait.
+#[test]
+fn an_agent_that_is_replaced_costs_no_new_connection() {
+    let mut mesh = Mesh::new();
+    let (client, server) = (mesh.captured("a", "client"), mesh.captured("b", "server"));
+    let _echo = Server::echo(&server, PORT);
+    mesh.start(&["--hold-timeout", "10s", "--termination-deadline", "2s"]);
+    let traffic = server.addresses().map(|at| Traffic::start(&client, (at, PORT), 3));
+    for _ in 0..3 {
+        let mut old = mesh.forget("b");
+        assert!(old.terminate(SOON).unwrap().success());
+        mesh.start_node("b", &["--termination-deadline", "2s"]);
+        traffic.iter().for_each(|traffic| traffic.more(20));
+    }
+    for traffic in traffic {
+        traffic.end_well("a new agent");
+    }
+    mesh.finish();
+}

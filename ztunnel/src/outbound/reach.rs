@@ -370,3 +370,48 @@ fn flow(call: &Call<'_>, source: &Arc<Workload>, decided: &Result<NextHop, Outbo
     }
     Some(flow)
 }
+
+#[cfg(test)]
+mod tests {
+    use culvert_common::hbone::client::Denial;
+
+    use super::*;
+
+    const PEER: SocketAddr = SocketAddr::new(std::net::IpAddr::V6(std::net::Ipv6Addr::LOCALHOST), 15008);
+
+    fn answer(status: u16, class: Option<&'static str>) -> OpenError {
+        let denial = class.map(|class| Denial { id: "1".into(), class });
+        OpenError::Refused { status: StatusCode::from_u16(status).unwrap(), denial }
+    }
+
+    /// What is tried elsewhere, what again in a moment, and what is an answer.
+    #[test]
+    fn each_failure_is_tried_elsewhere_or_told() {
+        let (limit, cause) = (Duration::from_secs(1), || "cause".to_owned());
+        let io = |kind: io::ErrorKind| ConnectError::Io { to: PEER, source: kind.into() };
+        let tcp = |is_refused| OpenError::Tcp { peer: PEER, cause: cause(), is_refused };
+        let table: [(OutboundError, Option<&str>, Option<&str>); 18] = [
+            (tcp(true).into(), Some("refused"), Some("refused")),
+            (tcp(false).into(), Some("unreachable"), None),
+            (OpenError::TcpTimeout { peer: PEER, limit }.into(), Some("timeout"), None),
+            (OpenError::Tls { peer: PEER, cause: cause() }.into(), Some("tls"), None),
+            (OpenError::Http2 { peer: PEER, cause: cause() }.into(), Some("http2"), None),
+            (OpenError::Lost { peer: PEER, cause: cause() }.into(), Some("lost"), None),
+            (OpenError::AnswerTimeout { peer: PEER, limit }.into(), Some("no_answer"), None),
+            (answer(503, None).into(), Some("unavailable"), None),
+            (answer(503, Some("connect")).into(), Some("unavailable"), None),
+            (answer(503, Some("draining")).into(), Some("unavailable"), Some("draining")),
+            (answer(401, Some("policy")).into(), None, None),
+            (answer(403, None).into(), None, None),
+            (answer(400, None).into(), None, None),
+            (OpenError::Identity(cause()).into(), None, None),
+            (io(io::ErrorKind::ConnectionRefused).into(), Some("refused"), None),
+            (io(io::ErrorKind::HostUnreachable).into(), Some("unreachable"), None),
+            (ConnectError::Timeout { to: PEER, limit }.into(), Some("timeout"), None),
+            (OutboundError::Source(cause()), None, None),
+        ];
+        for (error, elsewhere, again) in table {
+            assert_eq!((reason(&error), passing(&error)), (elsewhere, again), "{error}");
+        }
+    }
+}
