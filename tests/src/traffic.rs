@@ -22,13 +22,16 @@ pub struct Traffic {
 struct Shared {
     stop: AtomicBool,
     good: AtomicU64,
+    /// Requests that each client has ended, good or bad.
+    ended: Vec<AtomicU64>,
     bad: Mutex<Vec<String>>,
 }
 
 impl Traffic {
     /// Starts `clients` of them in a place; returns when the first request has succeeded.
     pub fn start(from: &Place, to: (IpAddr, u16), clients: usize) -> Self {
-        let shared = Arc::new(Shared::default());
+        let ended = (0..clients).map(|_| AtomicU64::new(0)).collect();
+        let shared = Arc::new(Shared { ended, ..Shared::default() });
         let threads = (0..clients).map(|client| {
             let (shared, from) = (Arc::clone(&shared), from.clone());
             std::thread::spawn(move || {
@@ -38,6 +41,7 @@ impl Traffic {
                         return;
                     }
                     shared.ask(&from, to, &format!("request {n} of {client}"), start);
+                    shared.ended[client].fetch_add(1, Ordering::Relaxed);
                 }
             })
         });
@@ -57,6 +61,15 @@ impl Traffic {
             || format!("{:?}", self.shared),
         )
         .unwrap_or_else(|e| panic!("{e}"));
+    }
+
+    /// Waits until each client has begun a request and ended it: what was under way is over.
+    pub fn all_anew(&self) {
+        let ended = || self.shared.ended.iter().map(|n| n.load(Ordering::Relaxed)).collect::<Vec<_>>();
+        let from = ended();
+        let anew = || ended().iter().zip(&from).all(|(now, from)| *now >= from + 2).then_some(());
+        wait_until("a new request of each client", SOON, anew, || format!("{:?}", self.shared))
+            .unwrap_or_else(|e| panic!("{e}"));
     }
 
     /// Ends them: how many succeeded, and what failed.

@@ -225,9 +225,11 @@ impl Lab {
         ))?;
         let (v4, v6) = Node::addresses(index);
         let (gateway4, gateway6) = Node::pod_address(index, 1);
+        // An address of its own: else the bridge has its ports' lowest, and changes it as pods come and go, while the others
+        // keep sending to the old one for as long as their neighbour entry is good.
         let mut batch = format!(
             "link set eth0 up\naddr add {v4}/24 dev eth0\naddr add {v6}/64 dev eth0 nodad\n\
-             link add name pods type bridge\nlink set pods up\n\
+             link add name pods address 02:00:00:00:00:01 type bridge\nlink set pods up\n\
              addr add {gateway4}/24 dev pods\naddr add {gateway6}/64 dev pods nodad\n"
         );
         for other in 0..index {

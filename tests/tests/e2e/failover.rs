@@ -268,7 +268,7 @@ fn far_served(mesh: &Mesh) -> f64 {
     mesh.agent("b").metric("istio_tcp_connections_opened_total", &labels).unwrap()
 }
 
-/// Pods are replaced one by one under load; their apps stop at once, before anybody has heard of it.
+/// Pods are replaced one by one under load; an app stops when its pod is known to be ending and it has answered all.
 #[test]
 fn a_roll_out_loses_nothing() {
     let (mut mesh, client, mut running) = two(&[]);
@@ -285,13 +285,14 @@ fn a_roll_out_loses_nothing() {
                 let text = ending.iter().fold(text, |text, name| terminating(&text, name));
                 mesh.settle(|| mesh.put("pods.yaml", &text));
             };
+            let anew = || traffic.iter().for_each(Traffic::all_anew);
             publish(&[]);
-            traffic.iter().for_each(|traffic| traffic.more(5));
+            anew();
             let old = std::mem::replace(&mut running[at], new).spec.name;
-            drop(std::mem::replace(&mut echoes[at], echo));
-            traffic.iter().for_each(|traffic| traffic.more(5));
             publish(&[&old]);
-            traffic.iter().for_each(|traffic| traffic.more(5));
+            anew();
+            drop(std::mem::replace(&mut echoes[at], echo));
+            anew();
             mesh.lab.remove_pod(&old).unwrap();
             let rest = pods(mesh.lab.pods(), &[]);
             mesh.settle(|| mesh.put("pods.yaml", &rest));
