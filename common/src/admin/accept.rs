@@ -68,6 +68,7 @@ pub(super) fn takes_gzip(headers: &HeaderMap) -> bool {
 mod tests {
     use super::*;
     use http::HeaderValue;
+    use proptest::prelude::*;
 
     fn with(name: HeaderName, values: &[&'static str]) -> HeaderMap {
         values.iter().map(|value| (name.clone(), HeaderValue::from_static(value))).collect()
@@ -100,6 +101,18 @@ mod tests {
             ),
         ] {
             assert_eq!(wants_openmetrics(&with(http::header::ACCEPT, accept)), wanted, "{accept:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_header_is_read(text in "[ -~]{0,60}") {
+            let value = HeaderValue::from_str(&text).unwrap();
+            for name in [http::header::ACCEPT, http::header::ACCEPT_ENCODING] {
+                let headers: HeaderMap = [(name, value.clone())].into_iter().collect();
+                let _any = (wants_openmetrics(&headers), takes_gzip(&headers));
+            }
+            prop_assert!(thousandths(&text) <= 1000);
         }
     }
 

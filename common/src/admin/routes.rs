@@ -101,7 +101,7 @@ impl Routes {
     fn index(&self) -> Answer {
         let mut rows = String::new();
         for route in &self.routes {
-            let Route { path, about, .. } = route;
+            let (path, about) = (route.path, route.about.replace('&', "&amp;"));
             let name = match route.post_only {
                 // A link would only lead to the 405.
                 Some(_) => format!("POST {path}"),

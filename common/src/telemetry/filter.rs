@@ -119,6 +119,7 @@ fn parse_level(text: &str) -> Option<LevelFilter> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn changes_add_up_until_they_are_reset() {
@@ -144,6 +145,17 @@ mod tests {
                 *text = parts.join(",");
             }
             assert_eq!(got, want, "{levels:?}");
+        }
+    }
+
+    proptest! {
+        /// Whatever is asked for, the filter can be shown and read back.
+        #[test]
+        fn any_change_leaves_a_filter(levels in "[a-z=:,]{0,30}|(state|access|h2::codec)[=:](info|off|trace)", reset: bool) {
+            let mut filter = Filter::parse("info").unwrap();
+            let _refused = filter.change(reset, &levels);
+            let again = Filter::parse(&filter.to_string()).unwrap();
+            prop_assert_eq!(again.takes("access", Level::INFO), filter.takes("access", Level::INFO));
         }
     }
 

@@ -1,5 +1,6 @@
 use std::net::SocketAddr;
 
+use proptest::prelude::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -93,6 +94,29 @@ async fn only_loopback_may_ask() {
         assert!(page.lines().any(|l| l == line), "{line} is not in\n{page}");
     }
     server.stop().await;
+}
+
+proptest! {
+    /// Nothing but loopback passes, however it is written.
+    #[test]
+    fn no_other_name_is_loopback(name in "[a-zA-Z0-9.:%\\[\\]@-]{0,40}", port in any::<u16>()) {
+        for host in [name.clone(), format!("{name}:{port}"), format!("[{name}]:{port}"), format!("localhost.{name}x")] {
+            if is_loopback(&host) {
+                let bare = host.rsplit_once(':').filter(|(_, port)| port.parse::<u16>().is_ok() && !host.ends_with(']'));
+                let bare = bare.map_or(host.as_str(), |(bare, _)| bare).trim_matches(['[', ']']);
+                let ours = bare.eq_ignore_ascii_case("localhost") || bare.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
+                prop_assert!(ours, "{host}");
+            }
+        }
+        let _any_text = is_loopback_origin(&name);
+    }
+
+    #[test]
+    fn any_address_of_loopback_passes(last in any::<[u8; 3]>(), port in any::<u16>()) {
+        let [a, b, c] = last;
+        let forms = [format!("127.{a}.{b}.{c}"), format!("127.{a}.{b}.{c}:{port}"), format!("[::1]:{port}")];
+        prop_assert!(forms.iter().all(|host| is_loopback(host)));
+    }
 }
 
 #[tokio::test]
