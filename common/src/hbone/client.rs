@@ -12,7 +12,7 @@ use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::guard::{Announced, Guard, Report, Role};
+use super::guard::{Announced, Guard, Report};
 use super::headers::{DENIAL, DENIAL_CLASS, known_class};
 use super::outbox::{Outbox, Piece};
 use super::pulse::Pulse;
@@ -253,7 +253,7 @@ impl Tunnel {
         let announced =
             Announced { frame: http2.frame_size, header_list: CLIENT_HEADER_LIST, limit: limits.preface };
         let report = Report { violations: metrics.peer_violations(), peer, identity: theirs.identity };
-        let tls = Guard::new(tls, Role::Client, announced, report);
+        let tls = Guard::new(tls, Side::Client, announced, report);
         let handshake = h2::client::Builder::new()
             .initial_window_size(http2.stream_window)
             .initial_connection_window_size(http2.connection_window)

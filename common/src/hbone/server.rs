@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
 use super::client::Context;
-use super::guard::{Announced, Guard, Report, Role};
+use super::guard::{Announced, Guard, Report};
 use super::headers::{DENIAL, DENIAL_CLASS};
 use super::outbox::{Outbox, Piece};
 use super::relay::Stream;
@@ -22,7 +22,7 @@ use super::wire::Wire;
 use super::{Limits, RESET_STREAMS, SERVER_HEADER_LIST, SMALL_FRAMES, watch_pings};
 use crate::identity::peer_certificate;
 use crate::identity::tls::explain;
-use crate::telemetry::ResponseFlag;
+use crate::telemetry::{ResponseFlag, Side};
 use crate::types::SpiffeId;
 
 /// Streams that were reset before they were looked at; more than the guard lets through in one go.
@@ -108,7 +108,7 @@ pub async fn accept(
         Announced { frame: http2.frame_size, header_list: SERVER_HEADER_LIST, limit: limits.preface };
     let report =
         Report { violations: metrics.peer_violations(), peer, identity: certificate.identity.clone() };
-    let tls = Guard::new(tls, Role::Server, announced, report);
+    let tls = Guard::new(tls, Side::Server, announced, report);
     let handshake = h2::server::Builder::new()
         .initial_window_size(http2.stream_window)
         .initial_connection_window_size(http2.connection_window)

@@ -1,7 +1,8 @@
 //! What holds for any bytes of a peer: the frame filter before the HTTP/2 codec, and its HPACK decoder.
 
+use culvert_common::hbone::guard::filtered;
 use culvert_common::hbone::guard::hpack::Decoder;
-use culvert_common::hbone::guard::{Role, filtered};
+use culvert_common::telemetry::Side;
 use http::Request;
 use tokio::io::AsyncWriteExt as _;
 
@@ -13,19 +14,19 @@ const LIST: usize = 16 * 1024;
 /// Frames: however they are cut, the codec sees the same, and what it sees is accepted again as it is.
 pub(crate) fn frames(bytes: &[u8]) {
     let [how, size, rest @ ..] = bytes else { return };
-    let role = if how & 1 == 0 { Role::Server } else { Role::Client };
-    let preface = if role == Role::Server { PREFACE } else { &[] };
+    let side = if how & 1 == 0 { Side::Server } else { Side::Client };
+    let preface = if side == Side::Server { PREFACE } else { &[] };
     let all = match how & 2 {
         0 => [preface, SETTINGS, rest].concat(),
         _ => rest.to_vec(),
     };
-    let (whole, ended) = filtered(role, &all, all.len());
-    let (cut, ended_cut) = filtered(role, &all, usize::from(*size));
+    let (whole, ended) = filtered(side, &all, all.len());
+    let (cut, ended_cut) = filtered(side, &all, usize::from(*size));
     assert_eq!(ended, ended_cut);
     if ended.is_none() {
         assert_eq!(whole, cut);
     }
-    let (again, ended) = filtered(role, &cut, 64);
+    let (again, ended) = filtered(side, &cut, 64);
     assert_eq!((again, ended), (cut, None));
 }
 
@@ -41,7 +42,7 @@ pub(crate) fn headers(block: &[u8]) {
     let [_, length @ ..] = u32::try_from(block.len()).expect("at most 16 KiB").to_be_bytes();
     let head = [&length[..], &[1, 4 | 1, 0, 0, 0, 1]].concat();
     let all = [PREFACE, SETTINGS, &head, block].concat();
-    let (seen, ended) = filtered(Role::Server, &all, 100);
+    let (seen, ended) = filtered(Side::Server, &all, 100);
     assert_eq!(decoded.is_err(), ended.is_some());
     let Some(request) = request(&seen) else { return };
     assert_eq!(decoded, Ok(false), "a request of what is over the limit");

@@ -4,8 +4,9 @@ use std::time::Instant;
 
 use tokio::io::ReadBuf;
 
+use super::Violation;
 use super::filter::{Filter, Step};
-use super::{Role, Violation};
+use crate::telemetry::Side;
 
 /// A filter with what it has not decided yet, and what the codec has not taken yet.
 pub(super) struct Feed {
@@ -22,8 +23,8 @@ pub(super) struct Feed {
 const KEPT: usize = 4096;
 
 impl Feed {
-    pub(super) fn new(role: Role, frame_max: usize, list_max: usize, clock: fn() -> Instant) -> Self {
-        let filter = Filter::new(role, frame_max, list_max, clock);
+    pub(super) fn new(side: Side, frame_max: usize, list_max: usize, clock: fn() -> Instant) -> Self {
+        let filter = Filter::new(side, frame_max, list_max, clock);
         Self { filter, input: Vec::new(), out: Vec::new(), taken: 0 }
     }
 

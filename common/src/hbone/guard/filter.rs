@@ -5,12 +5,13 @@
 
 use std::time::{Duration, Instant};
 
+use super::Violation;
 use super::allowance::Allowance;
 use super::hpack::{Decoder, encode};
 use super::message::{Message, POISON, Verdict};
 use super::sent::Sent;
 use super::violation::Ends;
-use super::{Role, Violation};
+use crate::telemetry::Side;
 
 /// First bytes of a client. Source: RFC 9113 §3.4.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -143,7 +144,7 @@ impl Head {
 
 /// Both directions of one tunnel, seen from our end.
 pub(super) struct Filter {
-    role: Role,
+    side: Side,
     state: State,
     /// Whether the peer's first SETTINGS have come.
     greeted: bool,
@@ -164,13 +165,13 @@ pub(super) struct Filter {
 
 impl Filter {
     /// `frame_max` and `list_max` are what our SETTINGS announce.
-    pub(super) fn new(role: Role, frame_max: usize, list_max: usize, clock: fn() -> Instant) -> Self {
-        let (state, preface) = match role {
-            Role::Server => (State::Preface(0), 0),
-            Role::Client => (State::Frame, PREFACE.len()),
+    pub(super) fn new(side: Side, frame_max: usize, list_max: usize, clock: fn() -> Instant) -> Self {
+        let (state, preface) = match side {
+            Side::Server => (State::Preface(0), 0),
+            Side::Client => (State::Frame, PREFACE.len()),
         };
         Self {
-            role,
+            side,
             state,
             greeted: false,
             open: None,
@@ -194,7 +195,7 @@ impl Filter {
 
     /// The highest stream that the peer has opened.
     pub(super) fn last_stream(&self) -> u32 {
-        if self.role == Role::Server { self.last_stream } else { 0 }
+        if self.side == Side::Server { self.last_stream } else { 0 }
     }
 
     /// Whether what was sent so far ends with a whole frame.
@@ -342,7 +343,7 @@ impl Filter {
     fn message(&mut self, out: &mut Vec<u8>) -> Result<(), Violation> {
         let Some(open) = self.open.take() else { return Ok(()) };
         self.written.clear();
-        let mut message = Message::new(self.role, &mut self.written);
+        let mut message = Message::new(self.side, &mut self.written);
         let decoded = self.hpack.decode(&self.block, self.list_max, |n, v| message.field(n, v));
         let verdict = message.verdict(open.end_stream);
         let is_over = decoded.map_err(|_| Violation::Compression)?;
@@ -428,7 +429,7 @@ impl Filter {
         self.idle(if payload.is_empty() { 1 } else { 20 }, Violation::SettingsFlood)?;
         let pushes = |setting: &[u8]| matches!(setting, [0, 2, value @ ..] if value != [0; 4]);
         // Only a client may allow pushes: RFC 9113 §6.5.2.
-        if self.role == Role::Client && payload.chunks(6).any(pushes) {
+        if self.side == Side::Client && payload.chunks(6).any(pushes) {
             return Err(Violation::Settings);
         }
         Ok(())

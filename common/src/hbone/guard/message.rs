@@ -1,7 +1,7 @@
 //! Which header blocks the codec gets to see, and in which words.
 
-use super::Role;
 use super::hpack::encode;
+use crate::telemetry::Side;
 
 /// What is to be done with a header block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,7 +19,7 @@ pub(super) const POISON: (&[u8], &[u8]) = (b"connection", b"close");
 
 /// Checks one block, field by field, and writes what is handed on.
 pub(super) struct Message<'a> {
-    role: Role,
+    side: Side,
     out: &'a mut Vec<u8>,
     /// Pseudo headers that were there, one bit each.
     pseudo: u8,
@@ -30,8 +30,8 @@ pub(super) struct Message<'a> {
 
 impl<'a> Message<'a> {
     /// Appends to `out`.
-    pub(super) fn new(role: Role, out: &'a mut Vec<u8>) -> Self {
-        Self { role, out, pseudo: 0, regular: false, malformed: false, interim: false }
+    pub(super) fn new(side: Side, out: &'a mut Vec<u8>) -> Self {
+        Self { side, out, pseudo: 0, regular: false, malformed: false, interim: false }
     }
 
     /// The next field, as it was decoded.
@@ -51,7 +51,7 @@ impl<'a> Message<'a> {
 
     /// Whether the message may have this pseudo header, here and once. Source: RFC 9113 §8.3.
     fn pseudo_header(&mut self, name: &[u8], value: &[u8]) -> bool {
-        let of_request = self.role == Role::Server;
+        let of_request = self.side == Side::Server;
         let (bit, right) = match name {
             b":method" => (1, of_request && !value.is_empty() && value.iter().all(|b| is_token(*b))),
             b":authority" => (2, of_request && is_text(value)),
@@ -105,9 +105,9 @@ fn is_text(value: &[u8]) -> bool {
 mod tests {
     use super::*;
 
-    fn verdict(role: Role, fields: &[(&str, &str)], end_stream: bool) -> Verdict {
+    fn verdict(side: Side, fields: &[(&str, &str)], end_stream: bool) -> Verdict {
         let mut out = Vec::new();
-        let mut message = Message::new(role, &mut out);
+        let mut message = Message::new(side, &mut out);
         for (name, value) in fields {
             message.field(name.as_bytes(), value.as_bytes());
         }
@@ -116,7 +116,7 @@ mod tests {
 
     #[test]
     fn requests() {
-        let of = |fields: &[(&str, &str)]| verdict(Role::Server, fields, false);
+        let of = |fields: &[(&str, &str)]| verdict(Side::Server, fields, false);
         let connect = [(":method", "CONNECT"), (":authority", "10.0.0.1:80")];
         assert_eq!(of(&connect), Verdict::Accepted);
         assert_eq!(of(&[("grpc-status", "0")]), Verdict::Accepted, "trailers");
@@ -138,11 +138,11 @@ mod tests {
 
     #[test]
     fn answers() {
-        let of = |fields: &[(&str, &str)]| verdict(Role::Client, fields, false);
+        let of = |fields: &[(&str, &str)]| verdict(Side::Client, fields, false);
         let (ok, extra) = ((":status", "200"), ("content-length", "0"));
         assert_eq!(of(&[ok, extra]), Verdict::Accepted);
         assert_eq!(of(&[(":status", "103"), ("link", "x")]), Verdict::Interim);
-        assert_eq!(verdict(Role::Client, &[(":status", "103")], true), Verdict::Malformed);
+        assert_eq!(verdict(Side::Client, &[(":status", "103")], true), Verdict::Malformed);
         for status in ["", "0", "99", "2x0", "600", "101", "1000", "20", "-20"] {
             assert_eq!(of(&[(":status", status)]), Verdict::Malformed, "{status}");
         }
@@ -154,7 +154,7 @@ mod tests {
     #[test]
     fn a_content_length_is_not_handed_on() {
         let mut out = Vec::new();
-        let mut message = Message::new(Role::Client, &mut out);
+        let mut message = Message::new(Side::Client, &mut out);
         message.field(b":status", b"200");
         message.field(b"content-length", b"0");
         message.field(b"a", b"b");

@@ -28,15 +28,6 @@ pub use self::violation::Violation;
 use crate::telemetry::{PeerViolations, Side};
 use crate::types::SpiffeId;
 
-/// Which end of the tunnel we are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
-    /// The peer answers.
-    Client,
-    /// The peer asks.
-    Server,
-}
-
 /// Bytes that are read at once when the codec has no space to look at them where they will stay.
 const ASIDE: usize = 64;
 
@@ -73,7 +64,7 @@ pub struct Guard<S> {
 
 /// What has been told.
 struct Noted {
-    role: Role,
+    side: Side,
     report: Report,
     tunnel: bool,
     stream: bool,
@@ -87,13 +78,9 @@ impl Noted {
             Ends::Tunnel(_) if self.tunnel => return,
             Ends::Tunnel(violation) => (violation, &mut self.tunnel, "a tunnel was ended"),
         };
-        let side = match self.role {
-            Role::Client => Side::Client,
-            Role::Server => Side::Server,
-        };
         let Report { violations, peer, identity } = &self.report;
         let kind = violation.as_str();
-        violations.count(side, kind);
+        violations.count(self.side, kind);
         if !std::mem::replace(told, true) {
             tracing::warn!(%peer, %identity, kind, "{what}: {violation}");
         }
@@ -102,11 +89,11 @@ impl Noted {
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Guard<S> {
     /// Guards `io`, of which nothing has been read.
-    pub fn new(io: S, role: Role, announced: Announced, report: Report) -> Self {
+    pub fn new(io: S, side: Side, announced: Announced, report: Report) -> Self {
         let clock = || tokio::time::Instant::now().into_std();
-        let feed = Box::new(Feed::new(role, announced.frame as usize, announced.header_list as usize, clock));
+        let feed = Box::new(Feed::new(side, announced.frame as usize, announced.header_list as usize, clock));
         let deadline = Some(Box::pin(tokio::time::sleep(announced.limit)));
-        let noted = Box::new(Noted { role, report, tunnel: false, stream: false });
+        let noted = Box::new(Noted { side, report, tunnel: false, stream: false });
         Self { io, feed, deadline, ended: None, noted }
     }
 
@@ -272,8 +259,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Guard<S> {
 }
 
 /// What of a peer's `bytes` the codec gets to see when they come in pieces of `size`, and why no more. For tests and fuzzing.
-pub fn filtered(role: Role, bytes: &[u8], size: usize) -> (Vec<u8>, Option<Violation>) {
-    let mut feed = Feed::new(role, 16_384, 16_384, Instant::now);
+pub fn filtered(side: Side, bytes: &[u8], size: usize) -> (Vec<u8>, Option<Violation>) {
+    let mut feed = Feed::new(side, 16_384, 16_384, Instant::now);
     let mut seen = Vec::new();
     for piece in bytes.chunks(size.max(1)) {
         // Readers have some space; a long frame that was held back is continued aside.

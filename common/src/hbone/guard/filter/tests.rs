@@ -35,9 +35,9 @@ fn server(frames: &[Vec<u8>]) -> Vec<u8> {
 }
 
 #[track_caller]
-fn check(role: Role, bytes: &[u8], expected: &[u8], ended: Option<Violation>) {
+fn check(side: Side, bytes: &[u8], expected: &[u8], ended: Option<Violation>) {
     for size in [1, 2, 5, 9, 10, 31, 1000, bytes.len().max(1)] {
-        let (seen, violation) = filtered(role, bytes, size);
+        let (seen, violation) = filtered(side, bytes, size);
         assert_eq!(violation, ended, "pieces of {size}");
         if ended.is_none() {
             assert_eq!(seen, expected, "pieces of {size}");
@@ -59,9 +59,9 @@ fn what_is_right_is_handed_on_as_it_came() {
         frame(kind::GOAWAY, 0, 0, &[0; 8]),
     ];
     let bytes = client(&frames);
-    check(Role::Server, &bytes, &bytes, None);
+    check(Side::Server, &bytes, &bytes, None);
     let bytes = server(&[frame(kind::HEADERS, END_HEADERS, 1, &block(&[(":status", "200")]))]);
-    check(Role::Client, &bytes, &bytes, None);
+    check(Side::Client, &bytes, &bytes, None);
 }
 
 #[test]
@@ -71,13 +71,13 @@ fn what_means_nothing_is_dropped() {
     let empty = frame(kind::DATA, 0, 1, &[]);
     let noise = [frame(0xee, 0xff, 5, &[9; 700]), frame(2, 0, 1, &[0; 5]), empty.clone()].concat();
     let bytes = client(&[noise.clone(), headers.clone(), noise, data.clone(), empty, data.clone()]);
-    check(Role::Server, &bytes, &client(&[headers, data.clone(), data]), None);
+    check(Side::Server, &bytes, &client(&[headers, data.clone(), data]), None);
 }
 
 #[test]
 fn answers_to_no_ping_are_dropped() {
     let (ping, pong) = (frame(kind::PING, 0, 0, &[1; 8]), frame(kind::PING, ACK, 0, &[1; 8]));
-    let mut filter = tunnel(Role::Server);
+    let mut filter = tunnel(Side::Server);
     let mut out = Vec::new();
     assert_eq!(filter.step(&pong, &mut out), Ok(Step::Drop(17)));
     assert_eq!(filter.sent(&[ping, pong.clone()].concat(), |v| panic!("{v:?}")), Ok(()));
@@ -103,13 +103,13 @@ fn header_blocks_come_in_one_piece_and_without_tables() {
         vec![frame(kind::HEADERS, END_HEADERS | PADDED | PRIORITY, 1, &padded)],
         vec![frame(kind::HEADERS, END_HEADERS, 1, &[method.clone(), literal.clone()].concat())],
     ] {
-        check(Role::Server, &client(&pieces), &expected, None);
+        check(Side::Server, &client(&pieces), &expected, None);
     }
     // The second names what the first has put into the table.
     let first = frame(kind::HEADERS, END_HEADERS, 1, &[method, literal].concat());
     let second = frame(kind::HEADERS, END_HEADERS, 3, &[0xbf, 0xbe]);
     let expected = [expected, frame(kind::HEADERS, END_HEADERS, 3, &whole)].concat();
-    check(Role::Server, &client(&[first, second]), &expected, None);
+    check(Side::Server, &client(&[first, second]), &expected, None);
 }
 
 #[test]
@@ -117,11 +117,11 @@ fn a_long_block_is_handed_on_in_pieces() {
     let long = "x".repeat(15_000);
     let fields = [CONNECT[0], CONNECT[1], ("baggage", &long)];
     let whole = block(&fields);
-    let (seen, ended) = filtered(Role::Server, &client(&[frame(1, END_HEADERS, 1, &whole)]), 700);
+    let (seen, ended) = filtered(Side::Server, &client(&[frame(1, END_HEADERS, 1, &whole)]), 700);
     assert_eq!((ended, seen), (None, client(&[frame(1, END_HEADERS, 1, &whole)])));
     // `filtered` announces 16 KiB; what a field costs beside its text counts.
     let (seen, ended) = filtered(
-        Role::Server,
+        Side::Server,
         &client(&[
             frame(1, 0, 1, &whole),
             frame(kind::CONTINUATION, END_HEADERS, 1, &block(&[("a", &long)])),
@@ -143,10 +143,10 @@ fn content_length_and_interim_answers_do_not_reach_the_codec() {
         answer(&[(":status", "103"), ("link", "x")]),
         answer(&[(":status", "200"), ("content-length", "0"), ("a", "b")]),
     ]);
-    check(Role::Client, &bytes, &server(&[answer(&[(":status", "200"), ("a", "b")])]), None);
+    check(Side::Client, &bytes, &server(&[answer(&[(":status", "200"), ("a", "b")])]), None);
     let poisoned = server(&[answer(&[("connection", "close")])]);
     for fields in [[(":status", "101"), ("a", "b")], [(":status", "200"), (":path", "/")]] {
-        check(Role::Client, &server(&[answer(&fields)]), &poisoned, None);
+        check(Side::Client, &server(&[answer(&fields)]), &poisoned, None);
     }
 }
 
@@ -171,20 +171,20 @@ fn what_ends_a_tunnel() {
         (Violation::Compression, client(&[frame(kind::HEADERS, END_HEADERS, 1, &[0xff])])),
     ];
     for (violation, bytes) in cases {
-        check(Role::Server, &bytes, &[], Some(violation));
+        check(Side::Server, &bytes, &[], Some(violation));
     }
     let push = |value| server(&[frame(kind::SETTINGS, 0, 0, &[0, 2, 0, 0, 0, value])]);
-    check(Role::Client, &push(1), &[], Some(Violation::Settings));
-    check(Role::Client, &push(0), &push(0), None);
-    check(Role::Client, &frame(kind::PING, 0, 0, &[0; 8]), &[], Some(Violation::NoSettings));
-    check(Role::Server, b"GET / HTTP/1.1\r\n", b"GET / HTTP/1.1\r\n", None);
+    check(Side::Client, &push(1), &[], Some(Violation::Settings));
+    check(Side::Client, &push(0), &push(0), None);
+    check(Side::Client, &frame(kind::PING, 0, 0, &[0; 8]), &[], Some(Violation::NoSettings));
+    check(Side::Server, b"GET / HTTP/1.1\r\n", b"GET / HTTP/1.1\r\n", None);
 }
 
 /// A frozen clock: nothing comes back with time.
-fn tunnel(role: Role) -> Filter {
+fn tunnel(side: Side) -> Filter {
     thread_local!(static START: Instant = Instant::now());
-    let mut filter = Filter::new(role, 16_384, 16_384, || START.with(|s| *s));
-    let greeting = [if role == Role::Server { PREFACE } else { &[] }, &settings()].concat();
+    let mut filter = Filter::new(side, 16_384, 16_384, || START.with(|s| *s));
+    let greeting = [if side == Side::Server { PREFACE } else { &[] }, &settings()].concat();
     assert_eq!(feed(&mut filter, &greeting), Ok(()));
     filter
 }
@@ -201,8 +201,8 @@ fn feed(filter: &mut Filter, mut bytes: &[u8]) -> Result<(), Violation> {
 }
 
 /// How often a peer may send `bytes` when nothing else happens.
-fn allowed(role: Role, bytes: &[u8]) -> (usize, Violation) {
-    let mut filter = tunnel(role);
+fn allowed(side: Side, bytes: &[u8]) -> (usize, Violation) {
+    let mut filter = tunnel(side);
     for count in 0..100_000 {
         if let Err(violation) = feed(&mut filter, bytes) {
             return (count, violation);
@@ -236,18 +236,18 @@ fn floods_end() {
         (bomb.clone(), Violation::HeaderList),
     ];
     for (bytes, violation) in client {
-        let (count, ended) = allowed(Role::Server, &bytes);
+        let (count, ended) = allowed(Side::Server, &bytes);
         assert_eq!(ended, violation);
         assert!((4..=2000).contains(&count), "{violation:?}: {count}");
     }
-    assert_eq!(allowed(Role::Client, &interim), (16, Violation::Interim));
-    assert_eq!(allowed(Role::Client, &bomb).1, Violation::HeaderList);
-    let mut filter = tunnel(Role::Server);
+    assert_eq!(allowed(Side::Client, &interim), (16, Violation::Interim));
+    assert_eq!(allowed(Side::Client, &bomb).1, Violation::HeaderList);
+    let mut filter = tunnel(Side::Server);
     assert_eq!(feed(&mut filter, &frame(1, 0, 1, &[])), Ok(()));
     let piece = frame(kind::CONTINUATION, 0, 1, b"\x00\x01a\x01b");
     let ended = (0..100).find_map(|_| feed(&mut filter, &piece).err());
     assert_eq!(ended, Some(Violation::Continuation));
-    let mut filter = tunnel(Role::Server);
+    let mut filter = tunnel(Side::Server);
     assert_eq!(feed(&mut filter, &frame(1, 0, 1, &[])), Ok(()));
     let ended =
         (0..100).find_map(|_| feed(&mut filter, &frame(kind::CONTINUATION, 0, 1, &[0; 16_384])).err());
@@ -258,7 +258,7 @@ fn floods_end() {
 fn what_is_earned_is_no_flood() {
     // A byte to the peer, which gives credit for it, twice: to the stream and to the connection.
     let credit = frame(kind::WINDOW_UPDATE, 0, 1, &[0, 0, 0, 1]).repeat(2);
-    let mut filter = tunnel(Role::Server);
+    let mut filter = tunnel(Side::Server);
     for _ in 0..50_000 {
         assert_eq!(filter.sent(&frame(kind::DATA, 0, 1, b"x"), |v| panic!("{v:?}")), Ok(()));
         assert_eq!(feed(&mut filter, &credit), Ok(()));
@@ -282,12 +282,12 @@ fn what_is_earned_is_no_flood() {
 fn provoked_errors_end_and_each_is_told() {
     let reset = |code: u8| frame(kind::RST_STREAM, 0, 1, &[0, 0, 0, code]);
     for (code, told, most) in [(1, true, 200), (3, true, 200), (7, false, 200), (5, false, 4000)] {
-        let (mut filter, mut count) = (tunnel(Role::Server), 0);
+        let (mut filter, mut count) = (tunnel(Side::Server), 0);
         let sent = (0..100_000).find(|_| filter.sent(&reset(code), |_| count += 1).is_err());
         assert_eq!(sent, Some(most), "{code}");
         assert_eq!(count, if told { most + 1 } else { 0 }, "{code}");
     }
-    let mut filter = tunnel(Role::Server);
+    let mut filter = tunnel(Side::Server);
     for code in [0, 2, 8, 10, 11] {
         assert_eq!(filter.sent(&reset(code).repeat(10_000), |v| panic!("{v:?}")), Ok(()), "ours: {code}");
     }
@@ -311,9 +311,9 @@ proptest! {
     /// However the bytes are cut, the codec sees the same, and the tunnel ends for the same reason.
     #[test]
     fn cuts_change_nothing(frames in proptest::collection::vec(any_frame(), 0..12), size in 1_usize..80, ours: bool) {
-        let (role, bytes) = if ours { (Role::Client, server(&frames)) } else { (Role::Server, client(&frames)) };
-        let (whole, ended) = filtered(role, &bytes, bytes.len());
-        let (cut, ended_cut) = filtered(role, &bytes, size);
+        let (side, bytes) = if ours { (Side::Client, server(&frames)) } else { (Side::Server, client(&frames)) };
+        let (whole, ended) = filtered(side, &bytes, bytes.len());
+        let (cut, ended_cut) = filtered(side, &bytes, size);
         prop_assert_eq!(ended, ended_cut);
         if ended.is_none() {
             prop_assert_eq!(whole, cut);
@@ -323,9 +323,9 @@ proptest! {
     /// What was handed on once is handed on again as it is.
     #[test]
     fn what_is_handed_on_is_right(frames in proptest::collection::vec(any_frame(), 0..12), ours: bool) {
-        let (role, bytes) = if ours { (Role::Client, server(&frames)) } else { (Role::Server, client(&frames)) };
-        let (seen, _) = filtered(role, &bytes, 64);
-        let (again, ended) = filtered(role, &seen, 64);
+        let (side, bytes) = if ours { (Side::Client, server(&frames)) } else { (Side::Server, client(&frames)) };
+        let (seen, _) = filtered(side, &bytes, 64);
+        let (again, ended) = filtered(side, &seen, 64);
         prop_assert_eq!(ended, None);
         prop_assert_eq!(again, seen);
     }
