@@ -12,3 +12,4 @@ pub mod mesh;
 pub mod net;
 pub mod peer;
 pub mod traffic;
+pub mod zds_agent;

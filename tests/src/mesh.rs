@@ -105,6 +105,28 @@ impl Mesh {
         }
     }
 
+    /// Starts a second agent beside the one of a node, and does not wait for it.
+    pub fn successor(&self, node: &str, args: &[&str]) -> Agent {
+        self.lab.start_agent(self.node(node), &options(args)).expect("start an agent")
+    }
+
+    /// Has another agent take the place of a node's agent; returns that one, which drains.
+    pub fn replace(&mut self, node: &str, args: &[&str]) -> Agent {
+        let before = self.forget(node);
+        let next = self.successor(node, args);
+        let is_over = || next.log().iter().any(|line| line.as_str().contains("taken over: "));
+        let what = format!("a second agent of {node} in the first one's place");
+        wait_until(
+            &what,
+            SOON,
+            || is_over().then_some(()),
+            || format!("{}\nthe first one:\n{}", log_of(&next), log_of(&before)),
+        )
+        .unwrap_or_else(|e| panic!("{e}"));
+        self.keep(node, next);
+        before
+    }
+
     /// Publishes the pods and starts an agent in each captured pod's own namespace.
     pub fn start_dedicated(&mut self, args: &[&str]) {
         self.lab.publish().expect("publish the pods");
@@ -232,6 +254,7 @@ pub fn options(args: &[&str]) -> AgentOptions {
     let own = ["--pool-unused-release", "1s", "--service-range", &ranges];
     AgentOptions {
         binary: Some(binary::ztunnel()),
+        part: None,
         args: own.iter().chain(args).map(|&arg| arg.to_owned()).collect(),
         env: Vec::new(),
     }

@@ -2,8 +2,10 @@
 
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use culvert_common::admin::{Readiness, serve_admin, serve_readiness, serve_stats};
@@ -20,17 +22,22 @@ use culvert_common::telemetry::{self, LoggingError};
 use culvert_common::types::SystemClock;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use crate::admin::{self, AdminSettings, Stop, Stopping};
-use crate::redirect::{self, CaptureSettings, Redirect};
+use crate::enroll::{self, Enroll, EnrollOptions, Peers};
+use crate::inpod::{Ask, Dialer, ListenSettings, Pods, PodsOptions};
+use crate::pages::{PageSocket, PageSockets};
 use crate::sandbox::{self, Role, SandboxError};
 use crate::settings::{Capture, Mode, Settings, Source};
 use crate::shared::Shared;
+use crate::successor::{self, Estate, HandOverError, Heir};
 use crate::worker::Workers;
 
 /// Limit for the answers that the pages still owe when the traffic has ended.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
+/// Questions to the owner of the pods that may wait.
+const ASKS: usize = 64;
 /// Limit for the log's last lines.
 pub(crate) const FLUSH: Duration = Duration::from_secs(2);
 
@@ -49,6 +56,8 @@ pub(crate) enum AppError {
         "cannot listen on {addr} for {what}: {source}; is another agent running in this network namespace?"
     )]
     Listen { addr: SocketAddr, what: &'static str, source: std::io::Error },
+    #[error("cannot take over from the agent that answers at {}: {source}", path.display())]
+    HandOver { path: PathBuf, source: HandOverError },
     #[error("the process cannot be confined: {0}")]
     Sandbox(#[from] SandboxError),
     #[error("cannot listen on {} for proxies: {source}; does another agent enrol this node's pods?", path.display())]
@@ -67,6 +76,7 @@ impl AppError {
             Self::Settings(_) | Self::Config(_) | Self::Logging(_) => 64,
             Self::Ca(_)
             | Self::Listen { .. }
+            | Self::HandOver { .. }
             | Self::Sandbox(_)
             | Self::ZdsSocket { .. }
             | Self::Start(_)
@@ -76,33 +86,35 @@ impl AppError {
     }
 }
 
-/// Runs the agent until it is asked to stop.
-pub(crate) fn run(settings: &Settings) -> Result<(), AppError> {
+/// Runs the agent until it is asked to stop, or until a successor has taken its place.
+pub(crate) fn run(settings: &Settings, role: Role) -> Result<(), AppError> {
     let problems = settings.problems();
     if !problems.is_empty() {
         return Err(AppError::Settings(problems));
     }
     // Before the first thread: capabilities are a thread's own, and the log has one.
-    let confined = sandbox::enter(Role::Enroll, settings.process.syscall_filter)?;
+    let confined = sandbox::enter(role, settings.process.syscall_filter)?;
     let logger = telemetry::init(settings.process.log_format.into(), &settings.process.log)?;
     confined.log();
     raise_descriptor_limit();
     sandbox::check_means(settings.capture.packet_mark)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let result = runtime
-        .block_on(agent(settings, Telemetry::new(Metrics::new(env!("CARGO_PKG_VERSION")), logger.clone())));
+    let telemetry = Telemetry::new(Metrics::new(env!("CARGO_PKG_VERSION")), logger.clone());
+    let result = runtime.block_on(agent(settings, role, telemetry));
     logger.flush(FLUSH);
     result
 }
 
-async fn agent(settings: &Settings, telemetry: Arc<Telemetry>) -> Result<(), AppError> {
+async fn agent(settings: &Settings, role: Role, telemetry: Arc<Telemetry>) -> Result<(), AppError> {
     let readiness = Readiness::new();
-    // Before anything is changed: a second agent must not get as far as the pods.
-    let stats = listener(settings.capture.ipv6, settings.process.stats_addr, "metrics").await?;
-    let ready = listener(settings.capture.ipv6, settings.process.ready_addr, "readiness").await?;
-    let admin = admin_listeners(settings).await?;
     // What is wrong at the start ends the agent with all problems; the watch below publishes, and keeps what is good.
     file::load(&settings.source.config, &kube_settings(settings)).map_err(AppError::Config)?;
+    // Before anything is changed: a second agent takes the first one's place, or does not get as far as the pods.
+    let (hand_over, mut sockets) = HandOver::begin(settings, role).await?;
+    let stats = sockets.open("metrics", settings.process.stats_addr)?;
+    let ready = sockets.open("readiness", settings.process.ready_addr)?;
+    let admin = admin_sockets(settings, &mut sockets)?;
+    let (copies, inheritance) = sockets.finish();
     let shared = shared(settings, telemetry)?;
     // Pages and sources outlive the traffic, so that a drain can be watched.
     let (traffic, mut essential) = (Scope::new(), Essential::new());
@@ -111,26 +123,21 @@ async fn agent(settings: &Settings, telemetry: Arc<Telemetry>) -> Result<(), App
     metrics.watch_tasks(&traffic);
     metrics.budget_limit("memory", shared.budget.limit());
     shared.pod_limits.named().iter().for_each(|(name, limit)| metrics.budget_limit(name, *limit));
-    let capture = CaptureSettings {
-        ipv6: settings.capture.ipv6,
-        mark: settings.capture.packet_mark,
-        original_source: settings.capture.original_source,
-        adopt: settings.capture.adopt,
-        grace: settings.deadline(),
-    };
-    let pods =
-        Redirect::new(Arc::clone(&shared), workers.clone(), capture, readiness.clone(), traffic.clone());
-    traffic.spawn(pods.run());
+    let enrolling = Scope::new();
+    let dialer = enrolment(settings, role, &shared, (&readiness, &enrolling));
+    let options = pods_options(settings, &shared, dialer);
+    let scopes = (readiness.clone(), traffic.clone());
+    let pods = Pods::new(Arc::clone(&shared), workers.clone(), options, scopes, inheritance);
+    let (asks, to_answer) = mpsc::channel(ASKS);
+    traffic.spawn(pods.run(to_answer));
     essential.spawn("the certificate renewal", Arc::clone(&shared.certs).run());
-    essential.spawn("the configuration watch", watch(settings, &shared));
+    essential.spawn("the configuration watch", watch_config(settings, &shared));
     let pages = essential.scope.child();
-    let scope = pages.clone();
-    essential.spawn("the metrics page", async move { serve_stats(stats, metrics, &scope).await });
-    let (scope, page) = (pages.clone(), readiness.clone());
-    essential.spawn("the readiness page", async move { serve_readiness(ready, page, &scope).await });
+    spawn_pages((stats, metrics), (ready, readiness.clone()), &essential, &pages);
     let (stop, mut stopping) = Stopping::new();
     spawn_admin(settings, (&shared, &workers), admin, (&essential, &pages, stop));
     drop(workers);
+    let mut superseded = hand_over.start((asks, copies), &readiness, &essential.scope, &traffic);
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         node = settings.source.node.as_deref().unwrap_or(""),
@@ -142,9 +149,16 @@ async fn agent(settings: &Settings, telemetry: Arc<Telemetry>) -> Result<(), App
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
         Some(()) = stopping.asked.recv() => Ok(()),
+        Some(()) = superseded.recv() => {
+            tracing::info!("a successor has taken over");
+            shared.is_succeeded.store(true, Ordering::Relaxed);
+            pages.drain(); // it answers for both from now on
+            Ok(())
+        }
         name = essential.ended.recv() => Err(AppError::Ended(name.unwrap_or("a task"))),
     };
     readiness.drain();
+    enrolling.cut(); // all rules stay: a successor's, or those of pods that are refused now
     let deadline = settings.deadline();
     tracing::info!(?deadline, "draining");
     let cut = traffic.shut_down(deadline).await;
@@ -158,6 +172,91 @@ async fn agent(settings: &Settings, telemetry: Arc<Telemetry>) -> Result<(), App
         }
     }
     result
+}
+
+/// Where the proxy side finds the agent that names its pods; in one process that is a task.
+fn enrolment(
+    settings: &Settings,
+    role: Role,
+    shared: &Arc<Shared>,
+    (readiness, enrolling): (&Readiness, &Scope),
+) -> Dialer {
+    if role == Role::Proxy {
+        return Dialer::Path(settings.enrolment.zds_socket.clone());
+    }
+    let (dialer, peers) = Peers::local();
+    let options = EnrollOptions {
+        ipv6: settings.capture.ipv6,
+        mark: settings.capture.packet_mark,
+        adopt: settings.capture.adopt,
+        grace: settings.deadline(),
+        audit: settings.enrolment.audit_interval,
+    };
+    let metrics = Arc::clone(shared.telemetry.metrics());
+    let about = (readiness.clone(), enrolling.clone());
+    enrolling.spawn(Enroll::new(options, Arc::clone(&shared.state), metrics, about, peers).run());
+    Dialer::Local(dialer)
+}
+
+fn pods_options(settings: &Settings, shared: &Shared, dialer: Dialer) -> PodsOptions {
+    PodsOptions {
+        dialer,
+        listen: ListenSettings {
+            ipv6: settings.capture.ipv6,
+            mark: settings.capture.packet_mark,
+            original_source: settings.capture.original_source,
+            keepalive: shared.keepalive,
+        },
+        cluster: kube_settings(settings).cluster.to_string(),
+        grace: settings.deadline(),
+    }
+}
+
+/// The change of places between two agents, from this one's side.
+struct HandOver {
+    path: Option<PathBuf>,
+    heir: Option<Heir>,
+    released: watch::Sender<bool>,
+}
+
+impl HandOver {
+    /// Takes what the agent that runs already has, if one does.
+    async fn begin(settings: &Settings, role: Role) -> Result<(Self, PageSockets), AppError> {
+        let path = settings.successor_socket(role)?;
+        let claimed = match &path {
+            Some(path) => successor::claim(path)
+                .await
+                .map_err(|source| AppError::HandOver { path: path.clone(), source })?,
+            None => None,
+        };
+        let (heir, inheritance) = claimed.unzip();
+        let (released, is_released) = watch::channel(false);
+        let sockets = PageSockets::new(settings.capture.ipv6, inheritance, is_released);
+        Ok((Self { path, heir, released }, sockets))
+    }
+
+    /// Takes the predecessor's place when this agent is ready, then waits for a successor, who is told of by the answer.
+    fn start(
+        self,
+        (asks, pages): (mpsc::Sender<Ask>, Vec<(String, OwnedFd)>),
+        readiness: &Readiness,
+        scope: &Scope,
+        traffic: &Scope,
+    ) -> mpsc::Receiver<()> {
+        let (superseded, is_superseded) = mpsc::channel(1);
+        let Self { path, heir, released } = self;
+        let (readiness, traffic) = (readiness.clone(), traffic.clone());
+        let pending = heir.is_some().then(|| readiness.pending(successor::PENDING));
+        scope.spawn(async move {
+            if let (Some(heir), Some(pending)) = (heir, pending) {
+                heir.run(asks.clone(), readiness, pending, released).await;
+            }
+            if let Some(path) = path {
+                Estate { path, pages, asks, superseded, traffic }.run().await;
+            }
+        });
+        is_superseded
+    }
 }
 
 /// Tasks without which the agent must not go on.
@@ -183,36 +282,53 @@ impl Essential {
 }
 
 /// The admin pages listen on every address of `--admin-addr` that this machine has.
-async fn admin_listeners(settings: &Settings) -> Result<Vec<TcpListener>, AppError> {
-    let mut listeners = Vec::new();
+fn admin_sockets(settings: &Settings, sockets: &mut PageSockets) -> Result<Vec<PageSocket>, AppError> {
+    let mut opened = Vec::new();
     for addr in &settings.process.admin_addr {
-        match TcpListener::bind(addr).await {
-            Ok(listener) => listeners.push(listener),
-            // A machine without IPv6 has no ::1.
-            Err(e) if addr.is_ipv6() && !listeners.is_empty() && no_such_address(&e) => {}
-            Err(source) => return Err(AppError::Listen { addr: *addr, what: "admin", source }),
+        // A machine without IPv6 has no ::1.
+        if addr.is_ipv6() && !opened.is_empty() {
+            opened.extend(sockets.open_if_there("admin", *addr)?);
+        } else {
+            opened.push(sockets.open("admin", *addr)?);
         }
     }
-    Ok(listeners)
+    Ok(opened)
 }
 
-fn no_such_address(error: &std::io::Error) -> bool {
-    use nix::libc::{EADDRNOTAVAIL, EAFNOSUPPORT};
-    matches!(error.raw_os_error(), Some(EADDRNOTAVAIL | EAFNOSUPPORT))
+fn spawn_pages(
+    (stats, metrics): (PageSocket, Arc<Metrics>),
+    (ready, readiness): (PageSocket, Readiness),
+    essential: &Essential,
+    pages: &Scope,
+) {
+    let scope = pages.clone();
+    essential.spawn("the metrics page", async move {
+        if let Ok(stats) = stats.open().await {
+            serve_stats(stats, metrics, &scope).await;
+        }
+    });
+    let scope = pages.clone();
+    essential.spawn("the readiness page", async move {
+        if let Ok(ready) = ready.open().await {
+            serve_readiness(ready, readiness, &scope).await;
+        }
+    });
 }
 
 fn spawn_admin(
     settings: &Settings,
     (shared, workers): (&Arc<Shared>, &Workers),
-    listeners: Vec<TcpListener>,
+    sockets: Vec<PageSocket>,
     (essential, pages, stop): (&Essential, &Scope, Stop),
 ) {
     let deadline = settings.deadline();
     let routes = admin::routes(shared, workers, &AdminSettings::new(settings), &stop);
-    for listener in listeners {
+    for socket in sockets {
         let (routes, scope) = (Arc::clone(&routes), pages.clone());
         essential.spawn("the admin pages", async move {
-            serve_admin(listener, routes, deadline, &scope).await;
+            if let Ok(listener) = socket.open().await {
+                serve_admin(listener, routes, deadline, &scope).await;
+            }
         });
     }
 }
@@ -241,10 +357,11 @@ fn shared(settings: &Settings, telemetry: Arc<Telemetry>) -> Result<Arc<Shared>,
         }),
         response_baggage: tunnel.response_baggage,
         policy_info_logging: settings.process.policy_info_logging,
+        is_succeeded: AtomicBool::new(false),
     }))
 }
 
-fn watch(settings: &Settings, shared: &Arc<Shared>) -> impl Future<Output = ()> + Send + use<> {
+fn watch_config(settings: &Settings, shared: &Arc<Shared>) -> impl Future<Output = ()> + Send + use<> {
     let tell = publish(Arc::clone(shared.telemetry.metrics()));
     file::watch(settings.source.config.clone(), kube_settings(settings), Arc::clone(&shared.state), tell)
 }
@@ -260,7 +377,7 @@ pub(crate) fn publish(metrics: Arc<Metrics>) -> impl Fn(ReloadOutcome) + Send + 
 /// Removes the capture rules of this node's pods.
 pub(crate) fn release(settings: &Settings) -> Result<(), AppError> {
     let loaded = file::load(&settings.source.config, &kube_settings(settings)).map_err(AppError::Config)?;
-    let problems = redirect::release_all(&loaded.model.pods);
+    let problems = enroll::release_all(&loaded.model.pods);
     if !problems.is_empty() {
         return Err(AppError::Release(problems));
     }

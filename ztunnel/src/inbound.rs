@@ -4,6 +4,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use culvert_common::authz::Facts;
 use culvert_common::decide::{InboundTarget, inbound_hbone, inbound_service_guess};
@@ -261,7 +262,8 @@ fn route(
         Ok(authority) => authority,
         Err(error) => return refuse(StatusCode::BAD_REQUEST, "request", format!("{error}")),
     };
-    if pod.scope.is_draining() {
+    // Behind a successor's back these are the last ones, sent before the GOAWAY was seen: they are served.
+    if pod.scope.is_draining() && !shared.is_succeeded.load(Ordering::Relaxed) {
         return refuse(StatusCode::SERVICE_UNAVAILABLE, "draining", "the agent is draining".into());
     }
     let snapshot = shared.state.snapshot();

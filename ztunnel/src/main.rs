@@ -8,29 +8,32 @@ mod app;
 mod connections;
 mod enroll;
 mod inbound;
+mod inpod;
 mod memory;
 mod outbound;
+mod pages;
 mod passthrough;
 mod permit;
 mod recheck;
-mod redirect;
 mod sandbox;
 mod settings;
 mod shared;
 mod spare;
+mod successor;
 mod worker;
 
 use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
+use sandbox::Role;
 use settings::{Cli, Command};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
-        None => app::run(&cli.settings),
-        Some(Command::Proxy(settings)) => app::run(&settings),
+        None => app::run(&cli.settings, Role::Enroll),
+        Some(Command::Proxy(settings)) => app::run(&settings, Role::Proxy),
         Some(Command::Enroll(settings)) => enroll::run(&settings),
         Some(Command::Release(settings)) => app::release(&settings),
         Some(Command::Version) => {

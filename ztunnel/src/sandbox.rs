@@ -25,7 +25,6 @@ use seccompiler::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
     /// Carries traffic: namespaces come by descriptor, and rules are not its business.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the process that only carries traffic comes next"))]
     Proxy,
     /// Writes rules, opens namespaces by path; also both roles in one process.
     Enroll,

@@ -11,10 +11,12 @@ use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use culvert_common::hbone::{Http2, Limits};
 use culvert_common::model;
+use culvert_common::net::netns::NetNs;
 use culvert_common::telemetry::LogFormat;
 use serde::Serialize;
 
-use crate::enroll::settings::EnrollSettings;
+use crate::enroll::settings::{EnrollSettings, Enrolment};
+use crate::sandbox::Role;
 
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Green.on_default().bold())
@@ -36,7 +38,7 @@ pub(crate) struct Cli {
 
 #[derive(Subcommand, Debug)]
 pub(crate) enum Command {
-    /// Run the agent (the default)
+    /// Only carry traffic, of the pods that another process hands over; without a command both are one process
     Proxy(Box<Settings>),
     /// Only write the pods' capture rules, guard them, and hand the pods over to a proxy that another process is
     Enroll(Box<EnrollSettings>),
@@ -56,6 +58,9 @@ pub(crate) struct Settings {
     #[command(flatten)]
     #[serde(flatten)]
     pub(crate) capture: Capture,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub(crate) enrolment: Enrolment,
     #[command(flatten)]
     #[serde(flatten)]
     pub(crate) identity: Identity,
@@ -280,6 +285,10 @@ pub(crate) struct Process {
     /// Levels by scope, for example info,access=off
     #[arg(long, env = "RUST_LOG", value_name = "FILTER", default_value = "info")]
     pub(crate) log: String,
+    /// Where an agent gives its sockets to the one that follows it, or off [default: successor.sock beside the ZDS socket;
+    /// /run/culvert/net-<inode of the agent's network namespace>.sock where both parts are one process]
+    #[arg(long, env = "CULVERT_SUCCESSOR_SOCKET", value_name = "PATH")]
+    pub(crate) successor_socket: Option<PathBuf>,
     /// Deny system calls that the agent never makes; with false only capabilities are dropped
     #[arg(long, env = "CULVERT_SYSCALL_FILTER", value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
     pub(crate) syscall_filter: bool,
@@ -440,6 +449,20 @@ impl Settings {
 
     pub(crate) fn cluster_id(&self) -> &str {
         self.process.istio_meta_cluster_id.as_deref().unwrap_or(&self.source.cluster_id)
+    }
+
+    /// Where this agent and the one before or after it meet; `None` when they should not.
+    pub(crate) fn successor_socket(&self, role: Role) -> std::io::Result<Option<PathBuf>> {
+        Ok(match (&self.process.successor_socket, role) {
+            (Some(path), _) if path.as_os_str() == "off" => None,
+            (Some(path), _) => Some(path.clone()),
+            (None, Role::Proxy) => Some(self.enrolment.zds_socket.with_file_name("successor.sock")),
+            (None, Role::Enroll) => {
+                // Several agents may run on one machine, each in a network namespace of its own.
+                let (_, inode) = NetNs::current()?.id();
+                Some(format!("/run/culvert/net-{inode}.sock").into())
+            }
+        })
     }
 
     pub(crate) fn workers(&self) -> usize {

@@ -1,5 +1,6 @@
 //! What all workers share: settings that do not change, state, certificates, telemetry; and what they know of a pod.
 
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,13 +10,14 @@ use crate::admission::{Admission, PodLimits, Refused};
 use culvert_common::hbone::budget::Budget;
 use culvert_common::hbone::{Http2, Limits};
 use culvert_common::identity::Certs;
-use culvert_common::model::{LocalPod, Workload};
+use culvert_common::model::Workload;
 use culvert_common::net::netns::NetNs;
 use culvert_common::net::socket::{self, ConnectError, DialOptions, Keepalive};
 use culvert_common::state::{Snapshot, State};
 use culvert_common::task::Scope;
 use culvert_common::telemetry::{Early, Failure, Reporter, ResponseFlag, Telemetry};
-use culvert_common::types::SpiffeId;
+use culvert_common::types::{SpiffeId, WorkloadUid};
+use culvert_common::zds::WorkloadInfo;
 use tokio::net::TcpStream;
 
 /// Shared by all workers, read-only.
@@ -35,6 +37,8 @@ pub(crate) struct Shared {
     pub(crate) keepalive: Option<Keepalive>,
     pub(crate) response_baggage: bool,
     pub(crate) policy_info_logging: bool,
+    /// Whether another agent has taken this one's place: new connections are its business.
+    pub(crate) is_succeeded: AtomicBool,
 }
 
 impl Shared {
@@ -78,10 +82,37 @@ pub(crate) const CERTIFICATE_WAIT: Duration = Duration::from_secs(10);
 /// How long a connection waits for its pod's workload: the state may be later than the pod.
 const WORKLOAD_WAIT: Duration = Duration::from_secs(5);
 
+/// Who a captured pod is, as ZDS names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct PodName {
+    pub(crate) uid: Arc<str>,
+    pub(crate) namespace: Arc<str>,
+    pub(crate) name: Arc<str>,
+    service_account: Arc<str>,
+    /// Key of its workload.
+    pub(crate) workload: WorkloadUid,
+}
+
+impl PodName {
+    pub(crate) fn new(uid: Arc<str>, cluster: &str, info: WorkloadInfo) -> Self {
+        let WorkloadInfo { name, namespace, service_account } = info;
+        let workload = WorkloadUid(format!("{cluster}//Pod/{namespace}/{name}").into());
+        let service_account =
+            if service_account.is_empty() { "default".into() } else { service_account.into() };
+        Self { uid, namespace: namespace.into(), name: name.into(), service_account, workload }
+    }
+}
+
+impl fmt::Display for PodName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
 /// A captured pod.
 pub(crate) struct Pod {
-    pub(crate) local: Arc<LocalPod>,
-    pub(crate) netns: Option<NetNs>,
+    pub(crate) local: PodName,
+    pub(crate) netns: NetNs,
     /// Whether the app may see its client's address; `None` decides by whether the kernel allows it.
     pub(crate) spoof_source: bool,
     /// Accept loops and connections of this pod.
@@ -95,11 +126,13 @@ pub(crate) struct Pod {
 impl Pod {
     /// The pod's workload in `snapshot`.
     ///
-    /// **Errors**: what to log; it is missing only between two states.
+    /// **Errors**: what to log; it is missing until the state has it, and between two states. One with another service
+    /// account than the agent told is another pod of this name.
     pub(crate) fn workload(&self, snapshot: &Snapshot) -> Result<Arc<Workload>, String> {
         let uid = &self.local.workload;
-        let missing = || format!("failed to fetch information about local workload {uid}");
-        snapshot.workload(uid).cloned().ok_or_else(missing)
+        let found = snapshot.workload(uid);
+        let own = found.filter(|w| w.identity.service_account() == &*self.local.service_account);
+        own.cloned().ok_or_else(|| format!("failed to fetch information about local workload {uid}"))
     }
 
     /// Waits until the state has the pod's workload, up to 5 s; the decision after it tells if it never came.
@@ -128,10 +161,7 @@ impl Pod {
 
     /// Runs `work` in the pod's network namespace.
     pub(crate) fn enter<R>(&self, work: impl FnOnce() -> R) -> std::io::Result<R> {
-        match &self.netns {
-            Some(netns) => netns.run(work),
-            None => Ok(work()),
-        }
+        self.netns.run(work)
     }
 
     /// Connects from within the pod's namespace, as `source` if it is given.

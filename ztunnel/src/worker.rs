@@ -54,6 +54,18 @@ impl Port {
             Self::Passthrough | Self::Hbone => Reporter::Destination,
         }
     }
+
+    /// All of a pod's listeners.
+    pub(crate) const ALL: [Self; 3] = [Self::Hbone, Self::Passthrough, Self::Outbound];
+
+    /// Its number, which rules and peers know.
+    pub(crate) fn number(self) -> u16 {
+        match self {
+            Self::Outbound => 15001,
+            Self::Passthrough => 15006,
+            Self::Hbone => 15008,
+        }
+    }
 }
 
 enum Command {

@@ -56,6 +56,13 @@ impl NetNs {
         Self::check(fd.into(), &"the descriptor")
     }
 
+    /// The namespace that a socket was made in, which is its own for life.
+    ///
+    /// Errors: not a socket, or no CAP_NET_ADMIN there.
+    pub fn of_socket(socket: impl AsFd) -> io::Result<Self> {
+        Self::from_fd(sys::socket_namespace(socket)?)
+    }
+
     fn check(file: File, name: &dyn std::fmt::Display) -> io::Result<Self> {
         let wrong = |seen: &str| {
             io::Error::new(io::ErrorKind::InvalidInput, format!("{name} is {seen}, not a network namespace"))
@@ -183,6 +190,19 @@ mod tests {
             assert!(caught.is_err());
             assert_eq!(NetNs::current().unwrap(), home);
             assert_eq!(there.run(|| 1).unwrap(), 1);
+        });
+    }
+
+    #[test]
+    fn a_socket_tells_where_it_was_made() {
+        let there = fresh();
+        apart(move || {
+            let here = NetNs::current().unwrap();
+            let listen = || std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            let udp = || std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+            assert_eq!(NetNs::of_socket(listen()).unwrap(), here);
+            assert_eq!(NetNs::of_socket(there.run(udp).unwrap()).unwrap(), there);
+            assert!(NetNs::of_socket(File::open("/dev/null").unwrap()).is_err());
         });
     }
 

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6, TcpListener};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -84,6 +84,23 @@ pub fn listen(addr: SocketAddr, options: &ListenOptions) -> io::Result<(TcpListe
         options.transparent && set_transparent(&socket, addr.is_ipv6(), !options.ipv6_only).is_ok();
     socket.bind(&addr.into())?;
     socket.listen(i32::try_from(options.backlog).unwrap_or(i32::MAX))?;
+    Ok((socket.into(), transparent))
+}
+
+/// Takes over a listening socket that another process handed over, and gives it `options`; both processes share them.
+/// The flag is that of [`listen`]. What is bound stays as it is, and so does what waits to be accepted.
+///
+/// Errors: `InvalidInput` when it is no listening TCP socket; else the kernel's.
+pub fn adopt(fd: OwnedFd, options: &ListenOptions) -> io::Result<(TcpListener, bool)> {
+    let socket = Socket::from(fd);
+    let is_tcp = socket.r#type()? == Type::STREAM && socket.protocol()? == Some(Protocol::TCP);
+    if !is_tcp || !socket.is_listener()? {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a listening TCP socket"));
+    }
+    socket.set_nonblocking(true)?;
+    apply(&socket, options.mark, options.keepalive, options.nodelay, options.reset_on_drop)?;
+    let is_ipv6 = socket.local_addr()?.is_ipv6();
+    let transparent = options.transparent && set_transparent(&socket, is_ipv6, !options.ipv6_only).is_ok();
     Ok((socket.into(), transparent))
 }
 

@@ -48,6 +48,22 @@ pub(super) fn tcp_info(fd: impl AsFd) -> io::Result<(u32, u32)> {
     field(TCPI_NOTSENT_BYTES).zip(field(TCPI_MIN_RTT)).ok_or_else(|| io::ErrorKind::Unsupported.into())
 }
 
+/// `SIOCGSKNS` of `linux/sockios.h`.
+const SIOCGSKNS: libc::Ioctl = 0x894c;
+
+/// A descriptor of the network namespace that a socket was made in.
+///
+/// Errors: the kernel's, when `fd` is no socket or the caller lacks CAP_NET_ADMIN there.
+pub(super) fn socket_namespace(fd: impl AsFd) -> io::Result<OwnedFd> {
+    // SAFETY: the descriptor is open for the whole call; this request takes no argument and writes to no memory.
+    let found = unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), SIOCGSKNS) };
+    if found < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just opened it for this call, and nothing else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(found) })
+}
+
 /// Sets a socket option whose value is a C `int`.
 ///
 /// Errors: the kernel's, among them `ENOPROTOOPT` where it does not know the option.

@@ -19,6 +19,8 @@ const ASK_MAX: Duration = Duration::from_secs(2);
 pub struct AgentOptions {
     /// Binary; [`find_ztunnel`] when `None`.
     pub binary: Option<PathBuf>,
+    /// Part of the agent to start, such as `proxy`; both when `None`.
+    pub part: Option<String>,
     /// Arguments beside `--config`, `--node` and `--ca-dir`.
     pub args: Vec<String>,
     /// Environment, such as `RUST_LOG`.
@@ -55,6 +57,7 @@ impl Lab {
         };
         let mut command = place
             .command(&binary.to_string_lossy())
+            .args(&options.part)
             .arg("--config")
             .arg(self.config_dir())
             .args(["--node", node])

@@ -62,7 +62,7 @@ impl World {
         let mut args: Vec<String> = ["--log-format", "json"].map(str::to_owned).into();
         args.extend(flags.iter().map(|&f| f.to_owned()));
         let env = vec![("RUST_LOG".to_owned(), "info".to_owned())];
-        let options = AgentOptions { binary: Some(binary::ztunnel()), args, env };
+        let options = AgentOptions { binary: Some(binary::ztunnel()), part: None, args, env };
         let agent = lab.agent(a, &options).expect("an agent");
         let pki = Pki::open(&lab.ca_dir());
         Self { agent, pod, twin, peer, pki, lab }

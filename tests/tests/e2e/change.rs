@@ -110,9 +110,8 @@ fn a_pod_enters_and_leaves_the_mesh() {
         server.spec.captured = Some(captured);
         mesh.settle(|| mesh.put("pods.yaml", &[client.document(true), server.document(true)].concat()));
         let agent = mesh.agent("b");
-        let active = || {
-            agent.metric("workload_manager_active_proxy_count", &[]).unwrap() == f64::from(u8::from(captured))
-        };
+        let active =
+            || agent.metric("culvert_capture_pods_captured", &[]).unwrap() == f64::from(u8::from(captured));
         wait_until("the pod's capture", SOON, || active().then_some(()), || log_of(agent)).unwrap();
     };
     let captured = || {

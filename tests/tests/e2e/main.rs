@@ -17,4 +17,7 @@ mod nodowngrade;
 mod policy;
 mod protocols;
 mod routing;
+mod sandbox;
+mod successor;
 mod why;
+mod zds_client;

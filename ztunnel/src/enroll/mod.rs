@@ -36,7 +36,7 @@ use pod::{Enrolled, Stage};
 use proxies::{Ask, Event, Proxies};
 
 pub(crate) use process::run;
-pub(crate) use proxies::Peers;
+pub(crate) use proxies::{LocalDialer, Peers};
 
 /// What could not be done is tried again so often; audits are spread over these steps too.
 const STEP: Duration = Duration::from_secs(1);
@@ -410,4 +410,16 @@ fn info(pod: &LocalPod, snapshot: &Snapshot) -> WorkloadInfo {
         namespace: pod.namespace.to_string(),
         service_account: service_account.unwrap_or_default(),
     }
+}
+
+/// Removes the rules from all `pods`; returns what could not be done.
+pub(crate) fn release_all(pods: &[LocalPod]) -> Vec<String> {
+    let mut problems = Vec::new();
+    for pod in pods {
+        let removed = namespace::open(pod).and_then(|netns| Ok(netns.run(rules::remove)??));
+        if let Err(error) = removed {
+            problems.push(format!("{}/{}: {error}", pod.namespace, pod.name));
+        }
+    }
+    problems
 }

@@ -41,7 +41,6 @@ pub(crate) struct LocalDialer(Sender<SeqPacket>);
 
 impl Peers {
     /// For both sides in one process.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the proxy side of the same process joins next"))]
     pub(crate) fn local() -> (LocalDialer, Self) {
         let (dialer, peers) = mpsc::channel(1);
         (LocalDialer(dialer), Self::Local(peers))
@@ -60,7 +59,6 @@ impl Peers {
 }
 
 impl LocalDialer {
-    #[cfg_attr(not(test), expect(dead_code, reason = "the proxy side of the same process joins next"))]
     /// A connection to the other side.
     ///
     /// **Errors**: the kernel's; `WouldBlock` when the last one was not taken yet.

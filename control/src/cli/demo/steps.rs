@@ -295,7 +295,7 @@ fn wait_captured(stage: &Stage, mark: [usize; 2]) -> anyhow::Result<()> {
         [(0, &stage.web), (0, &stage.cart1), (0, &stage.report), (1, &stage.cart2), (1, &stage.redis)];
     for (node, pod) in pods {
         let name = format!("shop/{}", pod.spec.name);
-        let said = |l: &LogLine| l.as_str().contains("pod captured") && l.has(&[("pod", &name)]);
+        let said = |l: &LogLine| l.as_str().contains("capture rules in force") && l.has(&[("pod", &name)]);
         if let (Some(agent), Some(from)) = (stage.agents.get(node), mark.get(node)) {
             agent.wait_log(*from, &format!("{name} captured"), said)?;
         }
