@@ -349,6 +349,12 @@ impl Case<'_> {
                     "to have it encrypted and checked: {}{not_enforced}",
                     enrol(self.snapshot, end)
                 ));
+                if let Some(source) = &self.from.workload
+                    && !is_captured(source)
+                    && source.namespace != end.namespace
+                {
+                    advice.push(format!("and {}", enrol(self.snapshot, source)));
+                }
             } else if bypasses(self.snapshot, end) {
                 advice.push(format!(
                     "{} has the annotation ambient.istio.io/bypass-inbound-capture",

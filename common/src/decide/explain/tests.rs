@@ -208,6 +208,19 @@ fn the_one_that_refuses_among_many_is_told() {
 }
 
 #[test]
+fn two_outside_the_mesh_are_told_how_to_get_in() {
+    let text = "pod a/client 10.0.0.1\npod b/server-0 10.0.0.2";
+    let answer = explain(&with(text, vec![], &[]), "client", "server-0:80").unwrap();
+    assert!(answer.summary.contains("neither side is in the mesh"), "{}", answer.summary);
+    let label = |ns: &str| format!("kubectl label namespace {ns} istio.io/dataplane-mode=ambient");
+    assert!(
+        answer.advice[0].contains(&label("b")) && answer.advice[1].contains(&label("a")),
+        "{:?}",
+        answer.advice
+    );
+}
+
+#[test]
 fn who_terminates_tunnels_itself_is_not_taken_for_captured() {
     let mut model = Model::default();
     let base = world(PAIR);
