@@ -8,6 +8,7 @@
 
 pub mod binary;
 pub mod documents;
+pub mod enrolment;
 pub mod mesh;
 pub mod net;
 pub mod peer;

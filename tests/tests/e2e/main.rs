@@ -19,5 +19,6 @@ mod protocols;
 mod routing;
 mod sandbox;
 mod successor;
+mod two_processes;
 mod why;
 mod zds_client;
