@@ -197,14 +197,12 @@ impl Enroll {
     /// Takes a pod as far as it can go now.
     fn advance(&mut self, uid: &Arc<str>) {
         let newest = self.proxies.newest();
-        let others = self.others(uid);
+        let opened = self.open(uid);
         let Some(pod) = self.pods.get_mut(uid) else { return };
         let spec = self.options.spec(&pod.local);
         let was_held = pod.is_held();
         let forward = || -> Result<(), Uncaptured> {
-            if matches!(pod.stage, Stage::Wanted) {
-                pod.open(&others)?;
-            }
+            opened?;
             let proxy = newest.filter(|proxy| pod.served == Some(*proxy));
             if !pod.is_held() && (proxy.is_some() || pod.was_held()?) {
                 pod.capture(spec, &self.scope, self.changes.0.clone())?;
@@ -239,12 +237,20 @@ impl Enroll {
         }
     }
 
-    /// Namespaces that are open for other pods.
-    fn others(&self, uid: &Arc<str>) -> Vec<(NetNs, String)> {
-        if self.pods.get(uid).is_none_or(|pod| !matches!(pod.stage, Stage::Wanted)) {
-            return Vec::new();
+    /// Opens a pod's namespace, unless it is open, and checks that it is the pod's and no other's.
+    fn open(&mut self, uid: &Arc<str>) -> Result<(), Uncaptured> {
+        let Some(pod) = self.pods.get(uid).filter(|pod| matches!(pod.stage, Stage::Wanted)) else {
+            return Ok(());
+        };
+        let netns = namespace::open(&pod.local)?;
+        if let Some(other) = self.pods.values().find(|other| other.netns() == Some(&netns)) {
+            return Err(Uncaptured::Shared { other: other.name() });
         }
-        self.pods.values().filter_map(|pod| Some((pod.netns()?.clone(), pod.name()))).collect()
+        namespace::check(&netns, &pod.local)?;
+        if let Some(pod) = self.pods.get_mut(uid) {
+            pod.stage = Stage::Opened(netns);
+        }
+        Ok(())
     }
 
     fn hear(&mut self, event: Event) {

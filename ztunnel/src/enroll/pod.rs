@@ -89,17 +89,6 @@ impl Enrolled {
         Some(Ask::Add { uid: Arc::clone(&self.local.uid), info: self.info.clone(), netns })
     }
 
-    /// Opens the namespace and checks that it is the pod's; `others` are those that are taken, with their pods' names.
-    pub(super) fn open(&mut self, others: &[(NetNs, String)]) -> Result<(), Uncaptured> {
-        let netns = namespace::open(&self.local)?;
-        if let Some((_, other)) = others.iter().find(|(other, _)| *other == netns) {
-            return Err(Uncaptured::Shared { other: other.clone() });
-        }
-        namespace::check(&netns, &self.local)?;
-        self.stage = Stage::Opened(netns);
-        Ok(())
-    }
-
     /// Whether the path now leads to another namespace than the one that is open: the pod's sandbox was made anew.
     pub(super) fn has_moved(&self) -> bool {
         let now = namespace::open(&self.local);

@@ -18,7 +18,7 @@ pub(crate) struct Enrolment {
     #[arg(long, env = "INPOD_UDS", value_name = "PATH", default_value = "/var/run/ztunnel/ztunnel.sock")]
     pub(crate) zds_socket: PathBuf,
     /// The rules of each pod are looked at within this time, also when the kernel has told of no change
-    #[arg(long, env = "CULVERT_AUDIT_INTERVAL", value_name = "TIME", default_value = "10s", value_parser = duration)]
+    #[arg(long, env = "CULVERT_AUDIT_INTERVAL", value_name = "TIME", default_value = "30s", value_parser = duration)]
     pub(crate) audit_interval: Duration,
 }
 
