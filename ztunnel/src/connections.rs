@@ -15,6 +15,7 @@ use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use culvert_common::authz;
+use culvert_common::hbone::orders::Orders;
 use culvert_common::telemetry::{ByteCounts, Connection, DenialNote, Failure, ResponseFlag};
 use culvert_common::types::SpiffeId;
 use tokio::time::Instant;
@@ -46,28 +47,33 @@ pub(crate) enum Closed {
     /// Policies as they are now would not let it in.
     #[error("connection closed due to policy change: {denial}")]
     Policy { denial: authz::Denial, id: String },
+    /// The other end of its tunnel has proven itself by a root that is trusted no longer.
+    #[error("connection closed due to a change of the trusted roots: the peer's certificate: {cause}")]
+    Trust { cause: String, id: String },
 }
 
 impl Closed {
     /// Id of this one end, random.
     pub(crate) fn id(&self) -> &str {
         match self {
-            Self::Policy { id, .. } => id,
+            Self::Policy { id, .. } | Self::Trust { id, .. } => id,
         }
     }
 
     pub(crate) fn failure(&self) -> Failure {
-        let denial = match self {
-            Self::Policy { denial, id } => {
-                DenialNote { id: id.clone(), class: "policy-change", policy: Some(denial.policies()) }
-            }
+        let (flag, class, policy) = match self {
+            Self::Policy { denial, .. } => (ResponseFlag::Deny, "policy-change", Some(denial.policies())),
+            Self::Trust { .. } => (ResponseFlag::TlsFailure, "trust-change", None),
         };
-        Failure { flag: ResponseFlag::Deny, error: self.to_string(), denial: Some(denial) }
+        let denial = Some(DenialNote { id: self.id().to_owned(), class, policy });
+        Failure { flag, error: self.to_string(), denial }
     }
 }
 
 /// One open connection.
 pub(crate) struct Entry {
+    /// Place in its table; not before it is in one.
+    id: u64,
     pub(crate) kind: Kind,
     /// The captured pod whose connection it is.
     pub(crate) pod: Arc<Pod>,
@@ -84,6 +90,8 @@ pub(crate) struct Entry {
     since: Instant,
     /// Revision by which it was last allowed.
     pub(crate) allowed_at: Cell<u64>,
+    /// The tunnel that it is a stream of.
+    tunnel: RefCell<Option<Rc<Orders>>>,
     closed: RefCell<(Option<Rc<Closed>>, Option<Waker>)>,
 }
 
@@ -92,6 +100,7 @@ impl Entry {
     pub(crate) fn new(kind: Kind, pod: &Arc<Pod>, connection: &Connection, actual: SocketAddr) -> Self {
         let flow = connection.flow();
         Self {
+            id: 0,
             kind,
             pod: Arc::clone(pod),
             src: flow.src_addr,
@@ -102,6 +111,7 @@ impl Entry {
             counts: connection.counts(),
             since: Instant::now(),
             allowed_at: Cell::new(0),
+            tunnel: RefCell::default(),
             closed: RefCell::default(),
         }
     }
@@ -114,6 +124,12 @@ impl Entry {
     /// With the revision that allowed it.
     pub(crate) fn allowed_at(self, revision: u64) -> Self {
         self.allowed_at.set(revision);
+        self
+    }
+
+    /// As a stream of a tunnel.
+    pub(crate) fn through(self, tunnel: &Rc<Orders>) -> Self {
+        self.tunnel.replace(Some(Rc::clone(tunnel)));
         self
     }
 
@@ -176,10 +192,10 @@ pub(crate) struct Connections {
 impl Connections {
     /// Lists a connection for as long as the answer lives.
     pub(crate) fn open(&self, entry: Entry) -> Open {
-        let (id, entry) = (self.next.get(), Rc::new(entry));
-        self.next.set(id + 1);
+        let id = self.next.replace(self.next.get() + 1);
+        let entry = Rc::new(Entry { id, ..entry });
         self.open.borrow_mut().insert(id, Rc::clone(&entry));
-        Open { table: Rc::clone(&self.open), id, entry }
+        Open { table: Rc::clone(&self.open), entry }
     }
 
     /// Up to `count` connections with numbers from `from` on, and the number to go on with; `None` at the end.
@@ -188,6 +204,13 @@ impl Connections {
         let mut rest = open.range(from..);
         let piece = rest.by_ref().take(count).map(|(_, entry)| Rc::clone(entry)).collect();
         (piece, rest.next().map(|(&id, _)| id))
+    }
+
+    /// Tells `each` of the connections that are streams of a tunnel.
+    pub(crate) fn on_tunnel(&self, tunnel: &Rc<Orders>, mut each: impl FnMut(&Entry)) {
+        let is_on =
+            |entry: &&Rc<Entry>| entry.tunnel.borrow().as_ref().is_some_and(|t| Rc::ptr_eq(t, tunnel));
+        self.open.borrow().values().filter(is_on).for_each(|entry| each(entry));
     }
 
     /// What is open now.
@@ -199,11 +222,15 @@ impl Connections {
 /// A listed connection; dropped, it leaves the list.
 pub(crate) struct Open {
     table: Rc<RefCell<BTreeMap<u64, Rc<Entry>>>>,
-    id: u64,
     entry: Rc<Entry>,
 }
 
 impl Open {
+    /// From now on it is a stream of this tunnel.
+    pub(crate) fn through(&self, tunnel: &Rc<Orders>) {
+        self.entry.tunnel.replace(Some(Rc::clone(tunnel)));
+    }
+
     /// Resolves when somebody has ended the connection. Cancel-safe.
     pub(crate) async fn closed(&self) -> Rc<Closed> {
         poll_fn(|cx| {
@@ -223,6 +250,6 @@ impl Open {
 
 impl Drop for Open {
     fn drop(&mut self) {
-        self.table.borrow_mut().remove(&self.id);
+        self.table.borrow_mut().remove(&self.entry.id);
     }
 }

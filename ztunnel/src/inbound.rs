@@ -10,8 +10,10 @@ use culvert_common::authz::Facts;
 use culvert_common::decide::{InboundTarget, inbound_hbone, inbound_service_guess};
 use culvert_common::hbone::client::Context;
 use culvert_common::hbone::headers::{Baggage, TraceParent, baggage_of, forwarded_host};
+use culvert_common::hbone::orders::Orders;
 use culvert_common::hbone::relay::{RelayError, relay};
-use culvert_common::hbone::server::{self, AcceptError, ConnectRequest, Refusal};
+use culvert_common::hbone::server::{self, ConnectRequest, Refusal};
+use culvert_common::identity::Role;
 use culvert_common::model::{Enrolment, Health, Locality, TunnelProtocol, Workload, WorkloadType};
 use culvert_common::net::socket::{ConnectError, set_reset_on_drop};
 use culvert_common::state::Snapshot;
@@ -26,7 +28,7 @@ use tokio::time::Instant;
 use crate::admission::Refused;
 use crate::connections::{Closed, Entry, Kind};
 use crate::outbound::orderly;
-use crate::permit::{Denied, permit};
+use crate::permit::{Denied, held, is_for_now, permit};
 use crate::shared::{CERTIFICATE_WAIT, Pod, Shared, denial_id, failed};
 use crate::worker::Worker;
 
@@ -36,6 +38,7 @@ struct Client {
     /// Address of port 15008 that the client dialled.
     met: SocketAddr,
     identity: SpiffeId,
+    orders: Rc<Orders>,
 }
 
 /// Serves one accepted connection of port 15008.
@@ -70,30 +73,30 @@ pub(crate) async fn serve(worker: &Rc<Worker>, pod: &Arc<Pod>, tcp: TcpStream, s
     let tls = certificate.server_config();
     let metrics = shared.telemetry.metrics();
     let context = Context { http2: &shared.http2, limits: &shared.limits, scope: &pod.scope, metrics };
-    let accepted = match server::accept(tcp, src, tls, &context).await {
+    // Boxed, both: the handshake's room is given back, and HTTP/2's is not kept twice on its way into its loop.
+    let accepted = match Box::pin(server::accept(tcp, src, tls, &context)).await {
         Ok(accepted) => accepted,
         Err(error) => {
-            count(match &error {
-                AcceptError::Tls { .. } => Handshake::Tls,
-                AcceptError::Http2 { .. } => Handshake::Http2,
-            });
+            count(error.result());
             return early(Some(met), failed(error.flag(), error));
         }
     };
     drop(handshaking);
     count(Handshake::Complete);
     let _open = shared.telemetry.metrics().tunnel(Side::Server);
-    let client = Rc::new(Client { src, met, identity: accepted.peer.clone() });
+    let (identity, orders) = (accepted.peer.clone(), Rc::new(Orders::default()));
+    worker.tunnels.track(shared, &certificate, (Role::Client, &accepted.chain), &orders);
+    let client = Rc::new(Client { src, met, identity, orders: Rc::clone(&orders) });
     let drained = Box::pin(async {
         tokio::select! {
             () = pod.scope.draining() => {}
             () = terminating(shared, pod) => {}
         }
     });
-    let ended = accepted.run(&shared.limits, drained, |request| {
+    let ended = Box::pin(accepted.run(&shared.limits, drained, &orders, |request| {
         let (worker, pod, client) = (Rc::clone(worker), Arc::clone(pod), Rc::clone(&client));
         pod.scope.clone().spawn_local(async move { serve_stream(&worker, &pod, &client, request).await });
-    });
+    }));
     if let Err(error) = ended.await {
         tracing::debug!(%src, peer = %client.identity, error, "a tunnel broke");
     }
@@ -119,7 +122,7 @@ async fn terminating(shared: &Shared, pod: &Pod) {
 #[derive(Debug, thiserror::Error)]
 enum StreamError {
     #[error(transparent)]
-    Denied(#[from] Denied),
+    Denied(#[from] Arc<Denied>),
     #[error(transparent)]
     Limit(#[from] Refused),
     #[error("no connection to the app: {0}")]
@@ -162,7 +165,7 @@ async fn serve_stream(worker: &Rc<Worker>, pod: &Arc<Pod>, client: &Client, mut 
     let start = Instant::now();
     let metrics = shared.telemetry.metrics();
     let _open = (metrics.socket(Reporter::Destination), metrics.stream(Side::Server));
-    let routed = match route(shared, pod, client, &request) {
+    let routed = match decided(shared, pod, client, &request).await {
         Ok(routed) => routed,
         Err((refusal, error)) => {
             let id = denial_id();
@@ -173,18 +176,18 @@ async fn serve_stream(worker: &Rc<Worker>, pod: &Arc<Pod>, client: &Client, mut 
             return shared.early(Reporter::Destination, addrs, Some(&client.identity), failure);
         }
     };
-    let connection = shared.telemetry.open(routed.flow, start.into_std());
+    let Routed { flow, verdict, to, revision, baggage } = take(routed);
+    let connection = shared.telemetry.open(flow, start.into_std());
     let counts = connection.counts();
     let dialled: Result<_, StreamError> = async {
-        routed.verdict?;
+        verdict?;
         let admitted = pod.admission.admit(start.into_std())?;
-        let entry = Entry::new(Kind::InboundHbone, pod, &connection, routed.to).allowed_at(routed.revision);
-        let open = worker.connections.open(entry);
-        let source = (pod.spoof_source && client.src.ip() != routed.to.ip()).then(|| client.src.ip());
+        let entry = Entry::new(Kind::InboundHbone, pod, &connection, to).allowed_at(revision);
+        let open = worker.connections.open(entry.through(&client.orders));
         tokio::select! {
             biased;
             closed = open.closed() => Err(StreamError::Closed(closed)),
-            app = pod.dial(shared, routed.to, source, true) => Ok((app?, (open, admitted))),
+            app = pod.dial(shared, to, pod.client_of(client.src, to), true) => Ok((app?, (open, admitted))),
             () = request.gone() => Err(StreamError::ClientGone),
         }
     }
@@ -208,7 +211,7 @@ async fn serve_stream(worker: &Rc<Worker>, pod: &Arc<Pod>, client: &Client, mut 
     };
     let outcome: Result<(), StreamError> = async {
         let board = worker.board.of(pod.admission.memory());
-        let stream = request.accept(routed.baggage.as_deref()).map_err(|_| StreamError::ClientGone)?;
+        let stream = request.accept(baggage.as_deref()).map_err(|_| StreamError::ClientGone)?;
         tokio::select! {
             biased;
             closed = open.closed() => return Err(StreamError::Closed(closed)),
@@ -236,13 +239,38 @@ pub(crate) fn stream_size() -> usize {
     of(serve_stream)
 }
 
+/// Boxed on its way, as a stream's future is larger for every byte of it.
 struct Routed {
     flow: Flow,
-    verdict: Result<(), Denied>,
+    verdict: Result<(), Arc<Denied>>,
     to: SocketAddr,
     /// Of the snapshot that all of it was decided from.
     revision: u64,
     baggage: Option<String>,
+}
+
+/// Takes it out; the box is freed here, not when the connection ends.
+fn take(routed: Box<Routed>) -> Routed {
+    *routed
+}
+
+fn verdict_of(routed: &Result<Box<Routed>, (Refusal, String)>) -> Option<&Result<(), Arc<Denied>>> {
+    routed.as_ref().ok().map(|routed| &routed.verdict)
+}
+
+/// Where it goes and whether it may, once the policies that the pod names are known.
+async fn decided(
+    shared: &Shared,
+    pod: &Pod,
+    client: &Client,
+    request: &ConnectRequest,
+) -> Result<Box<Routed>, (Refusal, String)> {
+    let first = route(shared, pod, client, request);
+    if !verdict_of(&first).is_some_and(is_for_now) {
+        return first;
+    }
+    // Boxed: few connections wait, and every one would hold the room for it.
+    Box::pin(held(shared, || route(shared, pod, client, request), verdict_of)).await
 }
 
 /// Everything that is decided from one snapshot.
@@ -253,7 +281,7 @@ fn route(
     pod: &Pod,
     client: &Client,
     request: &ConnectRequest,
-) -> Result<Routed, (Refusal, String)> {
+) -> Result<Box<Routed>, (Refusal, String)> {
     let refuse = |status, class, error: String| Err((Refusal { status, class }, error));
     if !request.is_connect() {
         return refuse(StatusCode::BAD_REQUEST, "request", "the request is no plain CONNECT".into());
@@ -288,7 +316,7 @@ fn route(
     let baggage = shared.response_baggage.then(|| baggage_of(&workload));
     let to = target.to;
     let flow = flow(&snapshot, client, &workload, target, request);
-    Ok(Routed { flow, verdict, to, revision: snapshot.revision, baggage })
+    Ok(Box::new(Routed { flow, verdict, to, revision: snapshot.revision, baggage }))
 }
 
 fn flow(

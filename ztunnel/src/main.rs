@@ -20,6 +20,7 @@ mod settings;
 mod shared;
 mod spare;
 mod successor;
+mod tunnels;
 mod worker;
 
 use std::io::Write;

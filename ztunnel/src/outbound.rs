@@ -21,7 +21,7 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use self::reach::{Call, Routed, Upstream, reach};
-use crate::connections::{Entry, Kind};
+use crate::connections::{Closed, Entry, Kind};
 use crate::shared::{Pod, denial_id, failed, random};
 use crate::worker::Worker;
 
@@ -40,11 +40,14 @@ enum OutboundError {
     Connect(#[from] ConnectError),
     #[error(transparent)]
     Copy(#[from] CopyError),
+    #[error("{0}")]
+    Closed(Rc<Closed>),
 }
 
 impl OutboundError {
     fn failure(&self) -> Failure {
         let flag = match self {
+            Self::Closed(closed) => return closed.failure(),
             Self::Refused(refusal) => refusal.flag(),
             Self::Open(error) => error.flag(),
             Self::Relay(RelayError::Budget) => ResponseFlag::Budget,
@@ -125,7 +128,7 @@ async fn carry(
     };
     let dialled = connection.flow().dst_addr;
     let entry = Entry::new(kind, pod, connection, dialled).with_original(original);
-    let _listed = worker.connections.open(entry);
+    let listed = worker.connections.open(entry);
     let counts = connection.counts();
     let (to_server, to_client) = (|n| counts.add_received(n), |n| counts.add_sent(n));
     match upstream {
@@ -136,7 +139,12 @@ async fn carry(
         Upstream::Tunnel(opened) => {
             let _open = worker.shared.telemetry.metrics().stream(Side::Client);
             let board = worker.board.of(pod.admission.memory());
-            relay(app, opened.stream, &board, to_server, to_client).await?;
+            listed.through(opened.slot.orders());
+            tokio::select! {
+                biased;
+                closed = listed.closed() => return Err(OutboundError::Closed(closed)),
+                relayed = relay(app, opened.stream, &board, to_server, to_client) => relayed?,
+            }
             drop(opened.slot);
         }
     }

@@ -1,7 +1,7 @@
 //! One plaintext connection to a captured pod, top to bottom: original destination, policy without an identity, dial,
 //! copy, one log line and one set of counters.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -10,20 +10,20 @@ use culvert_common::decide::inbound_plaintext;
 use culvert_common::net::copy::{CopyError, copy_both_ways};
 use culvert_common::net::socket::{ConnectError, original_destination};
 use culvert_common::telemetry::ResponseFlag;
-use culvert_common::telemetry::{ByteCounts, Failure, Flow, Reporter, Security};
+use culvert_common::telemetry::{Connection, Failure, Flow, Reporter, Security};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-use crate::connections::{Closed, Entry, Kind};
+use crate::connections::{Closed, Entry, Kind, Open};
 use crate::outbound::orderly;
-use crate::permit::{Denied, permit};
+use crate::permit::{Denied, held, is_for_now, permit};
 use crate::shared::{Pod, Shared, failed};
 use crate::worker::Worker;
 
 #[derive(Debug, thiserror::Error)]
 enum PassthroughError {
     #[error(transparent)]
-    Denied(#[from] Denied),
+    Denied(#[from] Arc<Denied>),
     #[error("no connection to the app: {0}")]
     Connect(#[from] ConnectError),
     #[error(transparent)]
@@ -47,74 +47,117 @@ pub(crate) async fn serve(worker: &Rc<Worker>, pod: &Arc<Pod>, client: TcpStream
     let shared = &worker.shared;
     let start = Instant::now();
     let _open = shared.telemetry.metrics().socket(Reporter::Destination);
-    let early = |dst, failure| shared.early(Reporter::Destination, (src, dst), None, failure);
     let dst = match original_destination(&client) {
         Ok(dst) => dst,
         Err(error) => {
-            return early(None, failed(ResponseFlag::Connect, format!("no original destination: {error}")));
+            let failure = failed(ResponseFlag::Connect, format!("no original destination: {error}"));
+            return shared.early(Reporter::Destination, (src, None), None, failure);
         }
     };
-    let (flow, verdict, to, revision) = {
-        let snapshot = shared.state.snapshot();
-        let workload = match pod.workload(&snapshot) {
-            Ok(workload) => workload,
-            Err(error) => return early(Some(dst), failed(ResponseFlag::Connect, error)),
-        };
-        let target = match inbound_plaintext(&snapshot, &workload, dst) {
-            Ok(target) => target,
-            Err(refusal) => return early(Some(dst), failed(refusal.flag(), refusal)),
-        };
-        let facts = Facts {
-            peer: None,
-            source_ip: src.ip(),
-            destination_ip: target.to.ip(),
-            destination_port: target.to.port(),
-        };
-        let flow = Flow {
-            reporter: Reporter::Destination,
-            source: snapshot.workload_by_ip(src.ip()).cloned(),
-            source_identity: None,
-            destination: Some(Arc::clone(&workload)),
-            destination_identity: None,
-            service: target.service,
-            security: Security::Unknown,
-            src_addr: src,
-            dst_addr: target.to,
-            hbone_addr: None,
-            trace_id: None,
-        };
-        (flow, permit(shared, &snapshot, &workload, &facts), target.to, snapshot.revision)
+    let (connection, open) = match decided(shared, pod, (src, dst)).await {
+        Ok(routed) => routed.open(worker, pod, start),
+        Err(failure) => return shared.early(Reporter::Destination, (src, Some(dst)), None, failure),
     };
-    let connection = shared.telemetry.open(flow, start.into_std());
     let counts = connection.counts();
-    let outcome = match verdict {
-        Err(denied) => Err(denied.into()),
-        Ok(()) => {
-            let entry = Entry::new(Kind::InboundTcp, pod, &connection, to).allowed_at(revision);
-            let open = worker.connections.open(entry);
-            let source = (pod.spoof_source && src.ip() != to.ip()).then(|| src.ip());
-            tokio::select! {
-                biased;
-                closed = open.closed() => Err(PassthroughError::Closed(closed)),
-                relayed = relay(shared, pod, &client, (to, source), &counts) => relayed,
-            }
+    let outcome: Result<(), PassthroughError> = async {
+        let open = open.as_ref().map_err(Arc::clone)?;
+        let app = tokio::select! {
+            biased;
+            closed = open.closed() => return Err(PassthroughError::Closed(closed)),
+            app = dial(&worker.shared, pod, connection.flow()) => app?,
+        };
+        tokio::select! {
+            biased;
+            closed = open.closed() => return Err(PassthroughError::Closed(closed)),
+            copied = copy_both_ways(&client, &app, |n| counts.add_received(n), |n| counts.add_sent(n)) => copied?,
         }
-    };
+        orderly(&app);
+        orderly(&client);
+        Ok(())
+    }
+    .await;
     drop(client); // before the log line: who reads it knows that the client has heard
     connection.finish(outcome.map_err(|error| error.failure()));
 }
 
-/// Dials the app as its client and copies until both have closed.
-async fn relay(
+/// Connects to the app as its client, where it may.
+fn dial<'a>(
+    shared: &'a Shared,
+    pod: &'a Pod,
+    flow: &Flow,
+) -> impl Future<Output = Result<TcpStream, ConnectError>> + use<'a> {
+    pod.dial(shared, flow.dst_addr, pod.client_of(flow.src_addr, flow.dst_addr), true)
+}
+
+/// Boxed, as a connection's future is larger for every byte of it.
+struct Routed {
+    flow: Flow,
+    verdict: Result<(), Arc<Denied>>,
+    to: SocketAddr,
+    /// Of the snapshot that all of it was decided from.
+    revision: u64,
+}
+
+impl Routed {
+    /// Opens it, and lists it as open if it may go on. The box is freed here, not when the connection ends.
+    fn open(
+        self: Box<Self>,
+        worker: &Worker,
+        pod: &Arc<Pod>,
+        start: Instant,
+    ) -> (Connection, Result<Open, Arc<Denied>>) {
+        let Self { flow, verdict, to, revision } = *self;
+        let connection = worker.shared.telemetry.open(flow, start.into_std());
+        let entry = Entry::new(Kind::InboundTcp, pod, &connection, to).allowed_at(revision);
+        let open = verdict.map(|()| worker.connections.open(entry));
+        (connection, open)
+    }
+}
+
+fn verdict_of(routed: &Result<Box<Routed>, Failure>) -> Option<&Result<(), Arc<Denied>>> {
+    routed.as_ref().ok().map(|routed| &routed.verdict)
+}
+
+/// Where it goes and whether it may, once the policies that the pod names are known.
+async fn decided(
     shared: &Shared,
     pod: &Pod,
-    client: &TcpStream,
-    (to, source): (SocketAddr, Option<IpAddr>),
-    counts: &ByteCounts,
-) -> Result<(), PassthroughError> {
-    let app = pod.dial(shared, to, source, true).await?;
-    copy_both_ways(client, &app, |n| counts.add_received(n), |n| counts.add_sent(n)).await?;
-    orderly(&app);
-    orderly(client);
-    Ok(())
+    addrs: (SocketAddr, SocketAddr),
+) -> Result<Box<Routed>, Failure> {
+    let first = route(shared, pod, addrs);
+    if !verdict_of(&first).is_some_and(is_for_now) {
+        return first;
+    }
+    // Boxed: few connections wait, and every one would hold the room for it.
+    Box::pin(held(shared, || route(shared, pod, addrs), verdict_of)).await
+}
+
+/// Everything that is decided from one snapshot.
+///
+/// **Errors**: why it is refused before policy is asked.
+fn route(shared: &Shared, pod: &Pod, (src, dst): (SocketAddr, SocketAddr)) -> Result<Box<Routed>, Failure> {
+    let snapshot = shared.state.snapshot();
+    let workload = pod.workload(&snapshot).map_err(|error| failed(ResponseFlag::Connect, error))?;
+    let target = inbound_plaintext(&snapshot, &workload, dst).map_err(|r| failed(r.flag(), r))?;
+    let facts = Facts {
+        peer: None,
+        source_ip: src.ip(),
+        destination_ip: target.to.ip(),
+        destination_port: target.to.port(),
+    };
+    let verdict = permit(shared, &snapshot, &workload, &facts);
+    let flow = Flow {
+        reporter: Reporter::Destination,
+        source: snapshot.workload_by_ip(src.ip()).cloned(),
+        source_identity: None,
+        destination: Some(workload),
+        destination_identity: None,
+        service: target.service,
+        security: Security::Unknown,
+        src_addr: src,
+        dst_addr: target.to,
+        hbone_addr: None,
+        trace_id: None,
+    };
+    Ok(Box::new(Routed { flow, verdict, to: target.to, revision: snapshot.revision }))
 }

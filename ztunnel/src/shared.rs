@@ -164,6 +164,11 @@ impl Pod {
         self.netns.run(work)
     }
 
+    /// The address that the app at `to` is to see as its client's, where it may and can.
+    pub(crate) fn client_of(&self, src: SocketAddr, to: SocketAddr) -> Option<IpAddr> {
+        (self.spoof_source && src.ip() != to.ip()).then(|| src.ip())
+    }
+
     /// Connects from within the pod's namespace, as `source` if it is given.
     ///
     /// The socket resets its peer when it is dropped, until it is told otherwise.

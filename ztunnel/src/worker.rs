@@ -25,7 +25,8 @@ use crate::connections::{ConnectionInfo, Connections};
 use crate::outbound::failing::Failing;
 use crate::shared::{Pod, Shared};
 use crate::spare::Spare;
-use crate::{inbound, outbound, passthrough, recheck};
+use crate::tunnels::Tunnels;
+use crate::{inbound, outbound, passthrough, recheck, tunnels};
 
 /// Connections on their way to one worker; beyond, the worker that accepted keeps them.
 const HAND_OVER: usize = 1024;
@@ -103,6 +104,7 @@ pub(crate) struct Worker {
     /// Outgoing connections that wait for their destination.
     pub(crate) held: Cell<usize>,
     spare: Spare,
+    pub(crate) tunnels: Tunnels,
     load: Arc<AtomicUsize>,
     workers: RefCell<Option<Workers>>,
 }
@@ -149,6 +151,7 @@ impl Workers {
                     failing: Failing::default(),
                     held: Cell::new(0),
                     spare: Spare::new(),
+                    tunnels: Tunnels::default(),
                     workers: RefCell::new((workers.all.len() > 1).then_some(workers)),
                     shared,
                     load,
@@ -202,13 +205,13 @@ impl Worker {
             let tick = Rc::clone(&self);
             let (house, ended) = (scope.clone(), scope.clone());
             scope.spawn_local(async move { tick.keep_house(&house).await });
-            let recheck = recheck::run(&self);
+            let recheck = async { tokio::join!(recheck::run(&self), tunnels::run(&self)) };
             tokio::pin!(recheck);
             loop {
                 tokio::select! {
                     // Nobody left to command is no end: a drain lets go of the workers before their last connection.
                     Some(command) = commands.recv() => self.obey(command),
-                    () = &mut recheck => {}
+                    _ = &mut recheck => break, // never
                     () = ended.ended() => break,
                 }
             }
@@ -330,16 +333,25 @@ impl Worker {
             let (waits, waited) = self.pool.take_waits();
             self.shared.telemetry.metrics().pool_waits(waits, waited);
             self.shared.telemetry.metrics().budget_held(self.shared.budget.held());
+            self.tunnels.sweep();
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use culvert_common::hbone::Limits;
+    use culvert_common::hbone::orders::Orders;
+    use culvert_common::hbone::server::Accepted;
+
     use super::*;
 
     /// Bytes of the future that `serve` returns.
     fn size<'a, C, D, F: Future>(_serve: impl Fn(&'a Rc<Worker>, &'a Arc<Pod>, C, D) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    fn http2<'a, F: Future>(_run: impl Fn(Accepted, &'a Limits, &'a Scope, &'a Orders) -> F) -> usize {
         size_of::<F>()
     }
 
@@ -349,7 +361,12 @@ mod tests {
         for (what, got, limit) in [
             ("outbound", size(outbound::serve), 2200),
             ("plaintext", size(passthrough::serve), 1300),
-            ("tunnel", size(inbound::serve), 9000),
+            ("tunnel", size(inbound::serve), 3400),
+            (
+                "tunnel's HTTP/2",
+                http2(|tunnel, l, s, o| tunnel.run(l, Box::pin(s.draining()), o, |_| {})),
+                8000,
+            ),
             ("stream", inbound::stream_size(), 2400),
         ] {
             assert!(got <= limit, "{what}: {got} bytes, at most {limit}");

@@ -89,6 +89,17 @@ pub enum DryRun {
     NoneWouldAllow(Vec<PolicyKey>),
 }
 
+impl DryRun {
+    /// The same as a metric's label.
+    pub fn verdict(&self) -> &'static str {
+        match self {
+            Self::WouldDeny(_) => "would_deny",
+            Self::WouldAllow(_) => "would_allow",
+            Self::NoneWouldAllow(_) => "none_would_allow",
+        }
+    }
+}
+
 /// The verdict, and what dry-run policies would have added to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Decision {

@@ -14,6 +14,7 @@ use tokio_rustls::client::TlsStream;
 
 use super::guard::{Announced, Guard, Report};
 use super::headers::{DENIAL, DENIAL_CLASS, known_class};
+use super::orders::{Order, Orders};
 use super::outbox::{Outbox, Piece};
 use super::pulse::Pulse;
 use super::relay::Stream;
@@ -21,10 +22,10 @@ use super::stream::{RecvHalf, SendHalf};
 use super::tail::Tail;
 use super::wire::Wire;
 use super::{CLIENT_HEADER_LIST, Http2, Limits, RESET_STREAMS, SMALL_FRAMES};
-use crate::identity::peer_certificate;
-use crate::identity::tls::{explain, server_name};
+use crate::identity::tls::{explain, result_of, server_name};
+use crate::identity::{Chain, peer_certificate};
 use crate::task::Scope;
-use crate::telemetry::{Metrics, ResponseFlag, Side};
+use crate::telemetry::{Handshake, Metrics, ResponseFlag, Side};
 
 /// Why no stream could be opened.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -54,6 +55,8 @@ pub enum OpenError {
         peer: SocketAddr,
         /// What went wrong.
         cause: String,
+        /// The same, to be counted.
+        result: Handshake,
     },
     /// The peer speaks TLS but not HTTP/2.
     #[error("HTTP/2 with {peer}: {cause}")]
@@ -132,6 +135,20 @@ impl OpenError {
             Self::Identity(_) => ResponseFlag::Identity,
         }
     }
+
+    /// As the set-up of the tunnel is counted; `None` if there was none to be set up.
+    pub fn result(&self) -> Option<Handshake> {
+        match self {
+            Self::Tls { result, .. } => Some(*result),
+            Self::Http2 { .. } => Some(Handshake::Http2),
+            Self::Identity(_) => Some(Handshake::NoCertificate),
+            Self::Tcp { .. }
+            | Self::TcpTimeout { .. }
+            | Self::Lost { .. }
+            | Self::AnswerTimeout { .. }
+            | Self::Refused { .. } => None,
+        }
+    }
 }
 
 /// Headers of one CONNECT.
@@ -206,6 +223,8 @@ pub struct Tunnel {
     pulse: Rc<Pulse>,
     expires: SystemTime,
     lost: RefCell<Option<OpenError>>,
+    chain: Chain,
+    orders: Rc<Orders>,
 }
 
 /// A stream's claim on its tunnel; dropping it makes room for another.
@@ -215,6 +234,11 @@ impl Slot {
     /// Whether its tunnel was made after `began`.
     pub(super) fn is_newer_than(&self, began: Instant) -> bool {
         self.0.established >= began
+    }
+
+    /// What the tunnel's owner asks of it.
+    pub fn orders(&self) -> &Rc<Orders> {
+        &self.0.orders
     }
 }
 
@@ -239,12 +263,13 @@ impl Tunnel {
         context: &Context<'_>,
     ) -> Result<Rc<Self>, OpenError> {
         let Context { http2, limits, scope, metrics } = *context;
-        let tls = timeout(limits.tls, TlsConnector::from(tls).connect(server_name(), Wire::new(tcp)))
-            .await
-            .map_err(|_| OpenError::Tls { peer, cause: format!("no handshake within {:?}", limits.tls) })?
-            .map_err(|e| OpenError::Tls { peer, cause: explain(&e) })?;
-        let theirs = peer_certificate(tls.get_ref().1.peer_certificates())
-            .map_err(|e| OpenError::Tls { peer, cause: e.to_string() })?;
+        let tls = handshake(tcp, peer, tls, limits).await?;
+        let theirs = peer_certificate(tls.get_ref().1.peer_certificates()).map_err(|e| OpenError::Tls {
+            peer,
+            cause: e.to_string(),
+            result: Handshake::BadName,
+        })?;
+        let chain = Chain::of(tls.get_ref().1.peer_certificates());
         let expires = expires.min(theirs.not_after);
         let tail = Tail::of(tls.get_ref().0.tcp());
         if tls.get_ref().1.alpn_protocol() != Some(b"h2") {
@@ -285,13 +310,15 @@ impl Tunnel {
             established: Instant::now(),
             pulse: Rc::new(Pulse::new()),
             expires,
+            chain,
+            orders: Rc::default(),
             lost: RefCell::new(None),
         });
         let counted = metrics.tunnel(Side::Client);
         let (weak, limits, draining) = (Rc::downgrade(&tunnel), limits.clone(), scope.clone());
-        let pulse = Rc::clone(&tunnel.pulse);
+        let (pulse, orders) = (Rc::clone(&tunnel.pulse), Rc::clone(&tunnel.orders));
         scope.spawn_local(async move {
-            let lost = drive(connection, (&weak, &pulse), &limits, &draining).await;
+            let lost = drive(connection, (&weak, &pulse), &limits, (&draining, &orders)).await;
             drop(counted);
             if let Some(tunnel) = weak.upgrade() {
                 tunnel.lost.replace(lost.map(|error| error.of(peer, &limits)));
@@ -312,6 +339,16 @@ impl Tunnel {
         }
         self.streams.set(self.streams.get() + 1);
         Some(Slot(Rc::clone(self)))
+    }
+
+    /// The server's certificate and its intermediates.
+    pub fn chain(&self) -> &Chain {
+        &self.chain
+    }
+
+    /// What its owner asks of it.
+    pub fn orders(&self) -> &Rc<Orders> {
+        &self.orders
     }
 
     /// Joins the tunnels to one peer, which share what they learn of it.
@@ -411,16 +448,32 @@ impl Tunnel {
     }
 }
 
+async fn handshake(
+    tcp: TcpStream,
+    peer: SocketAddr,
+    tls: Arc<rustls::ClientConfig>,
+    limits: &Limits,
+) -> Result<TlsStream<Wire>, OpenError> {
+    let failed = |cause, result| OpenError::Tls { peer, cause, result };
+    match timeout(limits.tls, TlsConnector::from(tls).connect(server_name(), Wire::new(tcp))).await {
+        Ok(Ok(tls)) => Ok(tls),
+        Ok(Err(error)) => Err(failed(explain(&error), result_of(&error))),
+        Err(_) => Err(failed(format!("no handshake within {:?}", limits.tls), Handshake::Timeout)),
+    }
+}
+
 /// What ended a tunnel.
 enum Ended {
     Error(h2::Error),
     Silent,
+    Cut,
 }
 
 impl Ended {
     fn of(self, peer: SocketAddr, limits: &Limits) -> OpenError {
         match self {
             Self::Error(error) => lost(peer, &error),
+            Self::Cut => OpenError::Lost { peer, cause: "its owner has cut it".into() },
             Self::Silent => {
                 OpenError::Lost { peer, cause: format!("no PING answer within {:?}", limits.ping_timeout) }
             }
@@ -433,7 +486,7 @@ async fn drive(
     mut connection: h2::client::Connection<Guard<TlsStream<Wire>>, Piece>,
     (tunnel, pulse): (&Weak<Tunnel>, &Pulse),
     limits: &Limits,
-    scope: &Scope,
+    (scope, orders): (&Scope, &Orders),
 ) -> Option<Ended> {
     let pings = connection.ping_pong();
     let watch = async {
@@ -444,10 +497,20 @@ async fn drive(
     };
     tokio::pin!(connection, watch);
     let mut retired = false;
+    let mut obeyed = Order::GoOn;
     loop {
         tokio::select! {
             ended = &mut connection => return ended.err().map(Ended::Error),
             () = &mut watch => return Some(Ended::Silent),
+            order = orders.beyond(obeyed) => {
+                obeyed = order;
+                if order == Order::Cut {
+                    return Some(Ended::Cut);
+                }
+                if let Some(tunnel) = tunnel.upgrade() {
+                    tunnel.retire();
+                }
+            }
             () = scope.draining(), if !retired => {
                 retired = true;
                 if let Some(tunnel) = tunnel.upgrade() {
@@ -481,7 +544,7 @@ impl Tunnel {
 fn lost(peer: SocketAddr, error: &h2::Error) -> OpenError {
     // The codec keeps of an I/O error its kind and its text; those of TLS, and no others, are of invalid data.
     match error.get_io().filter(|io| io.kind() == std::io::ErrorKind::InvalidData) {
-        Some(tls) => OpenError::Tls { peer, cause: tls.to_string() },
+        Some(tls) => OpenError::Tls { peer, cause: tls.to_string(), result: Handshake::Refused },
         None => OpenError::Lost { peer, cause: error.to_string() },
     }
 }

@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 
 use super::client::{AnswerWait, Connect, Context, OpenError, Tunnel};
+use super::orders::Orders;
 use super::server::{ConnectRequest, accept};
 use super::{Http2, Limits};
 use crate::identity::WorkloadCert;
@@ -69,8 +70,9 @@ impl Mesh {
                     let context =
                         Context { http2: &settings, limits: &times, scope: &scope, metrics: &metrics };
                     if let Ok(accepted) = accept(tcp, from, config, &context).await {
+                        let (orders, drained) = (Orders::default(), scope.draining());
                         let _ended =
-                            accepted.run(&times, scope.draining(), |r| sender.send(r).unwrap()).await;
+                            accepted.run(&times, drained, &orders, |r| sender.send(r).unwrap()).await;
                     }
                 });
             }

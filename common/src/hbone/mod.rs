@@ -9,6 +9,7 @@ pub mod budget;
 pub mod client;
 pub mod guard;
 pub mod headers;
+pub mod orders;
 pub mod outbox;
 pub mod pool;
 mod pulse;

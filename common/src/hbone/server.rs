@@ -14,15 +14,16 @@ use tokio_rustls::TlsAcceptor;
 use super::client::Context;
 use super::guard::{Announced, Guard, Report};
 use super::headers::{DENIAL, DENIAL_CLASS};
+use super::orders::{Order, Orders};
 use super::outbox::{Outbox, Piece};
 use super::relay::Stream;
 use super::stream::{RecvHalf, SendHalf};
 use super::tail::{Tail, read_up};
 use super::wire::Wire;
 use super::{Limits, RESET_STREAMS, SERVER_HEADER_LIST, SMALL_FRAMES, watch_pings};
-use crate::identity::peer_certificate;
-use crate::identity::tls::explain;
-use crate::telemetry::{ResponseFlag, Side};
+use crate::identity::tls::{explain, result_of};
+use crate::identity::{Chain, peer_certificate};
+use crate::telemetry::{Handshake, ResponseFlag, Side};
 use crate::types::SpiffeId;
 
 /// Streams that were reset before they were looked at; more than the guard lets through in one go.
@@ -40,6 +41,8 @@ pub enum AcceptError {
         peer: SocketAddr,
         /// What went wrong.
         cause: String,
+        /// The same, to be counted.
+        result: Handshake,
     },
     /// The peer speaks TLS but not HTTP/2.
     #[error("HTTP/2 with {peer}: {cause}")]
@@ -59,12 +62,22 @@ impl AcceptError {
             Self::Http2 { .. } => ResponseFlag::H2Handshake,
         }
     }
+
+    /// As the handshake is counted.
+    pub fn result(&self) -> Handshake {
+        match self {
+            Self::Tls { result, .. } => *result,
+            Self::Http2 { .. } => Handshake::Http2,
+        }
+    }
 }
 
 /// A tunnel whose client has proven its identity.
 pub struct Accepted {
     /// From its certificate.
     pub peer: SpiffeId,
+    /// What it proved that with.
+    pub chain: Chain,
     /// End of that certificate: no stream is taken after it.
     expires: SystemTime,
     /// Announced to the client.
@@ -85,22 +98,28 @@ pub async fn accept(
     context: &Context<'_>,
 ) -> Result<Accepted, AcceptError> {
     let Context { http2, limits, metrics, .. } = *context;
-    let tls = timeout(limits.tls, TlsAcceptor::from(tls).accept(Wire::new(tcp)).into_fallible())
-        .await
-        .map_err(|_| AcceptError::Tls { peer, cause: format!("no handshake within {:?}", limits.tls) })?;
+    let accepting = TlsAcceptor::from(tls).accept(Wire::new(tcp)).into_fallible();
+    let tls = timeout(limits.tls, accepting).await.map_err(|_| {
+        let cause = format!("no handshake within {:?}", limits.tls);
+        AcceptError::Tls { peer, cause, result: Handshake::Timeout }
+    })?;
     let tls = match tls {
         Ok(tls) => tls,
         Err((error, mut tcp)) => {
             if tcp.shutdown().await.is_ok() {
                 read_up(tcp.into_tcp()).await;
             }
-            return Err(AcceptError::Tls { peer, cause: explain(&error) });
+            return Err(AcceptError::Tls { peer, cause: explain(&error), result: result_of(&error) });
         }
     };
     let (tcp, session) = tls.get_ref();
     let tail = Tail::of(tcp.tcp());
-    let certificate = peer_certificate(session.peer_certificates())
-        .map_err(|e| AcceptError::Tls { peer, cause: e.to_string() })?;
+    let certificate = peer_certificate(session.peer_certificates()).map_err(|e| AcceptError::Tls {
+        peer,
+        cause: e.to_string(),
+        result: Handshake::BadName,
+    })?;
+    let chain = Chain::of(session.peer_certificates());
     if session.alpn_protocol() != Some(b"h2") {
         return Err(AcceptError::Http2 { peer, cause: "the client did not offer ALPN h2".into() });
     }
@@ -127,18 +146,27 @@ pub async fn accept(
         .map_err(|e| AcceptError::Http2 { peer, cause: e.to_string() })?;
     let expires = certificate.not_after;
     let window = http2.stream_window;
-    Ok(Accepted { peer: certificate.identity, expires, window, outbox: Rc::default(), connection, tail })
+    Ok(Accepted {
+        peer: certificate.identity,
+        chain,
+        expires,
+        window,
+        outbox: Rc::default(),
+        connection,
+        tail,
+    })
 }
 
 impl Accepted {
-    /// Hands each request to `serve` until the tunnel ends. When `drained` resolves, a GOAWAY is sent, and it ends behind
-    /// its last stream.
+    /// Hands each request to `serve` until the tunnel ends. When `drained` resolves or `orders` say so, a GOAWAY is sent,
+    /// and it ends behind its last stream.
     ///
     /// **Errors**: what broke the tunnel. **Cancel safety**: dropping it cuts all streams.
     pub async fn run(
         mut self,
         limits: &Limits,
         drained: impl Future<Output = ()>,
+        orders: &Orders,
         mut serve: impl FnMut(ConnectRequest),
     ) -> Result<(), String> {
         let pings = self.connection.ping_pong();
@@ -154,6 +182,7 @@ impl Accepted {
         let expired = tokio::time::sleep(expires.min(LONGEST_SLEEP));
         tokio::pin!(expired);
         let mut draining = false;
+        let mut obeyed = Order::GoOn;
         let ended = loop {
             tokio::select! {
                 next = self.connection.accept() => match next {
@@ -170,6 +199,16 @@ impl Accepted {
                 () = &mut expired, if !draining => {
                     draining = true;
                     self.connection.graceful_shutdown();
+                }
+                order = orders.beyond(obeyed) => {
+                    obeyed = order;
+                    if order == Order::Cut {
+                        // Whoever is at the other end is nobody to wait for.
+                        return Err("its owner has cut it".into());
+                    }
+                    if !std::mem::replace(&mut draining, true) {
+                        self.connection.graceful_shutdown();
+                    }
                 }
                 () = &mut watch => {
                     break Err(format!("no PING answer within {:?}", limits.ping_timeout));

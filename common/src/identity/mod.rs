@@ -33,4 +33,4 @@ pub use describe::Described;
 pub use embedded::{EmbeddedCa, EmbeddedOptions};
 pub use peer::Role;
 pub use tls::{PeerCertificate, PeerIdentityError, peer_certificate, peer_identity};
-pub use trust::Trust;
+pub use trust::{Chain, Trust};

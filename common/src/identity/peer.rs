@@ -9,6 +9,7 @@ use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer;
 
+use crate::telemetry::Handshake;
 use crate::types::{NotASpiffeId, SpiffeId};
 
 /// What a verified peer proved, and until when.
@@ -101,6 +102,19 @@ impl fmt::Debug for PeerIdentityError {
 }
 
 impl PeerIdentityError {
+    /// As a handshake that it ended is counted.
+    pub fn result(&self) -> Handshake {
+        match self {
+            Self::NoCertificate => Handshake::NoPeerCertificate,
+            Self::Unreadable(_) | Self::NoUri | Self::ManyUris { .. } | Self::NotSpiffe(_) => {
+                Handshake::BadName
+            }
+            Self::Usage { .. } | Self::TrustDomain { .. } | Self::Unexpected { .. } => {
+                Handshake::WrongIdentity
+            }
+        }
+    }
+
     /// The reason of a failed TLS handshake, if it was the peer's identity.
     pub fn from_tls(error: &rustls::Error) -> Option<&Self> {
         match error {

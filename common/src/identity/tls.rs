@@ -21,6 +21,7 @@ use rustls::{
 };
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
+use crate::telemetry::Handshake;
 use crate::types::Clock;
 use crate::types::SpiffeId;
 
@@ -63,6 +64,27 @@ pub fn provider() -> Arc<CryptoProvider> {
 /// Identity errors of the verifiers in here without the type names that rustls prints around them.
 pub fn explain(error: &std::io::Error) -> String {
     PeerIdentityError::from_io(error).map_or_else(|| error.to_string(), ToString::to_string)
+}
+
+/// Class of a failed TLS connection for a metric.
+pub fn result_of(error: &std::io::Error) -> Handshake {
+    use rustls::{CertificateError as Bad, Error};
+    match error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
+        Some(Error::NoCertificatesPresented) => Handshake::NoPeerCertificate,
+        Some(Error::InvalidCertificate(bad)) => match bad {
+            Bad::Expired | Bad::ExpiredContext { .. } | Bad::NotValidYet | Bad::NotValidYetContext { .. } => {
+                Handshake::Expired
+            }
+            Bad::UnknownIssuer | Bad::BadSignature => Handshake::UntrustedRoot,
+            Bad::BadEncoding => Handshake::BadName,
+            Bad::InvalidPurpose | Bad::InvalidPurposeContext { .. } => Handshake::WrongIdentity,
+            Bad::Other(other) => other.0.downcast_ref().map_or(Handshake::Tls, PeerIdentityError::result),
+            _ => Handshake::Tls,
+        },
+        Some(Error::AlertReceived(_)) => Handshake::Refused,
+        Some(_) => Handshake::Tls,
+        None => Handshake::Closed,
+    }
 }
 
 /// What both sides' settings are built from.

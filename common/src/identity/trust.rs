@@ -20,6 +20,17 @@ pub struct Trust {
     signer: CertificateDer<'static>,
 }
 
+/// The certificate that a peer has proven itself with, and its intermediates.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chain(Arc<[CertificateDer<'static>]>);
+
+impl Chain {
+    /// As a TLS session has it.
+    pub fn of(certificates: Option<&[CertificateDer<'static>]>) -> Self {
+        Self(certificates.unwrap_or_default().into())
+    }
+}
+
 impl Trust {
     /// Trust in `roots` of whoever has the certificate `leaf`.
     ///
@@ -66,8 +77,8 @@ impl Trust {
     /// whose certificate has expired keeps what it has open, and opens nothing new.
     ///
     /// **Errors**: for the log, why not.
-    pub fn verify(&self, chain: &[CertificateDer<'_>], role: Role) -> Result<(), String> {
-        let (leaf, intermediates) = chain.split_first().ok_or("there is no certificate")?;
+    pub fn verify(&self, chain: &Chain, role: Role) -> Result<(), String> {
+        let (leaf, intermediates) = chain.0.split_first().ok_or("there is no certificate")?;
         let (_, end) = peer::validity(leaf).map_err(|error| error.to_string())?;
         let while_valid = tls::unix(end.checked_sub(Duration::from_secs(1)).unwrap_or(end));
         match role {

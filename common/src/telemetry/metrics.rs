@@ -49,7 +49,21 @@ impl Side {
 pub enum Handshake {
     /// TLS and HTTP/2 are up.
     Complete,
-    /// TLS failed, a wrong identity included.
+    /// The peer's certificate is not valid now.
+    Expired,
+    /// The peer's certificate leads to no root that is trusted here.
+    UntrustedRoot,
+    /// The peer proved to be somebody else than it may be, or is not meant for its part.
+    WrongIdentity,
+    /// The peer's certificate names no identity, or several.
+    BadName,
+    /// The peer showed no certificate.
+    NoPeerCertificate,
+    /// The peer refused ours, or something else that we said.
+    Refused,
+    /// The peer went away, or the network did.
+    Closed,
+    /// TLS failed otherwise.
     Tls,
     /// HTTP/2 failed.
     Http2,
@@ -60,9 +74,33 @@ pub enum Handshake {
 }
 
 impl Handshake {
-    fn as_str(self) -> &'static str {
+    /// Every result.
+    pub const ALL: [Self; 12] = [
+        Self::Complete,
+        Self::Expired,
+        Self::UntrustedRoot,
+        Self::WrongIdentity,
+        Self::BadName,
+        Self::NoPeerCertificate,
+        Self::Refused,
+        Self::Closed,
+        Self::Tls,
+        Self::Http2,
+        Self::Timeout,
+        Self::NoCertificate,
+    ];
+
+    /// Value of the label `result`.
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::Complete => "complete",
+            Self::Expired => "expired",
+            Self::UntrustedRoot => "untrusted_root",
+            Self::WrongIdentity => "wrong_identity",
+            Self::BadName => "bad_name",
+            Self::NoPeerCertificate => "no_peer_certificate",
+            Self::Refused => "refused",
+            Self::Closed => "closed",
             Self::Tls => "tls",
             Self::Http2 => "http2",
             Self::Timeout => "timeout",
@@ -118,6 +156,8 @@ pub struct Metrics {
     streams_of: [OnceLock<IntGauge>; 2],
     budget_resets: IntCounter,
     budget: Budgets,
+    dry_runs: IntCounterVec,
+    policy_holds: IntCounterVec,
     admin_refused: IntCounterVec,
     runtimes: Mutex<Runtimes>,
     config: Config,
@@ -172,6 +212,18 @@ impl Metrics {
                 &["side", "kind"],
             ),
             budget: Budgets::new(r),
+            dry_runs: counters(
+                r,
+                "culvert_policy_dry_run_total",
+                "What policies that are only tried out would have done.",
+                &["verdict"],
+            ),
+            policy_holds: counters(
+                r,
+                "culvert_policy_holds_total",
+                "Connections that waited for a policy that their destination names and that was not known.",
+                &["result"],
+            ),
             admin_refused: counters(
                 r,
                 "culvert_admin_refused_total",
@@ -269,6 +321,16 @@ impl Metrics {
     /// A counter to be kept by each tunnel.
     pub fn peer_violations(&self) -> PeerViolations {
         PeerViolations(self.violations.clone())
+    }
+
+    /// Counts what a policy that is only tried out would have done.
+    pub fn dry_run(&self, verdict: &'static str) {
+        self.dry_runs.with_label_values(&[verdict]).inc();
+    }
+
+    /// Counts a connection that waited for a policy, by whether it came.
+    pub fn policy_hold(&self, came: bool) {
+        self.policy_holds.with_label_values(&[if came { "came" } else { "absent" }]).inc();
     }
 
     /// How many pods are captured, and how many should be and are not.

@@ -10,6 +10,7 @@ mod ends;
 mod failover;
 mod fairness;
 mod faults;
+mod live;
 mod load;
 mod log;
 mod matrix;

@@ -12,6 +12,7 @@ use culvert_common::hbone::Limits;
 use culvert_common::hbone::client::{AnswerWait, Connect, Context, OpenError, Tunnel};
 use culvert_common::hbone::headers::{TraceParent, baggage_of, forwarded};
 use culvert_common::hbone::pool::{Key, Opened};
+use culvert_common::identity::Role;
 use culvert_common::model::Workload;
 use culvert_common::net::socket::ConnectError;
 use culvert_common::telemetry::{Connection, Flow, Handshake, HoldResult, Reporter, Security, Side};
@@ -232,7 +233,8 @@ fn reason(error: &OutboundError) -> Option<&'static str> {
         | OutboundError::Source(_)
         | OutboundError::Refused(_)
         | OutboundError::Relay(_)
-        | OutboundError::Copy(_) => None,
+        | OutboundError::Copy(_)
+        | OutboundError::Closed(_) => None,
     }
 }
 
@@ -325,10 +327,11 @@ async fn establish(
     let tunnel = Tunnel::establish(tcp, peer, tls, certificate.not_after, &context).await;
     count(match &tunnel {
         Ok(_) => Handshake::Complete,
-        Err(OpenError::Http2 { .. }) => Handshake::Http2,
-        Err(_) => Handshake::Tls,
+        Err(error) => error.result().unwrap_or(Handshake::Tls),
     });
-    tunnel
+    let tunnel = tunnel?;
+    worker.tunnels.track(shared, &certificate, (Role::Server, tunnel.chain()), tunnel.orders());
+    Ok(tunnel)
 }
 
 /// What the log and the metrics say of it; none for what is refused before it goes anywhere.
@@ -394,7 +397,7 @@ mod tests {
             (tcp(true).into(), Some("refused"), Some("refused")),
             (tcp(false).into(), Some("unreachable"), None),
             (OpenError::TcpTimeout { peer: PEER, limit }.into(), Some("timeout"), None),
-            (OpenError::Tls { peer: PEER, cause: cause() }.into(), Some("tls"), None),
+            (OpenError::Tls { peer: PEER, cause: cause(), result: Handshake::Tls }.into(), Some("tls"), None),
             (OpenError::Http2 { peer: PEER, cause: cause() }.into(), Some("http2"), None),
             (OpenError::Lost { peer: PEER, cause: cause() }.into(), Some("lost"), None),
             (OpenError::AnswerTimeout { peer: PEER, limit }.into(), Some("no_answer"), None),

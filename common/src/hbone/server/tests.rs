@@ -102,7 +102,8 @@ async fn the_end_of_the_clients_certificate_sends_goaway() {
         assert_eq!((&accepted.peer, accepted.expires), (&other.cart.identity, other.cart.not_after));
         accepted.expires = SystemTime::now();
         let scope = Scope::new();
-        let run = accepted.run(&other.limits, scope.draining(), |_| panic!("nobody asked"));
+        let orders = Orders::default();
+        let run = accepted.run(&other.limits, scope.draining(), &orders, |_| panic!("nobody asked"));
         // The client's close may reach the server without a TLS farewell: how `run` ends is not the point here.
         tokio::select! {
             () = closes(&tunnel) => {}

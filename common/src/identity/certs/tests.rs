@@ -221,7 +221,10 @@ async fn a_new_root_gives_new_certificates_and_says_so() {
     let new = world.certs.current(&shop("cart")).unwrap();
     assert!(!new.trust().has_signer_of(old.trust()));
     // A chain is judged by who trusts it, at both ends and long after its end.
-    let chain = |of: &WorkloadCert| -> Vec<_> { of.chain().into_iter().map(|c| c.der.into()).collect() };
+    let chain = |of: &WorkloadCert| {
+        let certificates: Vec<_> = of.chain().into_iter().map(|c| c.der.into()).collect();
+        super::super::Chain::of(Some(&certificates))
+    };
     for role in [super::super::Role::Client, super::super::Role::Server] {
         assert!(new.trust().verify(&chain(&old), role).is_ok());
         assert!(old.trust().verify(&chain(&new), role).is_err());

@@ -321,11 +321,28 @@ fn usage_rows(pki: &Pki) -> Vec<Row> {
 }
 
 #[track_caller]
+/// How a refusal with this text and alert is counted; an alert that tells nothing more is one of `other`.
+fn counted((text, alert): (&str, AlertDescription), other: Handshake) -> Handshake {
+    let somebody_else = text.contains("trust domain") || text.contains("got spiffe://");
+    match alert {
+        _ if somebody_else => Handshake::WrongIdentity,
+        AlertDescription::UnknownCA | AlertDescription::DecryptError => Handshake::UntrustedRoot,
+        AlertDescription::CertificateExpired => Handshake::Expired,
+        AlertDescription::BadCertificate => Handshake::BadName,
+        AlertDescription::UnsupportedCertificate => Handshake::WrongIdentity,
+        _ => other,
+    }
+}
+
+fn result(error: &Error) -> Handshake {
+    result_of(&std::io::Error::new(std::io::ErrorKind::InvalidData, error.clone()))
+}
+
 fn check(
     row: &str,
     got: Option<&Error>,
     peer: Option<&Error>,
-    want: Option<(&'static str, AlertDescription)>,
+    (want, other): (Option<(&'static str, AlertDescription)>, Handshake),
 ) {
     match (got, want) {
         (None, None) => {}
@@ -335,6 +352,8 @@ fn check(
                 PeerIdentityError::from_tls(error).map_or_else(|| error.to_string(), ToString::to_string);
             assert!(seen.contains(text), "{row}: {seen}");
             assert_eq!(peer, Some(&Error::AlertReceived(alert)), "{row}: {seen}");
+            let results = (result(error), peer.map(result));
+            assert_eq!(results, (counted((text, alert), other), Some(Handshake::Refused)), "{row}: {seen}");
             assert_eq!(
                 PeerIdentityError::from_tls(error).is_some(),
                 alert == AlertDescription::CertificateUnknown,
@@ -349,10 +368,17 @@ fn check(
 fn wrong_certificates_are_refused_on_both_sides_before_any_byte() {
     let pki = Pki::new("root");
     let ours = pki.workload(&shop("payments"));
-    for row in [chain_rows(&pki), name_rows(&pki), usage_rows(&pki)].into_iter().flatten() {
+    let all = [
+        (chain_rows(&pki), Handshake::Tls),
+        (name_rows(&pki), Handshake::BadName),
+        (usage_rows(&pki), Handshake::WrongIdentity),
+    ];
+    for (row, other) in
+        all.into_iter().flat_map(|(rows, other)| rows.into_iter().map(move |row| (row, other)))
+    {
         let name = format!("{} as client", row.name);
         let meeting = Meeting::of(foreign_client(Some(&row.made), provider()), ours.server_config());
-        check(&name, meeting.server_error.as_ref(), meeting.client_error.as_ref(), row.as_client);
+        check(&name, meeting.server_error.as_ref(), meeting.client_error.as_ref(), (row.as_client, other));
         if row.as_client.is_some() {
             // Nor does the server send anything before it knows the client, which TLS would allow.
             assert_eq!((&meeting.server_got[..], &meeting.client_got[..]), (&b""[..], &b""[..]), "{name}");
@@ -363,7 +389,7 @@ fn wrong_certificates_are_refused_on_both_sides_before_any_byte() {
         let name = format!("{} as server", row.name);
         let expected = ours.client_config(&[shop("cart")]);
         let meeting = Meeting::of(expected, foreign_server(&row.made, provider()));
-        check(&name, meeting.client_error.as_ref(), meeting.server_error.as_ref(), row.as_server);
+        check(&name, meeting.client_error.as_ref(), meeting.server_error.as_ref(), (row.as_server, other));
         if row.as_server.is_some() {
             assert_eq!((&meeting.server_got[..], &meeting.client_got[..]), (&b""[..], &b""[..]), "{name}");
         } else {
@@ -377,6 +403,7 @@ fn a_client_without_certificate_is_refused() {
     let pki = Pki::new("root");
     let meeting = Meeting::of(foreign_client(None, provider()), pki.workload(&shop("a")).server_config());
     assert_eq!(meeting.server_error, Some(Error::NoCertificatesPresented));
+    assert_eq!(meeting.server_error.as_ref().map(result), Some(Handshake::NoPeerCertificate));
     assert_eq!(meeting.client_error, Some(Error::AlertReceived(AlertDescription::CertificateRequired)));
     assert_eq!(meeting.server_got, b"");
 }

@@ -35,6 +35,8 @@ fn all() -> Arc<Telemetry> {
     metrics.admin_refused("host");
     metrics.budget_limit("memory", 1000);
     metrics.budget_refused("pod-rate");
+    metrics.dry_run("would_deny");
+    metrics.policy_hold(true);
     metrics.certificate(&identity("shop", "cart"), SystemTime::now() + Duration::from_millis(90_500));
     telemetry
 }
@@ -64,6 +66,8 @@ fn samples_of_the_small_families() {
         "culvert_hbone_handshakes_total{result=\"complete\",side=\"client\"} 1",
         "culvert_hbone_budget_resets_total 1",
         "culvert_peer_violations_total{kind=\"protocol\",side=\"client\"} 1",
+        "culvert_policy_dry_run_total{verdict=\"would_deny\"} 1",
+        "culvert_policy_holds_total{result=\"came\"} 1",
         "culvert_config_last_reload_successful 0",
         "culvert_config_problems 3",
         "culvert_config_revision 0",
@@ -214,6 +218,9 @@ fn the_documentation_names_every_family_with_its_labels() {
 fn the_documentation_names_every_flag_and_traffic_label() {
     let documented: Vec<String> = rows("Flag").into_iter().map(|r| r[0].clone()).collect();
     assert_eq!(documented, ResponseFlag::ALL.map(|f| f.as_str().to_owned()));
+
+    let results: Vec<String> = rows("Result").into_iter().map(|r| r[0].clone()).collect();
+    assert_eq!(results, Handshake::ALL.map(|r| r.as_str().to_owned()));
 
     let classes: Vec<String> = rows("Class").into_iter().map(|r| r[0].clone()).collect();
     for flag in ResponseFlag::ALL.into_iter().filter(|f| *f != ResponseFlag::None) {
