@@ -93,6 +93,8 @@ fn a_proxy_needs_no_mounts_of_the_host() {
         .arg(mesh.lab.ca_dir())
         .arg("--zds-socket")
         .arg(&socket)
+        // Without rules in the pod, answers to a client's own address would not come back.
+        .args(["--original-source", "false"])
         .env("ROOT", &root)
         .env("LAB", &lab)
         .env("ZTUNNEL", binary::ztunnel())

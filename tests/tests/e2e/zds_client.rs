@@ -50,7 +50,7 @@ fn wait_readiness(mesh: &Mesh, agent: &Agent, what: &str) {
     .unwrap();
 }
 
-const UNREADY: &str = "pending: workload proxy manager";
+const UNREADY: &str = "workload proxy manager";
 const READY: &str = "ready\n";
 
 fn is_served(pod: &Pod) -> bool {
@@ -183,7 +183,8 @@ fn a_proxy_succeeds_another_under_any_agent() {
     let peer = mesh.captured("b", "peer");
     mesh.lab.publish().unwrap();
     mesh.start_node("b", &[]);
-    let settings = ["--termination-deadline", "60s"];
+    // Without rules in the pod, answers to a client's own address would not come back.
+    let settings = ["--termination-deadline", "60s", "--original-source", "false"];
     let mut first = start(&mesh, &proxy_options(&socket, &settings));
     let link = agent.accept();
     for (uid, pod) in [("u1", &one), ("u2", &two)] {
