@@ -264,13 +264,13 @@ fn revision(agent: &Agent) -> f64 {
     agent.metric("culvert_config_revision", &[]).expect("the metrics page")
 }
 
-/// Open descriptors of a process, but for those by which its threads find back to their own network namespace: each
-/// thread opens one when it first needs it, and keeps it.
+/// Open descriptors of a process, but for those of its own network namespace: each thread opens one when it first needs to
+/// find back, and keeps it; in dedicated mode each of the agent's two parts has one for its pod.
 pub fn fds(pid: u32) -> usize {
-    let (homes, others): (Vec<_>, Vec<_>) =
-        links(pid).into_iter().partition(|link| link.starts_with("net:["));
+    let home = fs::read_link(format!("/proc/{pid}/ns/net")).unwrap_or_default().display().to_string();
+    let (homes, others): (Vec<_>, Vec<_>) = links(pid).into_iter().partition(|link| *link == home);
     let threads = fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
-    others.len() + homes.len().saturating_sub(threads)
+    others.len() + homes.len().saturating_sub(threads + 2)
 }
 
 fn links(pid: u32) -> Vec<String> {

@@ -169,3 +169,26 @@ async fn a_late_answer_is_waited_for() {
     assert_eq!(stream.local_addr().unwrap(), peer);
     assert_ne!(first.1, peer);
 }
+
+#[test]
+fn an_adopted_listener_goes_on_with_its_queue() {
+    let any = SocketAddr::from(([127, 0, 0, 1], 0));
+    let (first, _) = listen(any, &ListenOptions::default()).unwrap();
+    let heirloom = first.try_clone().unwrap();
+    // Waits to be accepted while the listener changes hands.
+    let client = std::net::TcpStream::connect(first.local_addr().unwrap()).unwrap();
+    drop(first);
+    let options = ListenOptions { nodelay: true, ..ListenOptions::default() };
+    let (second, transparent) = adopt(heirloom.into(), &options).unwrap();
+    let (accepted, peer) = second.accept().unwrap();
+    assert!(!transparent && accepted.nodelay().unwrap());
+    assert_eq!(peer, client.local_addr().unwrap());
+    let refused: [OwnedFd; 3] = [
+        client.into(),
+        std::net::UdpSocket::bind(any).unwrap().into(),
+        std::fs::File::open("/dev/null").unwrap().into(),
+    ];
+    for fd in refused {
+        assert!(adopt(fd, &options).is_err());
+    }
+}
