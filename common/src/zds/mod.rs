@@ -5,7 +5,7 @@
 //! its pod. Wire facts are Istio's (package `istio.workload.zds`), so either end may be the reference's.
 //!
 //! Decides what a well-formed message is. Must not know which pods are wanted, nor what is done with a namespace: that is
-//! `ztunnel/src/enroll` (agent) and `ztunnel/src/redirect` (proxy). Start with [`Channel`], then [`Request`].
+//! `ztunnel/src/enroll` (agent) and `ztunnel/src/inpod` (proxy). Start with [`Channel`], then [`Request`].
 
 mod channel;
 mod messages;
