@@ -270,7 +270,12 @@ async fn decided(
         return first;
     }
     // Boxed: few connections wait, and every one would hold the room for it.
-    Box::pin(held(shared, || route(shared, pod, client, request), verdict_of)).await
+    Box::pin(held(
+        (&shared.state, shared.telemetry.metrics()),
+        || route(shared, pod, client, request),
+        verdict_of,
+    ))
+    .await
 }
 
 /// Everything that is decided from one snapshot.

@@ -129,7 +129,8 @@ async fn decided(
         return first;
     }
     // Boxed: few connections wait, and every one would hold the room for it.
-    Box::pin(held(shared, || route(shared, pod, addrs), verdict_of)).await
+    Box::pin(held((&shared.state, shared.telemetry.metrics()), || route(shared, pod, addrs), verdict_of))
+        .await
 }
 
 /// Everything that is decided from one snapshot.

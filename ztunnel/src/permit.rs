@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use culvert_common::authz::{self, Decision, Facts, Verdict, authorize};
 use culvert_common::model::Workload;
-use culvert_common::state::Snapshot;
-use culvert_common::telemetry::{DenialNote, Failure, ResponseFlag};
+use culvert_common::state::{Snapshot, State};
+use culvert_common::telemetry::{DenialNote, Failure, Metrics, ResponseFlag};
 
 use tokio::time::sleep;
 
@@ -57,11 +57,11 @@ pub(crate) fn is_for_now(verdict: &Result<(), Arc<Denied>>) -> bool {
 ///
 /// **Cancel safety**: a dropped call leaves nothing behind.
 pub(crate) async fn held<T>(
-    shared: &Shared,
+    (state, metrics): (&State, &Metrics),
     again: impl Fn() -> T,
     verdict: impl Fn(&T) -> Option<&Result<(), Arc<Denied>>>,
 ) -> T {
-    let mut revisions = shared.state.changed(); // before the first look: no revision is missed
+    let mut revisions = state.changed(); // before the first look: no revision is missed
     let deadline = sleep(MISSING_HOLD);
     tokio::pin!(deadline);
     loop {
@@ -73,7 +73,7 @@ pub(crate) async fn held<T>(
                 () = &mut deadline => {}
             }
         }
-        shared.telemetry.metrics().policy_hold(!waits);
+        metrics.policy_hold(!waits);
         return decided;
     }
 }
@@ -95,5 +95,58 @@ fn log(shared: &Shared, workload: &Workload, facts: &Facts<'_>, decision: &Decis
         Verdict::Allowed { by: Some(policy) } => log(format_args!("allowed by: {policy}")),
         Verdict::Allowed { by: None } => {}
         Verdict::Denied(denial) => log(format_args!("{denial}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use culvert_common::model::Model;
+    use culvert_common::types::PolicyKey;
+
+    use super::*;
+
+    fn missing() -> Result<(), Arc<Denied>> {
+        let key = PolicyKey { namespace: "shop".into(), name: "late".into() };
+        Err(Arc::new(Denied { denial: authz::Denial::Missing(key), id: String::new() }))
+    }
+
+    fn itself(verdict: &Result<(), Arc<Denied>>) -> Option<&Result<(), Arc<Denied>>> {
+        Some(verdict)
+    }
+
+    /// Decides as soon as the state has this revision, while others come and go.
+    async fn wait(needed: u64, published: u64) -> (bool, String) {
+        let (state, metrics) = (State::new(), Metrics::new("1"));
+        let again = || if state.snapshot().revision >= needed { Ok(()) } else { missing() };
+        let publish = async {
+            for _ in 0..published {
+                tokio::task::yield_now().await;
+                state.publish(Model::default());
+            }
+        };
+        let (verdict, ()) = tokio::join!(held((&state, &metrics), again, itself), publish);
+        let counted = metrics.encode(false);
+        let line = counted.lines().find(|line| line.starts_with("culvert_policy_holds_total{"));
+        (verdict.is_ok(), line.unwrap_or_default().to_owned())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_policy_that_is_absent_is_waited_for_and_then_refuses() {
+        let came = "culvert_policy_holds_total{result=\"came\"} 1";
+        let absent = "culvert_policy_holds_total{result=\"absent\"} 1";
+        let start = tokio::time::Instant::now();
+        assert_eq!(wait(0, 0).await, (true, came.to_owned()), "there at the second look");
+        assert_eq!(wait(3, 3).await, (true, came.to_owned()), "revisions that do not bring it are none");
+        assert_eq!(start.elapsed(), Duration::ZERO);
+        assert_eq!(wait(4, 3).await, (false, absent.to_owned()));
+        assert_eq!(start.elapsed(), MISSING_HOLD);
+    }
+
+    #[test]
+    fn only_a_missing_policy_is_waited_for() {
+        let by_policy = PolicyKey { namespace: "shop".into(), name: "deny".into() };
+        let denied = Denied { denial: authz::Denial::ByPolicy(by_policy), id: String::new() };
+        assert!(is_for_now(&missing()));
+        assert!(!is_for_now(&Ok(())) && !is_for_now(&Err(Arc::new(denied))));
     }
 }
