@@ -134,7 +134,7 @@ async fn config_dump(shared: Arc<Shared>, workers: Workers, settings: AdminSetti
         version: config::version(),
         config: settings.config,
         certificates: dump_certificates(&shared.certs),
-        workload_state: Box::new(connections::by_pod(&snapshot, open)),
+        workload_state: Box::new(connections::by_pod(shared.served.list(), open)),
     };
     dump(&snapshot, parts)
 }

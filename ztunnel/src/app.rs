@@ -30,7 +30,7 @@ use crate::inpod::{Ask, Dialer, ListenSettings, Pods, PodsOptions};
 use crate::pages::{PageSocket, PageSockets};
 use crate::sandbox::{self, Role, SandboxError};
 use crate::settings::{Capture, Mode, Settings, Source};
-use crate::shared::Shared;
+use crate::shared::{Served, Shared};
 use crate::successor::{self, Estate, HandOverError, Heir};
 use crate::worker::Workers;
 
@@ -342,6 +342,7 @@ fn shared(settings: &Settings, telemetry: Arc<Telemetry>) -> Result<Arc<Shared>,
         state: State::with(settings.no_downgrade()),
         certs: Certs::new(Ca::Embedded(ca), Arc::new(SystemClock)),
         telemetry,
+        served: Served::default(),
         budget: Budget::new(settings.memory_budget()),
         pod_limits: settings.pod_limits(),
         http2: settings.http2(),

@@ -2,8 +2,8 @@
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::admission::{Admission, PodLimits, Refused};
@@ -25,6 +25,7 @@ pub(crate) struct Shared {
     pub(crate) state: Arc<State>,
     pub(crate) certs: Arc<Certs>,
     pub(crate) telemetry: Arc<Telemetry>,
+    pub(crate) served: Served,
     pub(crate) budget: Arc<Budget>,
     pub(crate) pod_limits: PodLimits,
     pub(crate) http2: Http2,
@@ -88,7 +89,7 @@ pub(crate) struct PodName {
     pub(crate) uid: Arc<str>,
     pub(crate) namespace: Arc<str>,
     pub(crate) name: Arc<str>,
-    service_account: Arc<str>,
+    pub(crate) service_account: Arc<str>,
     /// Key of its workload.
     pub(crate) workload: WorkloadUid,
 }
@@ -106,6 +107,29 @@ impl PodName {
 impl fmt::Display for PodName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// The pods that are served, or wait to be, as of the last change: for those who look, not for decisions.
+#[derive(Default)]
+pub(crate) struct Served(Mutex<Vec<(PodName, Serving)>>);
+
+/// How far a pod has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Serving {
+    /// Its sockets are open.
+    Up,
+    /// It could not be served yet; it is tried again.
+    Pending,
+}
+
+impl Served {
+    pub(crate) fn set(&self, pods: Vec<(PodName, Serving)>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = pods;
+    }
+
+    pub(crate) fn list(&self) -> Vec<(PodName, Serving)> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 

@@ -33,7 +33,7 @@ pub(crate) use feed::Dialer;
 pub(crate) use listeners::ListenSettings;
 
 use crate::admission::Admission;
-use crate::shared::{Pod, PodName, Shared};
+use crate::shared::{Pod, PodName, Serving, Shared};
 use crate::successor::{Heirloom, Inheritance, Key};
 use crate::worker::{Port, Workers};
 
@@ -431,6 +431,9 @@ impl Pods {
             unsettled.ready();
         }
         self.shared.telemetry.metrics().pods(self.running.len(), self.waiting.len());
+        let up = self.running.values().map(|running| (running.pod.local.clone(), Serving::Up));
+        let pending = self.waiting.values().map(|waiting| (waiting.name.clone(), Serving::Pending));
+        self.shared.served.set(up.chain(pending).collect());
     }
 
     /// Readiness waits until each local workload has its first certificate or a stated reason why not.
