@@ -21,17 +21,24 @@ const UNSENT: u32 = 64 * 1024;
 /// Bytes read before the other tasks of the worker have a turn.
 const TURN: usize = 64 * 1024;
 /// The receive buffer of a path without length, within a machine or a rack.
-const RECEIVE_MIN: usize = 256 * 1024;
-/// A longer path gets what this rate, well above what one tunnel moves, has under way in two round trips.
-const BYTES_PER_MICROSECOND: usize = 2_000;
+const RECEIVE_MIN: usize = 128 * 1024;
+/// A longer path gets what 10 Gbit/s have under way, which is more than one tunnel moves.
+const BYTES_PER_MICROSECOND: usize = 1_250;
 /// A path that needs this much is left to the kernel, which grows the buffer by use.
 const RECEIVE_MAX: usize = 4 << 20;
+
+/// The buffer is fitted again after so many bytes.
+const FIT_EVERY: usize = 4 << 20;
 
 /// Between TLS and TCP.
 pub(super) struct Wire {
     tcp: TcpStream,
     /// Bytes read in this turn.
     read: usize,
+    /// Bytes read until the receive buffer is looked at again.
+    until_fit: usize,
+    /// What the receive buffer was fixed at.
+    fixed: Option<usize>,
 }
 
 impl Wire {
@@ -39,9 +46,23 @@ impl Wire {
     pub(super) fn new(tcp: TcpStream) -> Self {
         // Each is an improvement where the kernel grants it, and the tunnel works without.
         let _unknown = socket::limit_unsent(&tcp, UNSENT);
-        let fitting = socket::shortest_round_trip(&tcp).ok().and_then(receive_buffer);
-        let _left_alone = fitting.map(|bytes| socket::fix_receive_buffer(&tcp, bytes));
-        Self { tcp, read: 0 }
+        let mut wire = Self { tcp, read: 0, until_fit: 0, fixed: None };
+        wire.fit();
+        wire
+    }
+
+    /// Fits the receive buffer to the path as it is known now: on a busy machine the first round trip says little.
+    fn fit(&mut self) {
+        self.until_fit = FIT_EVERY;
+        let Ok(round_trip) = socket::shortest_round_trip(&self.tcp) else { return };
+        // What was fixed once does not grow by itself again.
+        let wanted = receive_buffer(round_trip).or(self.fixed.map(|_| RECEIVE_MAX * 4));
+        if wanted != self.fixed
+            && let Some(bytes) = wanted
+            && socket::fix_receive_buffer(&self.tcp, bytes).is_ok()
+        {
+            self.fixed = wanted;
+        }
     }
 
     pub(super) fn tcp(&self) -> &TcpStream {
@@ -56,7 +77,7 @@ impl Wire {
 /// What the receive buffer of a path is fixed at, if it is.
 fn receive_buffer(round_trip: Duration) -> Option<usize> {
     let micros = usize::try_from(round_trip.as_micros()).unwrap_or(usize::MAX);
-    let bytes = micros.saturating_mul(2 * BYTES_PER_MICROSECOND);
+    let bytes = micros.saturating_mul(BYTES_PER_MICROSECOND);
     (bytes < RECEIVE_MAX).then_some(bytes.max(RECEIVE_MIN))
 }
 
@@ -67,7 +88,11 @@ impl AsyncRead for Wire {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         if self.read >= TURN {
+            self.until_fit = self.until_fit.saturating_sub(self.read);
             self.read = 0;
+            if self.until_fit == 0 {
+                self.fit();
+            }
             yield_turn(cx);
             return Poll::Pending;
         }
@@ -125,9 +150,9 @@ mod tests {
         for (micros, bytes) in [
             (0, Some(RECEIVE_MIN)),
             (40, Some(RECEIVE_MIN)),
-            (200, Some(800_000)),
-            (1_000, Some(4_000_000)),
-            (1_100, None),
+            (200, Some(250_000)),
+            (1_000, Some(1_250_000)),
+            (3_400, None),
             (100_000, None),
         ] {
             assert_eq!(receive_buffer(Duration::from_micros(micros)), bytes, "{micros} us");
