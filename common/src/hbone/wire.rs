@@ -10,6 +10,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::{BufMut as _, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
@@ -30,6 +31,9 @@ const RECEIVE_MAX: usize = 4 << 20;
 /// The buffer is fitted again after so many bytes.
 const FIT_EVERY: usize = 4 << 20;
 
+/// Bytes read while there is no room to write: more than the other end may have begun to write.
+const AHEAD: usize = 1 << 20;
+
 /// Between TLS and TCP.
 pub(super) struct Wire {
     tcp: TcpStream,
@@ -39,6 +43,10 @@ pub(super) struct Wire {
     until_fit: usize,
     /// What the receive buffer was fixed at.
     fixed: Option<usize>,
+    /// Writes that found no room since something was last read.
+    stuck: u32,
+    /// What was read while the codec waited for room to write.
+    ahead: BytesMut,
 }
 
 impl Wire {
@@ -46,7 +54,7 @@ impl Wire {
     pub(super) fn new(tcp: TcpStream) -> Self {
         // Each is an improvement where the kernel grants it, and the tunnel works without.
         let _unknown = socket::limit_unsent(&tcp, UNSENT);
-        let mut wire = Self { tcp, read: 0, until_fit: 0, fixed: None };
+        let mut wire = Self { tcp, read: 0, until_fit: 0, fixed: None, stuck: 0, ahead: BytesMut::new() };
         wire.fit();
         wire
     }
@@ -63,6 +71,25 @@ impl Wire {
         {
             self.fixed = wanted;
         }
+    }
+
+    /// With a PING to send, the codec reads nothing before it has room to write: two full ends would wait for each
+    /// other for ever. One that asks again for room without having read gets its bytes read here, up to a bound which
+    /// lets the other end write what it has begun.
+    fn read_ahead(&mut self, cx: &mut Context<'_>) {
+        self.stuck = self.stuck.saturating_add(1);
+        if self.ahead.len() >= AHEAD || !matches!(self.tcp.poll_read_ready(cx), Poll::Ready(Ok(()))) {
+            return; // an error is told by the next read
+        }
+        if self.stuck > 1 {
+            self.ahead.reserve(TURN);
+            match self.tcp.try_read_buf(&mut (&mut self.ahead).limit(TURN)) {
+                Ok(1..) => {}
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                _ => return,
+            }
+        }
+        yield_turn(cx);
     }
 
     pub(super) fn tcp(&self) -> &TcpStream {
@@ -96,6 +123,16 @@ impl AsyncRead for Wire {
             yield_turn(cx);
             return Poll::Pending;
         }
+        self.stuck = 0;
+        if !self.ahead.is_empty() {
+            let taken = self.ahead.len().min(buf.remaining());
+            buf.put_slice(&self.ahead.split_to(taken));
+            if self.ahead.is_empty() {
+                self.ahead = BytesMut::new(); // an idle tunnel holds no block
+            }
+            self.read += taken;
+            return Poll::Ready(Ok(()));
+        }
         let before = buf.filled().len();
         let polled = Pin::new(&mut self.tcp).poll_read(cx, buf);
         self.read = if polled.is_ready() { self.read + buf.filled().len() - before } else { 0 };
@@ -105,7 +142,11 @@ impl AsyncRead for Wire {
 
 impl AsyncWrite for Wire {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.tcp).poll_write(cx, buf)
+        let polled = Pin::new(&mut self.tcp).poll_write(cx, buf);
+        if polled.is_pending() {
+            self.read_ahead(cx);
+        }
+        polled
     }
 
     fn poll_write_vectored(
@@ -113,7 +154,11 @@ impl AsyncWrite for Wire {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.tcp).poll_write_vectored(cx, bufs)
+        let polled = Pin::new(&mut self.tcp).poll_write_vectored(cx, bufs);
+        if polled.is_pending() {
+            self.read_ahead(cx);
+        }
+        polled
     }
 
     fn is_write_vectored(&self) -> bool {

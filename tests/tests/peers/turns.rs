@@ -62,9 +62,9 @@ async fn ready_streams_alternate_in_small_frames_beside_a_stalled_one() {
             _ => {}
         }
     }
-    assert!(frames > 100, "{frames} frames looked at");
+    assert!(frames > 40, "{frames} frames looked at");
     assert!(largest <= 64 << 10, "a frame of {largest} bytes while others wait");
-    assert!(turns * 2 >= frames && longest <= 12, "{turns} turns in {frames} frames, {longest} in a row");
+    assert!(turns * 2 >= frames && longest <= 16, "{turns} turns in {frames} frames, {longest} in a row");
     assert!(got[&7] <= 1 << 20, "the stalled stream got {} bytes, more than its window", got[&7]);
     drop(raw);
     sending.into_iter().for_each(|thread| thread.join().unwrap());
