@@ -124,7 +124,7 @@ impl Known {
 
     fn look(&self, snapshot: &Snapshot, entry: &Entry) -> Looked {
         let local = &entry.pod.local;
-        let basis = snapshot.workload(&local.workload).map(|workload| Basis::of(snapshot, workload));
+        let basis = entry.pod.workload(snapshot).ok().map(|workload| Basis::of(snapshot, &workload));
         let before = self.pods.get(&local.uid);
         let is_same = before.is_some_and(|before| before.basis == basis);
         let is_missing = basis.as_ref().is_some_and(|basis| !basis.missing.is_empty());
