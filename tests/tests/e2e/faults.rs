@@ -220,11 +220,13 @@ fn a_silent_wire_loses_nothing() {
 struct Held {
     rss: u64,
     fds: usize,
+    tasks: f64,
 }
 
 fn held(mesh: &Mesh, node: &str) -> Held {
     let agent = mesh.agent(node);
-    Held { rss: rss(agent.pid()), fds: fds(agent.pid()) }
+    let tasks = agent.metric("tokio_num_alive_tasks", &[]).unwrap();
+    Held { rss: rss(agent.pid()), fds: fds(agent.pid()), tasks }
 }
 
 /// One connection, ended in one of the ways connections end.
@@ -323,7 +325,7 @@ fn an_hour_of_churn_leaves_nothing_behind() {
         // A released pod's namespace is held until its connections' grace is over.
         let back = || {
             let now = held(&mesh, node);
-            (now.fds <= before.fds).then_some(())
+            (now.fds <= before.fds && now.tasks <= before.tasks).then_some(())
         };
         wait_until("descriptors and tasks back", SOON, back, || {
             format!("{before:?}, then {:?}", held(&mesh, node))
