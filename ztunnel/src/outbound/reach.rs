@@ -164,6 +164,8 @@ struct Tries {
     tried: Vec<WorkloadUid>,
     left: usize,
     until: Instant,
+    /// All were tried in a hurry: each gets a second chance, as one that is only slow fails then too.
+    is_second_round: bool,
 }
 
 /// What to do after a failed try.
@@ -178,14 +180,15 @@ enum After {
 
 impl Tries {
     fn new() -> Self {
-        Self { tried: Vec::new(), left: TRIES - 1, until: Instant::now() + TIME }
+        Self { tried: Vec::new(), left: TRIES - 1, until: Instant::now() + TIME, is_second_round: false }
     }
 
     /// Whether this hop is one of several that may still be tried.
     fn has_others(&self, hop: &NextHop) -> bool {
         let (NextHop::Tcp { why, .. } | NextHop::Hbone { why, .. }) = hop else { return false };
         let untried = matches!(why, Choice::Balanced(balance) if balance.untried > 0);
-        untried && self.left > 0 && Instant::now() < self.until
+        let once_more = !self.is_second_round && !self.tried.is_empty();
+        (untried || once_more) && self.left > 0 && Instant::now() < self.until
     }
 
     fn limits<'a>(&self, call: &Call<'a>, hop: &NextHop) -> &'a Limits {
@@ -198,12 +201,20 @@ impl Tries {
         call.worker.failing.failed(uid, at);
         if self.has_others(hop) {
             self.left -= 1;
-            self.tried.push(uid.clone());
+            let all_tried = matches!(hop, NextHop::Tcp { why: Choice::Balanced(b), .. }
+                | NextHop::Hbone { why: Choice::Balanced(b), .. } if b.untried == 0);
+            if all_tried {
+                self.is_second_round = true;
+                self.tried.clear();
+            } else {
+                self.tried.push(uid.clone());
+            }
             return After::Elsewhere(reason);
         }
         match passing(error) {
             Some(reason) => {
                 self.tried.clear();
+                self.is_second_round = false;
                 After::Again(reason)
             }
             None => After::End,
