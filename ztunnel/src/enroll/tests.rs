@@ -353,6 +353,30 @@ async fn what_another_hand_changes_is_mended_and_counted() {
     assert!(one.is_captured());
 }
 
+/// Another mesh's rules are left alone; chains that would redirect first make the pod fail until they have gone.
+#[tokio::test(start_paused = true)]
+async fn rules_of_others_are_told_of() {
+    let (one, node) = (Namespace::new(), Node::start());
+    node.publish(&[pod("a", &one.path)]);
+    let proxy = node.proxy().await;
+    takes(&proxy, &["add uid-a shop/a/", "snapshot sent"]).await;
+    node.sees("culvert_capture_pods_captured", 1.0).await;
+    let nft = |args: &str| {
+        let run = || Command::new("nft").arg(args).status().expect("the program nft");
+        assert!(one.netns.run(run).unwrap().success(), "{args}");
+    };
+    nft("add table inet istio-ambient-nat");
+    node.sees("culvert_capture_foreign_rules_total", 1.0).await;
+    assert_eq!(node.metric("culvert_capture_pods_captured"), Some(1.0), "ours stand before them");
+    nft("add chain inet istio-ambient-nat first { type nat hook output priority -150 ; }");
+    node.sees("culvert_capture_pods_failing{reason=\"foreign_mesh\"}", 1.0).await;
+    assert!(one.is_captured() && !node.readiness.is_ready());
+    nft("delete table inet istio-ambient-nat");
+    node.sees("culvert_capture_pods_captured", 1.0).await;
+    assert!(node.readiness.is_ready());
+    assert_eq!(node.metric("culvert_capture_repairs_total{what=\"redirects\"}"), None);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_restart_finds_what_was_captured_and_leaves_it_alone() {
     let (one, fresh, node) = (Namespace::new(), Namespace::new(), Node::start());
