@@ -180,9 +180,13 @@ fn an_adopted_listener_goes_on_with_its_queue() {
     drop(first);
     let options = ListenOptions { nodelay: true, ..ListenOptions::default() };
     let (second, transparent) = adopt(heirloom.into(), &options).unwrap();
-    let (accepted, peer) = second.accept().unwrap();
-    assert!(!transparent && accepted.nodelay().unwrap());
+    let (_waited, peer) = second.accept().unwrap();
+    assert!(!transparent);
     assert_eq!(peer, client.local_addr().unwrap());
+    // The options are those of connections from now on.
+    let later = std::net::TcpStream::connect(second.local_addr().unwrap()).unwrap();
+    let (accepted, peer) = second.accept().unwrap();
+    assert_eq!((peer, accepted.nodelay().unwrap()), (later.local_addr().unwrap(), true));
     let refused: [OwnedFd; 3] = [
         client.into(),
         std::net::UdpSocket::bind(any).unwrap().into(),
