@@ -14,9 +14,11 @@ use bytes::{Buf, Bytes};
 use super::budget::Budget;
 
 /// Bytes of one tunnel that may wait in the codec, but for one [`SMALL`] piece of each stream that has none there.
-pub(super) const TUNNEL: usize = 256 * 1024;
+pub(super) const TUNNEL: usize = 64 * 1024;
+/// The same for a stream that is alone.
+const ALONE_ROOM: usize = 256 * 1024;
 /// Largest piece, and so the largest DATA frame, while several streams send.
-pub(super) const PIECE: usize = 64 * 1024;
+pub(super) const PIECE: usize = 16 * 1024;
 /// Of a stream that has nothing waiting, so much is taken however much the others have.
 pub(super) const SMALL: usize = 16 * 1024;
 /// Less room than this is waited over.
@@ -88,7 +90,8 @@ impl Outbox {
         let before = self.queued.get();
         self.set_queued(before - bytes);
         // Half empty, all are woken: whoever then has no use for the room keeps nobody from it.
-        if before > TUNNEL / 2 && self.queued.get() <= TUNNEL / 2 {
+        let falls_below = |level: usize| before > level && self.queued.get() <= level;
+        if falls_below(TUNNEL / 2) || falls_below(ALONE_ROOM / 2) {
             for lane in self.waiting.borrow_mut().drain(..).filter_map(|lane| lane.upgrade()) {
                 lane.wake();
             }
@@ -109,7 +112,7 @@ impl Lane {
     pub(super) fn poll_room(self: &Rc<Self>, cx: &Context<'_>) -> Poll<usize> {
         let (mine, all) = (self.queued.get(), self.outbox.queued());
         let room = match mine {
-            _ if self.is_alone() => TUNNEL.saturating_sub(mine),
+            _ if self.is_alone() => ALONE_ROOM.saturating_sub(mine),
             0 if all >= TUNNEL => SMALL,
             0 => PIECE,
             _ if all >= TUNNEL => 0,
@@ -231,7 +234,7 @@ mod tests {
             assert_eq!(room(&bulk), Some(PIECE));
             drop(bulk.piece(vec![0; PIECE].into()));
         }
-        assert_eq!(room(&bulk), Some(TUNNEL));
+        assert_eq!(room(&bulk), Some(ALONE_ROOM));
         drop(small.piece(vec![0; 1].into()));
         assert_eq!(room(&bulk), Some(PIECE), "another stream has sent");
     }
@@ -261,7 +264,7 @@ mod tests {
     fn what_waits_counts_against_the_budget_and_is_given_back() {
         let (outbox, budget) = (Rc::<Outbox>::default(), Budget::new(1 << 20));
         outbox.charge_to(&budget);
-        let lanes: Vec<_> = (0..3).map(|_| outbox.lane()).collect();
+        let lanes: Vec<_> = (0..8).map(|_| outbox.lane()).collect();
         drop(lanes[0].piece(vec![0; 1000].into()));
         assert_eq!(budget.held(), 0, "a small request charges nothing");
         let held: Vec<_> = lanes.iter().map(fill).collect();
