@@ -73,8 +73,8 @@ fn a_server_at_its_limit_says_so_through_the_tunnel() {
     assert!((17..=19).contains(&served), "{served} served");
     assert!(tries.iter().flat_map(|t| t.as_ref().err()).all(|end| *end == End::Reset));
     assert!(refusals(mesh.agent("b"), "pod-connections") >= (40 - served) as f64);
-    let lines = mesh.agent("a").log();
-    assert!(lines.iter().any(|l| l.as_str().contains("class limit")), "{}", log_of(mesh.agent("a")));
+    // A line is written when the app has heard, which may be a moment later.
+    mesh.agent("a").wait_log(0, "class limit", |line| line.as_str().contains("class limit")).unwrap();
     drop((tries, echo));
     mesh.finish();
 }
