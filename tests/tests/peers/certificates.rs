@@ -57,9 +57,21 @@ fn wrong(world: &World) -> Vec<(&'static str, Option<Leaf>)> {
 async fn a_wrong_certificate_is_refused_with_an_alert_and_no_stream() {
     let world = World::new(&[]);
     let app = App::listen(&world.pod, APP);
-    let counted = |name| world.metric(name, &["result=\"tls\""]);
+    let counted = |result: &str| {
+        let labels = ["side=\"server\"".to_owned(), format!("result=\"{result}\"")];
+        world.metric("culvert_hbone_handshakes_total", &labels.each_ref().map(String::as_str))
+    };
     for (name, leaf) in wrong(&world) {
-        let before = counted("culvert_hbone_handshakes_total");
+        let reason = match name {
+            "expired" | "not valid yet" => "expired",
+            "other root" => "untrusted_root",
+            "no certificate" => "no_peer_certificate",
+            "other trust domain" | "trust domain as a prefix" | "for servers only" | "for no use" => {
+                "wrong_identity"
+            }
+            _ => "bad_name",
+        };
+        let before = counted(reason);
         let tcp = connect(&world.peer, world.hbone());
         let local = tcp.local_addr().unwrap();
         let connector = tokio_rustls::TlsConnector::from(tls::client(leaf.as_ref(), &["h2"]));
@@ -87,7 +99,7 @@ async fn a_wrong_certificate_is_refused_with_an_alert_and_no_stream() {
         assert!(line.has(&[("direction", "inbound"), ("message", "connection failed")]), "{name}: {line:?}");
         assert!(line.field("error").unwrap().starts_with("TLS with "), "{name}: {line:?}");
         assert_eq!(line.field("src.identity"), None, "{name}: nothing is proven");
-        assert_eq!(counted("culvert_hbone_handshakes_total"), before + 1.0, "{name}");
+        assert_eq!(counted(reason), before + 1.0, "{name}: {reason}");
         app.assert_untouched();
     }
     let _echo = app.echo();
