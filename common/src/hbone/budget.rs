@@ -4,7 +4,8 @@
 //! A stream may hold what its peer may send: its window. What counts against the limits is therefore, for a stream
 //! whose app has not read for a second, the whole window that was granted; for every other stream, what it holds
 //! just now. Bytes from apps count while they wait in a tunnel. Over a limit nothing more is read for those it concerns,
-//! and the worst stalled stream is reset, never one whose app reads; new connections are refused by the callers.
+//! and the worst stream is reset whose app has not read for a moment, never one whose app reads; new connections are
+//! refused by the callers. A pod that holds next to nothing is not made to pay for those that passed the process's limit.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -17,6 +18,10 @@ use tokio::time::Instant;
 
 /// An app that has not read for so long counts as stalled.
 const STALL: Duration = Duration::from_secs(1);
+/// Over a limit, one that has not read for so long may be reset: in a second a fast peer would send a multiple of it.
+const STALL_OVER_LIMIT: Duration = Duration::from_millis(100);
+/// A pod with no more than this part of the process's limit goes on while others have passed it by no more than a quarter.
+const NEXT_TO_NOTHING: u64 = 64;
 
 /// A limit: of the process, or of a pod within it. Shared by all workers.
 pub struct Budget {
@@ -55,7 +60,11 @@ impl Budget {
 
     /// Whether this limit or the whole's is passed: no new connection should be taken, and nothing more be read.
     pub fn is_over(&self) -> bool {
-        self.held() > self.limit || self.whole.as_ref().is_some_and(|whole| whole.is_over())
+        let by_others = |whole: &Self| {
+            self.held() <= whole.limit / NEXT_TO_NOTHING && whole.held() <= whole.limit + whole.limit / 4
+        };
+        self.held() > self.limit
+            || self.whole.as_ref().is_some_and(|whole| whole.is_over() && !by_others(whole))
     }
 
     /// Counts `bytes` more.
@@ -158,7 +167,7 @@ impl Board {
         });
     }
 
-    /// Resets stalled streams, the worst first, until neither `budget` nor the whole is over its limit.
+    /// Resets streams that are not read, the worst first, until neither `budget` nor the whole is over its limit.
     fn enforce(&self, budget: &Arc<Budget>, now: Instant) {
         while budget.is_over() {
             let holders = self.holders.borrow();
@@ -166,7 +175,8 @@ impl Board {
             let concerned = |h: &Holder| !own || Arc::ptr_eq(&h.budget, budget);
             let stalled = holders
                 .iter()
-                .filter(|h| concerned(h) && !h.evict.get() && now.duration_since(h.since.get()) >= STALL);
+                .filter(|h| concerned(h) && !h.evict.get())
+                .filter(|h| now.duration_since(h.since.get()) >= STALL_OVER_LIMIT);
             let Some(worst) = stalled.max_by_key(|h| (h.cost.get(), now.duration_since(h.since.get())))
             else {
                 return;
@@ -363,6 +373,33 @@ mod tests {
         assert_eq!(count.0.load(Ordering::Relaxed), 2, "what another worker gave back is seen by the sweep");
         drop(gate);
         assert!(board.paused.borrow().is_empty());
+    }
+
+    #[test]
+    fn a_pod_that_holds_next_to_nothing_does_not_pay_for_others() {
+        let whole = Budget::new(64_000);
+        let (noisy, calm) = (whole.part(64_000), whole.part(32_000));
+        calm.charge(1_000);
+        noisy.charge(64_000);
+        assert!(whole.is_over() && noisy.is_over() && !calm.is_over());
+        calm.charge(1);
+        assert!(calm.is_over(), "no more than a 64th of the whole");
+        calm.release(1);
+        noisy.charge(15_001);
+        assert!(calm.is_over(), "nobody, once the limit is passed by more than a quarter");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn over_the_limit_a_moment_without_reading_is_enough() {
+        let budget = Budget::new(1_000);
+        let board = Board::new(Arc::clone(&budget));
+        let (mut stops, mut reads) = (board.join(4_000), board.join(4_000));
+        assert!(!step(&mut stops, 900, false) && !step(&mut reads, 90, true));
+        tokio::time::advance(STALL_OVER_LIMIT).await;
+        assert!(!step(&mut reads, 95, true), "within the limit nobody goes");
+        assert!(!step(&mut reads, 200, true), "it reads");
+        assert!(step(&mut stops, 900, false));
+        assert_eq!((budget.held(), budget.resets()), (200, 1));
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,8 +1,10 @@
 //! Faults of a whole node: agents killed at random moments, a wire that goes silent, an hour of churn in a minute.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Shutdown, TcpStream};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -11,6 +13,7 @@ use std::time::{Duration, SystemTime};
 use culvert::lab::{Place, Pod, pause, wait_until};
 use culvert_tests::mesh::{Mesh, SOON, fds, log_of, rss};
 use culvert_tests::net::{Acceptor, End, Pattern, Server, connect, read_to_end, reset, try_out};
+use culvert_tests::traffic::Traffic;
 
 const PORT: u16 = 8080;
 const MARKER: &[u8] = b"never-in-plaintext";
@@ -353,5 +356,80 @@ fn a_frozen_app_goes_on_where_it_stood() {
     drop::<TcpStream>(near);
     assert_eq!(read_to_end(&mut far), (Vec::new(), End::Fin));
     drop((far, acceptor));
+    mesh.finish();
+}
+
+/// A memory cgroup of its own; gone when dropped, once its processes are.
+struct Cgroup(PathBuf);
+
+impl Cgroup {
+    /// With a limit in bytes. v2 at the usual place, or v1 with its memory controller.
+    fn new(name: &str, limit: u64) -> Self {
+        let v1 = Path::new("/sys/fs/cgroup/memory");
+        let (root, file) = if v1.is_dir() {
+            (v1, "memory.limit_in_bytes")
+        } else {
+            let root = Path::new("/sys/fs/cgroup");
+            let on = fs::write(root.join("cgroup.subtree_control"), "+memory");
+            on.expect("turn the memory controller on: needs root and a writable cgroup tree");
+            (root, "memory.max")
+        };
+        let dir = root.join(format!("{name}-{}", std::process::id()));
+        fs::create_dir(&dir).expect("make a cgroup: needs root and a writable cgroup tree");
+        let cgroup = Self(dir);
+        fs::write(cgroup.0.join(file), limit.to_string()).expect("limit a cgroup's memory");
+        cgroup
+    }
+
+    /// Processes that the kernel has killed for memory.
+    fn killed(&self) -> u64 {
+        let events =
+            ["memory.events", "memory.oom_control"].map(|file| fs::read_to_string(self.0.join(file)));
+        let text = events.into_iter().find_map(Result::ok).expect("the cgroup's events");
+        let line = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
+        line.expect("a count of kills").trim().parse().expect("a number")
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        let gone = || fs::remove_dir(&self.0).ok();
+        let _left = wait_until("the cgroup's end", SOON, gone, String::new);
+    }
+}
+
+/// An agent that may use 128 MiB derives its budgets from that, so that apps that do not read cost their own streams and
+/// neither the process nor their neighbour.
+#[test]
+fn a_small_cgroup_is_not_overrun() {
+    const LIMIT: u64 = 128 << 20;
+    let cgroup = Cgroup::new("culvert-e2e", LIMIT);
+    let mut mesh = Mesh::new();
+    let (noisy, calm) = (mesh.captured("a", "noisy"), mesh.captured("a", "calm"));
+    let server = mesh.captured("b", "server");
+    mesh.start_by("a", &format!("echo $$ > {}/cgroup.procs\nexec \"$@\"", cgroup.0.display()), &[]);
+    let budget = mesh.agent("a").metric("culvert_budget_limit", &["limit=\"memory\""]).unwrap();
+    assert_eq!(budget, (LIMIT / 2) as f64, "derived from the cgroup");
+    let echo = Server::echo(&server, PORT);
+    let acceptor = Acceptor::new(&server, (server.v4.into(), 9000));
+    let stalled: Vec<_> = (0..50).map(|_| acceptor.pair(&noisy)).collect();
+    let traffic = Traffic::start(&calm, (server.v4.into(), PORT), 2);
+    // Fifty windows of 4 MiB want more than the cgroup has.
+    let filling: Vec<_> = stalled
+        .iter()
+        .map(|(_, far)| {
+            let mut far = far.try_clone().unwrap();
+            std::thread::spawn(move || {
+                far.set_write_timeout(Some(Duration::from_secs(4))).unwrap();
+                while far.write(&[7; 64 << 10]).is_ok() {}
+            })
+        })
+        .collect();
+    filling.into_iter().for_each(|thread| thread.join().unwrap());
+    traffic.more(20);
+    traffic.end_well("beside apps that do not read, in a small cgroup");
+    assert_eq!(cgroup.killed(), 0, "killed for memory");
+    assert!(mesh.agent("a").metric("culvert_hbone_budget_resets_total", &[]).unwrap() > 0.0);
+    drop((stalled, echo, acceptor));
     mesh.finish();
 }
