@@ -39,12 +39,19 @@ pub(crate) struct Cli {
 #[derive(Subcommand, Debug)]
 pub(crate) enum Command {
     /// Only carry traffic, of the pods that another process hands over; without a command both are one process
+    #[command(
+        after_help = "Example: serve the pods that `ztunnel enroll` of this node, or Istio's CNI agent, hands over\n\n  \
+        ztunnel proxy --config ./mesh --node node-1 --zds-socket /var/run/ztunnel/ztunnel.sock"
+    )]
     Proxy(Box<Settings>),
     /// Only write the pods' capture rules, guard them, and hand the pods over to a proxy that another process is
+    #[command(after_help = "Example: capture the pods of node-1 for the proxy that connects\n\n  \
+        ztunnel enroll --config ./mesh --node node-1 --zds-socket /var/run/ztunnel/ztunnel.sock")]
     Enroll(Box<EnrollSettings>),
     /// Remove the capture rules from this node's pods, for when the agent is gone for good
     ///
     /// A stopped agent leaves its rules in place, so that captured pods are refused, never bypassed.
+    #[command(after_help = "Example: ztunnel release --config ./mesh --node node-1")]
     Release(Box<Settings>),
     /// Print the version
     Version,
