@@ -3,7 +3,7 @@
 //! It reads frame heads, hands payload on where it stands, and says every header block again in plain words, so that the
 //! codec sees only what was accepted. It ends a tunnel whose peer floods it or breaks the protocol, and says so once: in
 //! a metric, in a log line with the peer's identity, and in a GOAWAY. Connect tunnels need less than HTTP/2 offers, so
-//! what it refuses no right peer sends. It knows no stream and no policy. Start with [`filter::Filter::step`].
+//! what it refuses no right peer sends. It knows no stream and no policy. Start with `Filter::step` in `filter.rs`.
 
 mod allowance;
 mod feed;
