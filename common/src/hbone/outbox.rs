@@ -14,11 +14,14 @@ use bytes::{Buf, Bytes};
 use super::budget::Budget;
 
 /// Bytes of one tunnel that may wait in the codec, but for one [`SMALL`] piece of each stream that has none there.
-pub(super) const TUNNEL: usize = 64 * 1024;
-/// The same for a stream that is alone.
-const ALONE_ROOM: usize = 256 * 1024;
+pub(super) const TUNNEL: usize = 256 * 1024;
 /// Largest piece, and so the largest DATA frame, while several streams send.
-pub(super) const PIECE: usize = 16 * 1024;
+pub(super) const PIECE: usize = 64 * 1024;
+/// Both for a tunnel in which small messages are sent: each of them waits for what is before it.
+const TUNNEL_SHARED: usize = 64 * 1024;
+const PIECE_SHARED: usize = 16 * 1024;
+/// A piece of a stream that has nothing waiting is a small message up to this size.
+const MESSAGE: usize = 2 * 1024;
 /// Of a stream that has nothing waiting, so much is taken however much the others have.
 pub(super) const SMALL: usize = 16 * 1024;
 /// Less room than this is waited over.
@@ -38,6 +41,9 @@ pub struct Outbox {
     last: Cell<u64>,
     run: Cell<u64>,
     lanes: Cell<u64>,
+    /// What all have sent, and what they had when the last small message was sent.
+    sent: Cell<u64>,
+    message_at: Cell<Option<u64>>,
     waiting: RefCell<Vec<Weak<Lane>>>,
     /// The pod's budget, and what it has been charged.
     budget: OnceCell<Arc<Budget>>,
@@ -86,12 +92,17 @@ impl Outbox {
         }
     }
 
+    /// Whether small messages are sent here, as far as the last bytes tell.
+    fn has_messages(&self) -> bool {
+        self.message_at.get().is_some_and(|at| self.sent.get() - at < ALONE)
+    }
+
     fn release(&self, bytes: usize) {
         let before = self.queued.get();
         self.set_queued(before - bytes);
         // Half empty, all are woken: whoever then has no use for the room keeps nobody from it.
         let falls_below = |level: usize| before > level && self.queued.get() <= level;
-        if falls_below(TUNNEL / 2) || falls_below(ALONE_ROOM / 2) {
+        if falls_below(TUNNEL / 2) || falls_below(TUNNEL_SHARED / 2) {
             for lane in self.waiting.borrow_mut().drain(..).filter_map(|lane| lane.upgrade()) {
                 lane.wake();
             }
@@ -111,12 +122,14 @@ impl Lane {
     /// How many bytes may be queued now, at least one. Pending while the tunnel, or the stream's part of it, is full.
     pub(super) fn poll_room(self: &Rc<Self>, cx: &Context<'_>) -> Poll<usize> {
         let (mine, all) = (self.queued.get(), self.outbox.queued());
+        let (tunnel, piece) =
+            if self.outbox.has_messages() { (TUNNEL_SHARED, PIECE_SHARED) } else { (TUNNEL, PIECE) };
         let room = match mine {
-            _ if self.is_alone() => ALONE_ROOM.saturating_sub(mine),
-            0 if all >= TUNNEL => SMALL,
-            0 => PIECE,
-            _ if all >= TUNNEL => 0,
-            _ => PIECE.saturating_sub(mine),
+            _ if self.is_alone() => TUNNEL.saturating_sub(mine),
+            0 if all >= tunnel => SMALL,
+            0 => piece,
+            _ if all >= tunnel => 0,
+            _ => piece.saturating_sub(mine),
         };
         // A sliver is not worth a frame while more is on its way.
         if mine == 0 || room >= SLIVER {
@@ -138,6 +151,10 @@ impl Lane {
         let outbox = &self.outbox;
         let run = if outbox.last.replace(self.id) == self.id { outbox.run.get() } else { 0 };
         outbox.run.set(run.saturating_add(data.len() as u64));
+        outbox.sent.set(outbox.sent.get() + data.len() as u64);
+        if self.queued.get() == 0 && data.len() <= MESSAGE {
+            outbox.message_at.set(Some(outbox.sent.get()));
+        }
         let cost = data.len() + OVERHEAD;
         self.queued.set(self.queued.get() + cost);
         outbox.set_queued(outbox.queued() + cost);
@@ -234,9 +251,15 @@ mod tests {
             assert_eq!(room(&bulk), Some(PIECE));
             drop(bulk.piece(vec![0; PIECE].into()));
         }
-        assert_eq!(room(&bulk), Some(ALONE_ROOM));
+        assert_eq!(room(&bulk), Some(TUNNEL));
         drop(small.piece(vec![0; 1].into()));
-        assert_eq!(room(&bulk), Some(PIECE), "another stream has sent");
+        assert_eq!(room(&bulk), Some(PIECE_SHARED), "another stream has sent a small message");
+        let other = outbox.lane();
+        for _ in 0..ALONE / PIECE as u64 {
+            drop(bulk.piece(vec![0; PIECE / 2].into()));
+            drop(other.piece(vec![0; PIECE / 2].into()));
+        }
+        assert_eq!(room(&bulk), Some(PIECE), "for long all that was sent was bulk");
     }
 
     #[test]
@@ -264,7 +287,7 @@ mod tests {
     fn what_waits_counts_against_the_budget_and_is_given_back() {
         let (outbox, budget) = (Rc::<Outbox>::default(), Budget::new(1 << 20));
         outbox.charge_to(&budget);
-        let lanes: Vec<_> = (0..8).map(|_| outbox.lane()).collect();
+        let lanes: Vec<_> = (0..16).map(|_| outbox.lane()).collect();
         drop(lanes[0].piece(vec![0; 1000].into()));
         assert_eq!(budget.held(), 0, "a small request charges nothing");
         let held: Vec<_> = lanes.iter().map(fill).collect();
