@@ -270,7 +270,10 @@ mod tests {
         assert!(other.admit(Instant::now()).is_ok(), "a pod's budget is its own");
         pod.memory.release(1_001);
         process.charge(10_001);
+        assert!(other.admit(Instant::now()).is_ok(), "it holds nothing, and others are hardly over");
+        other.memory.charge(200);
         assert_eq!(other.admit(Instant::now()).err(), Some(Refused::Memory(10_000)));
+        other.memory.release(200);
         process.release(10_001);
         assert!(pod.admit(Instant::now()).is_ok());
     }
