@@ -21,6 +21,7 @@ clean() {
     rm -rf "$tmp"
 }
 trap clean EXIT
+trap 'exit 1' INT TERM HUP
 for n in wire node1 node2 client server; do ip netns add "$id-$n"; ip -n "$id-$n" link set lo up; done
 ip -n "$id-wire" link add br0 type bridge
 ip -n "$id-wire" link set br0 up
