@@ -35,7 +35,7 @@ pub(crate) struct AdminSettings {
 impl AdminSettings {
     pub(crate) fn new(settings: &Settings) -> Self {
         let network = settings.source.network.as_str().into();
-        Self { deadline: settings.deadline(), network, config: config::config(settings) }
+        Self { deadline: settings.lifecycle.deadline(), network, config: config::config(settings) }
     }
 }
 

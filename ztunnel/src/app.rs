@@ -93,8 +93,8 @@ pub(crate) fn run(settings: &Settings, role: Role) -> Result<(), AppError> {
         return Err(AppError::Settings(problems));
     }
     // Before the first thread: capabilities are a thread's own, and the log has one.
-    let confined = sandbox::enter(role, settings.process.syscall_filter)?;
-    let logger = telemetry::init(settings.process.log_format.into(), &settings.process.log)?;
+    let confined = sandbox::enter(role, settings.lifecycle.syscall_filter)?;
+    let logger = telemetry::init(settings.lifecycle.log_format.into(), &settings.lifecycle.log)?;
     confined.log();
     raise_descriptor_limit();
     sandbox::check_means(settings.capture.packet_mark)?;
@@ -159,7 +159,7 @@ async fn agent(settings: &Settings, role: Role, telemetry: Arc<Telemetry>) -> Re
     };
     readiness.drain();
     enrolling.cut(); // all rules stay: a successor's, or those of pods that are refused now
-    let deadline = settings.deadline();
+    let deadline = settings.lifecycle.deadline();
     tracing::info!(?deadline, "draining");
     let cut = traffic.shut_down(deadline).await;
     tracing::info!(tasks_cut = cut, "drained");
@@ -189,7 +189,7 @@ fn enrolment(
         ipv6: settings.capture.ipv6,
         mark: settings.capture.packet_mark,
         adopt: settings.capture.adopt,
-        grace: settings.deadline(),
+        grace: settings.lifecycle.deadline(),
         audit: settings.enrolment.audit_interval,
     };
     let metrics = Arc::clone(shared.telemetry.metrics());
@@ -208,7 +208,7 @@ fn pods_options(settings: &Settings, shared: &Shared, dialer: Dialer) -> PodsOpt
             keepalive: shared.keepalive,
         },
         cluster: kube_settings(settings).cluster.to_string(),
-        grace: settings.deadline(),
+        grace: settings.lifecycle.deadline(),
     }
 }
 
@@ -321,7 +321,7 @@ fn spawn_admin(
     sockets: Vec<PageSocket>,
     (essential, pages, stop): (&Essential, &Scope, Stop),
 ) {
-    let deadline = settings.deadline();
+    let deadline = settings.lifecycle.deadline();
     let routes = admin::routes(shared, workers, &AdminSettings::new(settings), &stop);
     for socket in sockets {
         let (routes, scope) = (Arc::clone(&routes), pages.clone());
@@ -405,45 +405,28 @@ pub(crate) async fn listener(
 }
 
 fn kube_settings(settings: &Settings) -> kube::Settings {
-    KubeOf {
-        source: &settings.source,
-        capture: &settings.capture,
-        cluster_id: settings.process.istio_meta_cluster_id.as_deref(),
-        trust_domain: &settings.identity.trust_domain,
-    }
-    .settings()
+    translation(&settings.source, &settings.capture, &settings.identity.trust_domain)
 }
 
 /// What the translation of documents needs to know of the settings.
-pub(crate) struct KubeOf<'a> {
-    pub(crate) source: &'a Source,
-    pub(crate) capture: &'a Capture,
-    /// Wins over the source's.
-    pub(crate) cluster_id: Option<&'a str>,
-    pub(crate) trust_domain: &'a str,
-}
-
-impl KubeOf<'_> {
-    pub(crate) fn settings(&self) -> kube::Settings {
-        let (source, capture) = (self.source, self.capture);
-        let dedicated = capture.workload.as_ref().filter(|_| capture.mode == Mode::Dedicated);
-        kube::Settings {
-            cluster: self.cluster_id.unwrap_or(&source.cluster_id).into(),
-            trust_domain: self.trust_domain.into(),
-            cluster_domain: source.cluster_domain.as_str().into(),
-            root_namespace: source.root_namespace.as_str().into(),
-            network: source.network.as_str().into(),
-            node: source.node.as_deref().map(Into::into),
-            policy_strict: source.policy_strict,
-            service_range: source.service_range.clone(),
-            excluded_namespaces: source.exclude_namespaces.iter().map(|ns| ns.as_str().into()).collect(),
-            netns_overrides: capture.netns_overrides(),
-            dedicated: dedicated.map(|w| kube::Dedicated {
-                namespace: w.namespace.as_str().into(),
-                name: w.name.as_str().into(),
-                service_account: w.service_account.as_str().into(),
-            }),
-        }
+pub(crate) fn translation(source: &Source, capture: &Capture, trust_domain: &str) -> kube::Settings {
+    let dedicated = capture.workload.as_ref().filter(|_| capture.mode == Mode::Dedicated);
+    kube::Settings {
+        cluster: source.cluster_id().into(),
+        trust_domain: trust_domain.into(),
+        cluster_domain: source.cluster_domain.as_str().into(),
+        root_namespace: source.root_namespace.as_str().into(),
+        network: source.network.as_str().into(),
+        node: source.node.as_deref().map(Into::into),
+        policy_strict: source.policy_strict,
+        service_range: source.service_range.clone(),
+        excluded_namespaces: source.exclude_namespaces.iter().map(|ns| ns.as_str().into()).collect(),
+        netns_overrides: capture.netns_overrides(),
+        dedicated: dedicated.map(|w| kube::Dedicated {
+            namespace: w.namespace.as_str().into(),
+            name: w.name.as_str().into(),
+            service_account: w.service_account.as_str().into(),
+        }),
     }
 }
 

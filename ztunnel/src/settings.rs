@@ -79,6 +79,9 @@ pub(crate) struct Settings {
     pub(crate) budgets: Budgets,
     #[command(flatten)]
     #[serde(flatten)]
+    pub(crate) lifecycle: Lifecycle,
+    #[command(flatten)]
+    #[serde(flatten)]
     pub(crate) process: Process,
 }
 
@@ -96,6 +99,9 @@ pub(crate) struct Source {
     /// Cluster id in telemetry and workload UIDs
     #[arg(long, env = "CLUSTER_ID", value_name = "ID", default_value = "Kubernetes")]
     pub(crate) cluster_id: String,
+    /// Another name of the cluster id, which wins
+    #[arg(long, env = "ISTIO_META_CLUSTER_ID", hide = true)]
+    pub(crate) istio_meta_cluster_id: Option<String>,
     /// Domain of service host names
     #[arg(long, env = "CLUSTER_DOMAIN", value_name = "DOMAIN", default_value = "cluster.local")]
     pub(crate) cluster_domain: String,
@@ -263,7 +269,29 @@ pub(crate) struct Budgets {
     pub(crate) source_handshakes: u32,
 }
 
-/// How the process runs.
+/// What any process of the agent needs: its log, what it gives up, how it ends.
+#[derive(Args, Serialize, Debug, Clone)]
+#[serde(rename_all = "camelCase")]
+#[command(next_help_heading = "Process")]
+pub(crate) struct Lifecycle {
+    /// On SIGTERM, and in a pod that leaves the mesh, open connections get so long [default: the grace period less 5 s, or 5 s]
+    #[arg(long, env = "CONNECTION_TERMINATION_DEADLINE", value_name = "TIME", value_parser = duration)]
+    pub(crate) termination_deadline: Option<Duration>,
+    /// The agent pod's grace period in seconds, from which the deadline is derived
+    #[arg(long, env = "TERMINATION_GRACE_PERIOD_SECONDS", value_name = "N")]
+    pub(crate) grace_period: Option<u64>,
+    /// plain or json
+    #[arg(long, env = "LOG_FORMAT", value_name = "FORMAT", default_value = "plain")]
+    pub(crate) log_format: Format,
+    /// Levels by scope, for example info,access=off
+    #[arg(long, env = "RUST_LOG", value_name = "FILTER", default_value = "info")]
+    pub(crate) log: String,
+    /// Deny system calls that the agent never makes; with false only capabilities are dropped
+    #[arg(long, env = "CULVERT_SYSCALL_FILTER", value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
+    pub(crate) syscall_filter: bool,
+}
+
+/// How the process that carries traffic runs.
 #[derive(Args, Serialize, Debug, Clone)]
 #[serde(rename_all = "camelCase")]
 #[command(next_help_heading = "Process")]
@@ -280,34 +308,16 @@ pub(crate) struct Process {
     /// Addresses of the admin pages; loopback only
     #[arg(long, env = "CULVERT_ADMIN_ADDR", value_name = "ADDR", value_delimiter = ',', value_parser = loopback, default_value = "127.0.0.1:15000,[::1]:15000")]
     pub(crate) admin_addr: Vec<SocketAddr>,
-    /// On SIGTERM open connections get so long [default: the grace period less 5 s, or 5 s]
-    #[arg(long, env = "CONNECTION_TERMINATION_DEADLINE", value_name = "TIME", value_parser = duration)]
-    pub(crate) termination_deadline: Option<Duration>,
-    /// The pod's grace period in seconds, from which the deadline is derived
-    #[arg(long, env = "TERMINATION_GRACE_PERIOD_SECONDS", value_name = "N")]
-    pub(crate) grace_period: Option<u64>,
-    /// plain or json
-    #[arg(long, env = "LOG_FORMAT", value_name = "FORMAT", default_value = "plain")]
-    pub(crate) log_format: Format,
-    /// Levels by scope, for example info,access=off
-    #[arg(long, env = "RUST_LOG", value_name = "FILTER", default_value = "info")]
-    pub(crate) log: String,
     /// Where an agent gives its sockets to the one that follows it, or off [default: successor.sock beside the ZDS socket;
     /// /run/culvert/net-<inode of the agent's network namespace>.sock where both parts are one process]
     #[arg(long, env = "CULVERT_SUCCESSOR_SOCKET", value_name = "PATH")]
     pub(crate) successor_socket: Option<PathBuf>,
-    /// Deny system calls that the agent never makes; with false only capabilities are dropped
-    #[arg(long, env = "CULVERT_SYSCALL_FILTER", value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
-    pub(crate) syscall_filter: bool,
     /// Log each policy decision at info instead of debug
     #[arg(long, env = "AUTHZ_POLICY_INFO_LOGGING", value_name = "BOOL", default_value_t = false, action = clap::ArgAction::Set)]
     pub(crate) policy_info_logging: bool,
     /// Set inside Kubernetes, where an agent must not hold the mesh's root
     #[arg(long, env = "KUBERNETES_SERVICE_HOST", hide = true)]
     pub(crate) kubernetes_service_host: Option<String>,
-    /// Another name of the cluster id, which wins
-    #[arg(long, env = "ISTIO_META_CLUSTER_ID", hide = true)]
-    pub(crate) istio_meta_cluster_id: Option<String>,
 }
 
 #[derive(ValueEnum, Serialize, Clone, Copy, Debug, PartialEq, Eq)]
@@ -454,10 +464,6 @@ impl Settings {
         problems
     }
 
-    pub(crate) fn cluster_id(&self) -> &str {
-        self.process.istio_meta_cluster_id.as_deref().unwrap_or(&self.source.cluster_id)
-    }
-
     /// Where this agent and the one before or after it meet; `None` when they should not.
     pub(crate) fn successor_socket(&self, role: Role) -> std::io::Result<Option<PathBuf>> {
         Ok(match (&self.process.successor_socket, role) {
@@ -524,17 +530,21 @@ impl Settings {
             handshakes_per_source: count(b.source_handshakes),
         }
     }
+}
 
-    /// How long open connections get after SIGTERM.
+impl Lifecycle {
+    /// How long open connections get: as told, or what a grace period leaves, or 5 s.
     pub(crate) fn deadline(&self) -> Duration {
-        deadline(self.process.termination_deadline, self.process.grace_period)
+        let of_grace = |n: u64| Duration::from_secs(if n > 10 { n - 5 } else { n.saturating_sub(1).max(1) });
+        let told = self.termination_deadline.or(self.grace_period.map(of_grace));
+        told.unwrap_or(Duration::from_secs(5))
     }
 }
 
-/// How long open connections get: as told, or what a grace period leaves, or 5 s.
-pub(crate) fn deadline(told: Option<Duration>, grace_period: Option<u64>) -> Duration {
-    let of_grace = |n: u64| Duration::from_secs(if n > 10 { n - 5 } else { n.saturating_sub(1).max(1) });
-    told.or(grace_period.map(of_grace)).unwrap_or(Duration::from_secs(5))
+impl Source {
+    pub(crate) fn cluster_id(&self) -> &str {
+        self.istio_meta_cluster_id.as_deref().unwrap_or(&self.cluster_id)
+    }
 }
 
 impl Capture {
@@ -607,7 +617,7 @@ mod tests {
     fn the_deadline_follows_the_grace_period() {
         let of = |args: &[&str]| {
             let args = ["ztunnel"].iter().chain(args);
-            Cli::try_parse_from(args).unwrap().settings.deadline().as_secs()
+            Cli::try_parse_from(args).unwrap().settings.lifecycle.deadline().as_secs()
         };
         assert_eq!(of(&["--grace-period", "30"]), 25);
         assert_eq!(of(&["--grace-period", "10"]), 9);

@@ -21,11 +21,11 @@ pub(crate) fn config(settings: &Settings) -> Value {
     let mut all = serde_json::to_value(settings).unwrap_or_else(|error| json!({"error": error.to_string()}));
     let (http2, pod) = (settings.http2(), settings.pod_limits());
     let derived = json!({
-        "clusterId": settings.cluster_id(),
+        "clusterId": settings.source.cluster_id(),
         "localNode": settings.source.node,
         "readinessAddr": settings.process.ready_addr,
         "numWorkerThreads": settings.workers(),
-        "selfTerminationDeadline": settings.deadline(),
+        "selfTerminationDeadline": settings.lifecycle.deadline(),
         "poolMaxStreamsPerConn": settings.tunnel.pool_max_streams,
         "windowSize": http2.stream_window,
         "connectionWindowSize": http2.connection_window,

@@ -12,7 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::settings::{EnrollSettings, Page};
 use super::{Enroll, EnrollOptions, Peers};
-use crate::app::{AppError, Essential, FLUSH, KubeOf, listener, publish};
+use crate::app::{AppError, Essential, FLUSH, listener, publish, translation};
 use crate::sandbox::{self, Role};
 
 /// The socket's permissions: whoever may write to it is given the pods' namespaces.
@@ -25,8 +25,8 @@ pub(crate) fn run(settings: &EnrollSettings) -> Result<(), AppError> {
         return Err(AppError::Settings(problems));
     }
     // Before the first thread: capabilities are a thread's own, and the log has one.
-    let confined = sandbox::enter(Role::Enroll, settings.process.syscall_filter)?;
-    let logger = telemetry::init(settings.process.log_format.into(), &settings.process.log)?;
+    let confined = sandbox::enter(Role::Enroll, settings.lifecycle.syscall_filter)?;
+    let logger = telemetry::init(settings.lifecycle.log_format.into(), &settings.lifecycle.log)?;
     confined.log();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let result = runtime.block_on(enroll(settings));
@@ -35,14 +35,8 @@ pub(crate) fn run(settings: &EnrollSettings) -> Result<(), AppError> {
 }
 
 async fn enroll(settings: &EnrollSettings) -> Result<(), AppError> {
-    let kube = KubeOf {
-        source: &settings.source,
-        capture: &settings.capture,
-        cluster_id: settings.process.istio_meta_cluster_id.as_deref(),
-        // Identities are the proxy's business.
-        trust_domain: "cluster.local",
-    }
-    .settings();
+    // Identities are the proxy's business.
+    let kube = translation(&settings.source, &settings.capture, "cluster.local");
     file::load(&settings.source.config, &kube).map_err(AppError::Config)?;
     let path = &settings.enrolment.zds_socket;
     let socket = SeqPacketListener::bind(path, MODE)
@@ -64,7 +58,7 @@ async fn enroll(settings: &EnrollSettings) -> Result<(), AppError> {
         ipv6: settings.capture.ipv6,
         mark: settings.capture.packet_mark,
         adopt: settings.capture.adopt,
-        grace: settings.grace(),
+        grace: settings.lifecycle.deadline(),
         audit: settings.enrolment.audit_interval,
     };
     let owned = (readiness.clone(), essential.scope.clone());

@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::Args;
 use serde::Serialize;
 
-use crate::settings::{Capture, Format, Source, deadline, duration};
+use crate::settings::{Capture, Lifecycle, Source, duration};
 
 /// Where pods are handed over, and how their rules are guarded.
 #[derive(Args, Serialize, Debug, Clone)]
@@ -32,10 +32,12 @@ pub(crate) struct EnrollSettings {
     #[command(flatten)]
     pub(crate) enrolment: Enrolment,
     #[command(flatten)]
+    pub(crate) lifecycle: Lifecycle,
+    #[command(flatten)]
     pub(crate) process: EnrollProcess,
 }
 
-/// How the process runs.
+/// Its pages.
 #[derive(Args, Debug, Clone)]
 #[command(next_help_heading = "Process")]
 pub(crate) struct EnrollProcess {
@@ -45,24 +47,6 @@ pub(crate) struct EnrollProcess {
     /// Address of the readiness probe, or off
     #[arg(long, env = "CULVERT_ENROLL_READY_ADDR", value_name = "ADDR", default_value_t = Page::any(15022), value_parser = page)]
     pub(crate) ready_addr: Page,
-    /// Open connections of a pod that leaves the mesh get so long; as the proxy's own [default: the grace period less 5 s, or 5 s]
-    #[arg(long, env = "CONNECTION_TERMINATION_DEADLINE", value_name = "TIME", value_parser = duration)]
-    pub(crate) termination_deadline: Option<Duration>,
-    /// The proxy pod's grace period in seconds, from which the deadline is derived
-    #[arg(long, env = "TERMINATION_GRACE_PERIOD_SECONDS", value_name = "N")]
-    pub(crate) grace_period: Option<u64>,
-    /// plain or json
-    #[arg(long, env = "LOG_FORMAT", value_name = "FORMAT", default_value = "plain")]
-    pub(crate) log_format: Format,
-    /// Levels by scope, for example info,ztunnel::enroll=debug
-    #[arg(long, env = "RUST_LOG", value_name = "FILTER", default_value = "info")]
-    pub(crate) log: String,
-    /// Deny system calls that the agent never makes; with false only capabilities are dropped
-    #[arg(long, env = "CULVERT_SYSCALL_FILTER", value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
-    pub(crate) syscall_filter: bool,
-    /// Another name of the cluster id, which wins
-    #[arg(long, env = "ISTIO_META_CLUSTER_ID", hide = true)]
-    pub(crate) istio_meta_cluster_id: Option<String>,
 }
 
 /// Where a page is served, if at all.
@@ -95,11 +79,6 @@ fn page(text: &str) -> Result<Page, String> {
 }
 
 impl EnrollSettings {
-    /// How long open connections of a pod get that leaves.
-    pub(crate) fn grace(&self) -> Duration {
-        deadline(self.process.termination_deadline, self.process.grace_period)
-    }
-
     /// What only several settings together can get wrong.
     pub(crate) fn problems(&self) -> Vec<String> {
         self.capture.problems()
