@@ -1,0 +1,94 @@
+//! Ways of connecting two pods. Each is a file of its own; the runner knows only [`Mode`].
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::lab::{Lab, NodeId, Pod};
+
+/// Where a mode works: a lab of its own, with the two pods between which everything is sent.
+#[derive(Debug)]
+pub struct Stage {
+    /// Runs the load.
+    pub client: Pod,
+    /// Runs nginx on [`HTTP_PORT`] and iperf3 on [`BULK_PORT`]; they are up before the mode is started.
+    pub server: Pod,
+    /// The nodes, one or two; the client is on the first, the server on the last.
+    pub nodes: Vec<NodeId>,
+    /// The agent's binary.
+    pub ztunnel: PathBuf,
+    /// Directory for what the mode writes, empty at its start.
+    pub scratch: PathBuf,
+    /// Last: it is dropped after what runs in it.
+    pub lab: Lab,
+}
+
+/// Port of the HTTP server.
+pub const HTTP_PORT: u16 = 8080;
+/// Port of the bulk server.
+pub const BULK_PORT: u16 = 5201;
+/// A proxy that is not ready by then has failed.
+pub const READY_MAX: Duration = Duration::from_secs(30);
+
+/// A process whose cost is the mode's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Proxy {
+    /// Such as `node-a` or `client sidecar`.
+    pub name: String,
+    /// Its process id.
+    pub pid: u32,
+}
+
+/// What the mode is started for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct World {
+    /// Workloads that the proxies have to know beside the two pods.
+    pub workloads: u32,
+}
+
+/// One way of connecting the pods. Dropping it stops everything it started.
+pub trait Mode {
+    /// Short name, such as `culvert`; unique in a run.
+    fn name(&self) -> &str;
+
+    /// One line for people.
+    fn title(&self) -> String;
+
+    /// How what runs differs from its own defaults, one line each.
+    fn deviations(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// Programs that took part, with their versions.
+    fn tools(&self) -> Vec<(String, String)> {
+        Vec::new()
+    }
+
+    /// Whether both pods are on one node.
+    fn one_node(&self) -> bool {
+        false
+    }
+
+    /// Whether there are proxies to be started and accounted.
+    fn has_proxies(&self) -> bool {
+        true
+    }
+
+    /// Why a work cannot be done with this mode, for example bulk through an HTTP proxy; `None` where it can.
+    fn cannot(&self, _work: &super::work::Work) -> Option<&'static str> {
+        None
+    }
+
+    /// Starts the proxies for `stage` and returns once they are ready and what the client sends to the server's own
+    /// address goes through them.
+    ///
+    /// **Errors:** a program is missing or was not ready in time, with the end of its log.
+    fn start(&mut self, stage: &Stage, world: &World) -> anyhow::Result<()>;
+
+    /// The processes to be accounted, while it is started.
+    fn proxies(&self) -> Vec<Proxy>;
+
+    /// Stops the proxies; connections between the pods are direct again.
+    ///
+    /// **Errors:** something would not end.
+    fn stop(&mut self, stage: &Stage) -> anyhow::Result<()>;
+}
