@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use culvert_tests::dice::Dice;
+
 #[path = "../fuzz/laws/guard.rs"]
 mod guard;
 #[path = "../fuzz/laws/netlink.rs"]
@@ -12,40 +14,23 @@ mod zds;
 /// Mutations of each file of a corpus.
 const MUTATIONS: usize = 400;
 
-/// A small generator, so that a failure can be had again: xorshift64*, Marsaglia 2003, Vigna 2016.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, sides: usize) -> usize {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        let number = self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33;
-        usize::try_from(number).expect("31 bits") % sides.max(1)
-    }
-
-    fn byte(&mut self) -> u8 {
-        u8::try_from(self.roll(256)).expect("a byte")
-    }
-
-    /// A few changes: a byte, a bit, a piece taken out, doubled, or taken from another file.
-    fn mutate(&mut self, bytes: &mut Vec<u8>, other: &[u8]) {
-        for _ in 0..=self.roll(4) {
-            let at = self.roll(bytes.len());
-            let end = (at + self.roll(12)).min(bytes.len());
-            match self.roll(6) {
-                0 => bytes.insert(at, self.byte()),
-                1 => drop(bytes.drain(at..end)),
-                2 => bytes.extend_from_within(at..end),
-                3 => {
-                    let from = self.roll(other.len());
-                    let to = (from + self.roll(40)).min(other.len());
-                    bytes.splice(at..end, other[from..to].iter().copied());
-                }
-                _ if bytes.is_empty() => {}
-                4 => bytes[at] ^= 1 << self.roll(8),
-                _ => bytes[at] = self.byte(),
+/// A few changes: a byte, a bit, a piece taken out, doubled, or taken from another file.
+fn mutate(dice: &mut Dice, bytes: &mut Vec<u8>, other: &[u8]) {
+    for _ in 0..=dice.roll(4) {
+        let at = dice.roll(bytes.len());
+        let end = (at + dice.roll(12)).min(bytes.len());
+        match dice.roll(6) {
+            0 => bytes.insert(at, dice.byte()),
+            1 => drop(bytes.drain(at..end)),
+            2 => bytes.extend_from_within(at..end),
+            3 => {
+                let from = dice.roll(other.len());
+                let to = (from + dice.roll(40)).min(other.len());
+                bytes.splice(at..end, other[from..to].iter().copied());
             }
+            _ if bytes.is_empty() => {}
+            4 => bytes[at] ^= 1 << dice.roll(8),
+            _ => bytes[at] = dice.byte(),
         }
     }
 }
@@ -58,12 +43,12 @@ fn run(target: &str, law: fn(&[u8])) {
     names.sort();
     let files: Vec<Vec<u8>> = names.iter().map(|name| std::fs::read(name).expect("a file")).collect();
     assert!(!files.is_empty(), "{target} has no corpus");
-    let mut dice = Dice(0x5eed_0005);
+    let mut dice = Dice::new(0x5eed_0005);
     for (number, file) in files.iter().enumerate() {
         law(file);
         for _ in 0..MUTATIONS {
             let mut bytes = file.clone();
-            dice.mutate(&mut bytes, &files[(number + 1) % files.len()]);
+            mutate(&mut dice, &mut bytes, &files[(number + 1) % files.len()]);
             if std::panic::catch_unwind(|| law(&bytes)).is_err() {
                 panic!("{target}: {bytes:?}");
             }

@@ -8,9 +8,10 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use culvert::lab::{Place, Pod, pause, wait_until};
+use culvert_tests::dice::Dice;
 use culvert_tests::mesh::{Mesh, SOON, fds, log_of, rss};
 use culvert_tests::net::{Acceptor, End, Pattern, Server, connect, read_to_end, reset, try_out};
 use culvert_tests::traffic::Traffic;
@@ -24,25 +25,6 @@ fn world(args: &[&str]) -> (Mesh, Pod, Pod) {
     let (client, server) = (mesh.captured("a", "client"), mesh.captured("b", "server"));
     mesh.start(args);
     (mesh, client, server)
-}
-
-/// Random numbers whose seed a failing test prints.
-struct Random(u64);
-
-impl Random {
-    fn new() -> Self {
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("a clock after 1970");
-        let seed = u64::try_from(now.as_nanos() & u128::from(u64::MAX)).expect("64 bits") | 1;
-        eprintln!("seed {seed}");
-        Self(seed)
-    }
-
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % limit
-    }
 }
 
 /// What clients saw of their requests, each on a connection of its own.
@@ -160,13 +142,13 @@ fn killed_twenty_times_under_load() {
         let again = || (clients.outcomes.good() >= from + 20).then_some(());
         wait_until("requests are served", SOON, again, || log_of(mesh.agent(node))).unwrap();
     };
-    let mut random = Random::new();
+    let mut dice = Dice::seeded_by_time();
     for _ in 0..20 {
-        let node = ["a", "b"][usize::from(random.below(2) == 1)];
+        let node = ["a", "b"][dice.roll(2)];
         served(&mesh, node);
-        pause(Duration::from_millis(random.below(300)));
+        pause(Duration::from_millis(dice.roll(300) as u64));
         mesh.forget(node).kill();
-        if random.below(2) == 1 {
+        if dice.roll(2) == 1 {
             // The kernel refuses on behalf of an agent that is not there.
             let (_, bytes, end) = try_out(&client, (server.v4.into(), PORT));
             assert!(bytes.is_empty() && end != End::Fin, "{bytes:?}, {end:?}");
