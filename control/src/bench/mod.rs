@@ -8,6 +8,9 @@
 //!
 //! Nothing here is known to the agents: they read the same files and see the same traffic as anywhere else.
 
+pub mod compare;
 pub mod mode;
 pub mod record;
+pub mod report;
+pub mod statistics;
 pub mod work;

@@ -78,7 +78,8 @@ pub struct ModeRecord {
     pub deviations: Vec<String>,
 }
 
-/// One kind of work.
+/// One kind of work. What is measured in phases is a work for each phase, in their order: memory freshly started, with
+/// idle connections, right after load and later are four, whose samples have memory and no cost per unit.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct WorkRecord {
     /// Short name, such as `c64`.
