@@ -1,8 +1,22 @@
 //! Kinds of work, and how each is done with real tools.
+//!
+//! `wrk.rs` and `iperf.rs` run those programs in the client's pod and read what they counted, strictly: an answer that is
+//! not of its form is an error, never a figure. Nothing here knows what is between the pods, or what it costs; the runner
+//! measures that around [`perform`].
+//!
+//! The server answers [`path`] with a body of that many bytes, on [`super::mode::HTTP_PORT`].
+
+mod iperf;
+mod list;
+mod wrk;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
+
+use anyhow::bail;
+
+pub use list::{all, quick};
 
 use super::record::Measure;
 use crate::lab::Pod;
@@ -79,4 +93,28 @@ pub struct Outcome {
     pub values: BTreeMap<Measure, f64>,
     /// Pairs of percentile and microseconds, rising.
     pub latency: Vec<(f64, f64)>,
+}
+
+/// Path that the server answers with a body of so many bytes: `/100` or `/16k`.
+///
+/// **Errors:** the server has no such body.
+pub fn path(body: u32) -> anyhow::Result<&'static str> {
+    match body {
+        100 => Ok("/100"),
+        16_384 => Ok("/16k"),
+        other => bail!("the server has no body of {other} bytes; it has 100 and 16384"),
+    }
+}
+
+/// Does one work between two pods; returns what the load program has seen.
+///
+/// **Errors:** a program is missing (with its Debian package), broke off, or nothing was answered. Single requests that
+/// failed are counted in [`Measure::Failed`] instead.
+pub fn perform(work: &Work, run: &Run<'_>) -> anyhow::Result<Outcome> {
+    match work.kind {
+        Kind::Closed { connections, body } => wrk::closed(run, connections, body),
+        Kind::Bulk { streams, down } => iperf::bulk(run, streams, down),
+        Kind::Open { .. } | Kind::Connections { .. } => bail!("{} cannot be done yet", work.name),
+        Kind::Memory { .. } | Kind::Start { .. } => bail!("{} sends nothing between the pods", work.name),
+    }
 }
