@@ -104,8 +104,9 @@ impl Series {
     }
 
     /// This one less `other`, round by round, for the rounds that both have.
-    pub fn difference(&self, other: &Self) -> Option<Spread> {
-        Spread::of(self.paired(other).map(|(a, b)| a - b))
+    pub fn less(&self, other: &Self) -> Self {
+        let both = self.by_round.iter().filter_map(|(r, a)| Some((*r, a - other.by_round.get(r)?)));
+        Self { by_round: both.collect(), only_disturbed: self.only_disturbed || other.only_disturbed }
     }
 
     fn paired<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = (f64, f64)> + 'a {

@@ -3,7 +3,20 @@
 //! Everything is a pure function of [`Recording`]: a report can be made again from the JSON, on any machine. What a work
 //! is (requests, bulk, memory…) is told by the measures that its samples have, so that new works need no change here.
 
-use super::record::Recording;
+mod charts;
+mod figures;
+mod grid;
+mod html;
+mod plots;
+mod quote;
+mod svg;
+mod table;
+mod view;
+
+use self::svg::Frame;
+use self::view::View;
+use super::record::{Measure, Recording};
+use super::statistics::Spread;
 
 /// Whether the terminal shows colours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,22 +27,63 @@ pub enum Style {
     Colour,
 }
 
+/// What a ratio of the reference to another mode says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    Better,
+    Worse,
+    Unclear,
+}
+
+/// Only where every round says the same, and there are enough of them to say something.
+fn verdict(share: &Spread, measure: Measure) -> Verdict {
+    let (less, more) = (share.max < 1.0, share.min > 1.0);
+    match (share.rounds, measure.more_is_better()) {
+        (0..3, _) => Verdict::Unclear,
+        (_, true) if more => Verdict::Better,
+        (_, false) if less => Verdict::Better,
+        _ if less || more => Verdict::Worse,
+        _ => Verdict::Unclear,
+    }
+}
+
+impl Verdict {
+    /// Class in the page.
+    fn class(self) -> &'static str {
+        match self {
+            Self::Better => "good",
+            Self::Worse => "bad",
+            Self::Unclear => "",
+        }
+    }
+
+    fn tone(self) -> grid::Tone {
+        match self {
+            Self::Better => grid::Tone::Good,
+            Self::Worse => grid::Tone::Bad,
+            Self::Unclear => grid::Tone::Plain,
+        }
+    }
+}
+
 /// The table for the terminal, at most 110 columns wide, with a line feed at its end.
-pub fn table(_recording: &Recording, _style: Style) -> String {
-    String::new()
+pub fn table(recording: &Recording, style: Style) -> String {
+    table::table(recording, style)
 }
 
 /// The report as one HTML page that needs nothing else.
-pub fn html(_recording: &Recording) -> String {
-    String::new()
+pub fn html(recording: &Recording) -> String {
+    html::page(&View::of(recording))
 }
 
 /// Plots as files of their own, name (`cpu-per-request.svg`) and text; those that the recording has figures for.
-pub fn plots(_recording: &Recording) -> Vec<(&'static str, String)> {
-    Vec::new()
+pub fn plots(recording: &Recording) -> Vec<(&'static str, String)> {
+    let view = View::of(recording);
+    let all = [("cpu-per-request.svg", plots::cpu_file(&view)), ("latency.svg", plots::latency_file(&view))];
+    all.into_iter().filter_map(|(name, chart)| Some((name, chart?.draw(Frame::File)))).collect()
 }
 
 /// What one would quote, each sentence with its conditions; empty where the recording does not support any.
-pub fn quotes(_recording: &Recording) -> Vec<String> {
-    Vec::new()
+pub fn quotes(recording: &Recording) -> Vec<String> {
+    quote::quotes(&View::of(recording))
 }
