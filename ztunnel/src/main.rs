@@ -20,6 +20,7 @@ mod settings;
 mod shared;
 mod spare;
 mod successor;
+mod trim;
 mod tunnels;
 mod worker;
 

@@ -12,9 +12,11 @@ use std::time::Duration;
 use culvert_common::hbone::budget::Board;
 use culvert_common::hbone::pool::Pool;
 use culvert_common::model::Health;
+use culvert_common::net::memory;
 use culvert_common::net::socket::set_reset_on_drop;
 use culvert_common::task::Scope;
 use culvert_common::telemetry::Reporter;
+use nix::time::{ClockId, clock_gettime};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::yield_now;
@@ -25,6 +27,7 @@ use crate::connections::{ConnectionInfo, Connections};
 use crate::outbound::failing::Failing;
 use crate::shared::{Pod, Shared};
 use crate::spare::Spare;
+use crate::trim::Trim;
 use crate::tunnels::Tunnels;
 use crate::{inbound, outbound, passthrough, recheck, tunnels};
 
@@ -313,9 +316,10 @@ impl Worker {
         }
     }
 
-    /// Once a second: tunnels that nobody needs, streams that stall, and after each revision those whose pod is gone.
+    /// Once a second: tunnels that nobody needs, streams that stall, after each revision those whose pod is gone, and
+    /// memory that load has left behind.
     async fn keep_house(&self, scope: &Scope) {
-        let mut tick = interval(Duration::from_secs(1));
+        let (mut tick, mut trim) = (interval(Duration::from_secs(1)), Trim::default());
         loop {
             tokio::select! {
                 _ = tick.tick() => {}
@@ -334,6 +338,11 @@ impl Worker {
             self.shared.telemetry.metrics().pool_waits(waits, waited);
             self.shared.telemetry.metrics().budget_held(self.shared.budget.held());
             self.tunnels.sweep();
+            // Of this thread; fails on no kernel that has namespaces.
+            let used = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from);
+            if trim.is_due(used) {
+                memory::give_back();
+            }
         }
     }
 }

@@ -42,6 +42,9 @@ pub struct Opened {
 /// Tries on a tunnel that ended before it answered.
 const TRIES: usize = 3;
 
+/// A tunnel beside the first of its pair is kept unused for so long: each holds about 100 KiB, and a burst opens many.
+const FURTHER_IDLE: Duration = Duration::from_secs(5);
+
 /// All tunnels that a worker has opened. Not `Send`.
 #[derive(Default)]
 pub struct Pool {
@@ -175,15 +178,20 @@ impl Pool {
         }
     }
 
-    /// Forgets tunnels that are closed, expired or unused for `idle`, and those for which `keep` is false: their open
+    /// Forgets tunnels that are closed, expired or unused for `idle` (further ones of a pair for less), and those for which `keep` is false: their open
     /// streams go on, new ones are not accepted, and they close behind the last.
     pub fn sweep(&self, idle: Duration, keep: impl Fn(&Key) -> bool) {
         let (now, wall) = (Instant::now(), SystemTime::now());
         self.pairs.borrow_mut().retain(|key, pair| {
             let wanted = keep(key);
-            let usable =
-                |t: &Rc<Tunnel>| wanted && !t.is_closed() && !t.is_expired(wall) && !t.is_idle(now, idle);
-            pair.tunnels.borrow_mut().retain(usable);
+            let mut limit = idle;
+            pair.tunnels.borrow_mut().retain(|t| {
+                let usable = wanted && !t.is_closed() && !t.is_expired(wall) && !t.is_idle(now, limit);
+                if usable {
+                    limit = idle.min(FURTHER_IDLE);
+                }
+                usable
+            });
             !pair.tunnels.borrow().is_empty() || pair.dial.borrow().is_some()
         });
     }

@@ -76,6 +76,11 @@ pub fn try_read(from: &TcpStream, size: &mut ReadSize, limit: usize) -> io::Resu
     })
 }
 
+/// Frees the thread's buffer; the next read makes a new one.
+pub(super) fn drop_buffer() {
+    SCRATCH.with_borrow_mut(|buffer| *buffer = BytesMut::new());
+}
+
 /// Wakes the task behind all that are ready, once the runtime has looked for new events.
 pub fn yield_turn(cx: &mut Context<'_>) {
     // Its first poll does just that, and is never ready.

@@ -7,10 +7,12 @@
 //! (the rule set as data; install, verify, remove). [`nft`] turns the rules into netlink messages and back, `routing`
 //! does the same for the way back, `conntrack` spares connections that are open already, [`netlink`] carries them all, and [`changes`]
 //! tells when another hand has written.
-//! [`seqpacket`] carries packets and descriptors between processes. `sys` holds the system calls no safe wrapper exists for.
+//! [`seqpacket`] carries packets and descriptors between processes, [`memory`] gives back what a burst has left.
+//! `sys` holds the system calls no safe wrapper exists for.
 
 pub mod changes;
 pub mod copy;
+pub mod memory;
 pub mod netlink;
 pub mod netns;
 pub mod nft;

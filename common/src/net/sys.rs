@@ -48,6 +48,17 @@ pub(super) fn tcp_info(fd: impl AsFd) -> io::Result<(u32, u32)> {
     field(TCPI_NOTSENT_BYTES).zip(field(TCPI_MIN_RTT)).ok_or_else(|| io::ErrorKind::Unsupported.into())
 }
 
+/// Gives pages of which the allocator uses nothing back to the system.
+#[cfg(target_env = "gnu")]
+pub(super) fn trim_heap() {
+    // SAFETY: takes the allocator's own locks and touches only what nobody has allocated.
+    unsafe { libc::malloc_trim(0) };
+}
+
+/// Other C libraries have no such call.
+#[cfg(not(target_env = "gnu"))]
+pub(super) fn trim_heap() {}
+
 /// `SIOCGSKNS` of `linux/sockios.h`.
 const SIOCGSKNS: libc::Ioctl = 0x894c;
 
