@@ -12,7 +12,7 @@ use culvert_common::admin::{Readiness, serve_admin, serve_readiness, serve_stats
 use culvert_common::hbone::budget::Budget;
 use culvert_common::identity::{Ca, CaError, Certs, EmbeddedCa, EmbeddedOptions};
 use culvert_common::net::socket::Keepalive;
-use culvert_common::source::file::{self, LoadError, ReloadOutcome};
+use culvert_common::source::file::{self, FileSource, LoadError, ReloadOutcome};
 use culvert_common::source::kube;
 use culvert_common::state::State;
 use culvert_common::task::Scope;
@@ -108,7 +108,8 @@ pub(crate) fn run(settings: &Settings, role: Role) -> Result<(), AppError> {
 async fn agent(settings: &Settings, role: Role, telemetry: Arc<Telemetry>) -> Result<(), AppError> {
     let readiness = Readiness::new();
     // What is wrong at the start ends the agent with all problems; the watch below publishes, and keeps what is good.
-    file::load(&settings.source.config, &kube_settings(settings)).map_err(AppError::Config)?;
+    let source = FileSource::open(settings.source.config.clone(), kube_settings(settings));
+    let source = source.map_err(AppError::Config)?;
     // Before anything is changed: a second agent takes the first one's place, or does not get as far as the pods.
     let (hand_over, mut sockets) = HandOver::begin(settings, role).await?;
     let stats = sockets.open("metrics", settings.process.stats_addr)?;
@@ -131,7 +132,7 @@ async fn agent(settings: &Settings, role: Role, telemetry: Arc<Telemetry>) -> Re
     let (asks, to_answer) = mpsc::channel(ASKS);
     traffic.spawn(pods.run(to_answer));
     essential.spawn("the certificate renewal", Arc::clone(&shared.certs).run());
-    essential.spawn("the configuration watch", watch_config(settings, &shared));
+    essential.spawn("the configuration watch", watch_config(source, &shared));
     let pages = essential.scope.child();
     spawn_pages((stats, metrics), (ready, readiness.clone()), &essential, &pages);
     let (stop, mut stopping) = Stopping::new();
@@ -362,9 +363,9 @@ fn shared(settings: &Settings, telemetry: Arc<Telemetry>) -> Result<Arc<Shared>,
     }))
 }
 
-fn watch_config(settings: &Settings, shared: &Arc<Shared>) -> impl Future<Output = ()> + Send + use<> {
+fn watch_config(source: FileSource, shared: &Arc<Shared>) -> impl Future<Output = ()> + Send + use<> {
     let tell = publish(Arc::clone(shared.telemetry.metrics()));
-    file::watch(settings.source.config.clone(), kube_settings(settings), Arc::clone(&shared.state), tell)
+    file::watch(source, Arc::clone(&shared.state), tell)
 }
 
 /// Tells the metrics of each reload.

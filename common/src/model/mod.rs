@@ -8,6 +8,7 @@ mod downgrade;
 mod pod;
 mod policy;
 mod service;
+mod texts;
 mod workload;
 
 pub use background::{Background, LeftOut, NotCaptured, PeerMode};

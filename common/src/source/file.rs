@@ -21,6 +21,7 @@ use self::watches::Watches;
 
 use super::kube::{Document, Settings, Translated, translate};
 use crate::config::Problem;
+use crate::net::memory;
 use crate::state::State;
 
 /// Most text that a directory may hold, in bytes. A pod in `kubectl get -o yaml` takes about 8 KiB.
@@ -85,21 +86,27 @@ pub fn load(dir: &Path, settings: &Settings) -> Result<Translated, LoadError> {
     Scan::of(dir)?.read()?.translate(settings)
 }
 
-/// Publishes what `dir` says into `state`, now and whenever it changes, until dropped. Logs each problem once, and
+/// Publishes what the directory says into `state`, now and whenever it changes, until dropped. Logs each problem once, and
 /// tells `on_result` of each new content, good or bad. Cancel-safe.
-pub async fn watch(dir: PathBuf, settings: Settings, state: Arc<State>, on_result: impl Fn(ReloadOutcome)) {
-    let mut source = FileSource::new(dir, settings);
+pub async fn watch(mut source: FileSource, state: Arc<State>, on_result: impl Fn(ReloadOutcome)) {
     let watches = Watches::new();
+    let mut is_new = false;
     loop {
         watches.cover(&source.dir);
         // Read after watching: what changes in between makes an event.
         if let Some(outcome) = source.reload(&state) {
             on_result(outcome);
+            memory::give_back(); // reading takes several times what it leaves
+            is_new = true;
         }
         loop {
             let told = timeout(RESCAN, watches.changed()).await.is_ok();
             if told || source.has_changed() {
                 break;
+            }
+            // Whoever was deciding from the state before has let go of it by now.
+            if std::mem::take(&mut is_new) {
+                memory::give_back();
             }
         }
         watches.settled().await;
@@ -107,7 +114,7 @@ pub async fn watch(dir: PathBuf, settings: Settings, state: Arc<State>, on_resul
 }
 
 /// The directory and what was last seen in it.
-struct FileSource {
+pub struct FileSource {
     dir: PathBuf,
     settings: Settings,
     /// Names, sizes and times as of the last reading.
@@ -116,13 +123,27 @@ struct FileSource {
     reported: Option<u64>,
     /// Hash of the content in force, its revision and its number of warnings.
     in_force: Option<(u64, u64, usize)>,
+    /// What was read first, before anything could be published.
+    first: Option<(u64, Translated)>,
     /// Warnings that were logged for it, not to be logged again with the next change.
     warned: Vec<Problem>,
 }
 
 impl FileSource {
-    fn new(dir: PathBuf, settings: Settings) -> Self {
-        Self { dir, settings, scan: None, reported: None, in_force: None, warned: Vec::new() }
+    /// A directory that may be good or bad.
+    pub fn new(dir: PathBuf, settings: Settings) -> Self {
+        Self { dir, settings, scan: None, reported: None, in_force: None, first: None, warned: Vec::new() }
+    }
+
+    /// A directory that is good now. What was read is published by [`watch`], if it is still there then.
+    ///
+    /// **Errors**: as [`load`].
+    pub fn open(dir: PathBuf, settings: Settings) -> Result<Self, LoadError> {
+        let texts = Scan::of(&dir)?.read()?;
+        let first = Some((texts.hash(), texts.translate(&settings)?));
+        drop(texts);
+        memory::give_back();
+        Ok(Self { first, ..Self::new(dir, settings) })
     }
 
     /// Whether names, sizes or times differ from the last reading.
@@ -147,7 +168,11 @@ impl FileSource {
             state.confirm();
             return Some(ReloadOutcome::Published { revision, warnings });
         }
-        Some(match texts.and_then(|texts| texts.translate(&self.settings)) {
+        let translated = match self.first.take().filter(|(of, _)| *of == hash) {
+            Some((_, translated)) => Ok(translated),
+            None => texts.and_then(|texts| texts.translate(&self.settings)),
+        };
+        Some(match translated {
             Ok(translated) => self.publish(translated, hash, state),
             Err(error) => {
                 state.mark_stale();

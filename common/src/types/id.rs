@@ -61,6 +61,11 @@ impl SpiffeId {
         &self.service_account
     }
 
+    /// Its parts, to be replaced by equal ones.
+    pub(crate) fn texts_mut(&mut self) -> [&mut Arc<str>; 3] {
+        [&mut self.trust_domain, &mut self.namespace, &mut self.service_account]
+    }
+
     /// The identity without `spiffe://`, the form in which policies name principals.
     pub fn principal(&self) -> String {
         format!("{}/ns/{}/sa/{}", self.trust_domain, self.namespace, self.service_account)

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use culvert_common::admin::{Readiness, serve_readiness, serve_stats};
 use culvert_common::net::seqpacket::SeqPacketListener;
-use culvert_common::source::file;
+use culvert_common::source::file::{self, FileSource};
 use culvert_common::state::State;
 use culvert_common::telemetry::{self, Metrics};
 use tokio::signal::unix::{SignalKind, signal};
@@ -37,7 +37,7 @@ pub(crate) fn run(settings: &EnrollSettings) -> Result<(), AppError> {
 async fn enroll(settings: &EnrollSettings) -> Result<(), AppError> {
     // Identities are the proxy's business.
     let kube = translation(&settings.source, &settings.capture, "cluster.local");
-    file::load(&settings.source.config, &kube).map_err(AppError::Config)?;
+    let source = FileSource::open(settings.source.config.clone(), kube).map_err(AppError::Config)?;
     let path = &settings.enrolment.zds_socket;
     let socket = SeqPacketListener::bind(path, MODE)
         .map_err(|source| AppError::ZdsSocket { path: path.clone(), source })?;
@@ -65,7 +65,7 @@ async fn enroll(settings: &EnrollSettings) -> Result<(), AppError> {
     let enroll =
         Enroll::new(options, Arc::clone(&state), Arc::clone(&metrics), owned, Peers::Listener(socket));
     essential.spawn("enrolment", enroll.run());
-    let watch = file::watch(settings.source.config.clone(), kube, state, publish(metrics));
+    let watch = file::watch(source, state, publish(metrics));
     essential.spawn("the configuration watch", watch);
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),

@@ -58,9 +58,10 @@ async fn watched<F: Future<Output = ()>>(
     let state = State::new();
     let outcomes = Outcomes::default();
     let sink = Arc::clone(&outcomes.0);
-    let watch = watch(dir.to_owned(), Settings::default(), Arc::clone(&state), move |outcome| {
-        sink.borrow_mut().push(outcome);
-    });
+    let watch =
+        watch(FileSource::new(dir.to_owned(), Settings::default()), Arc::clone(&state), move |outcome| {
+            sink.borrow_mut().push(outcome);
+        });
     tokio::select! {
         () = watch => unreachable!("watching never ends"),
         () = steps(state, outcomes.clone()) => {}

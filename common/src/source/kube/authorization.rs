@@ -21,12 +21,12 @@ pub(super) fn translate(objects: &Objects, settings: &Settings, report: &Report)
 /// The policies that select `pod` by label: those of its own and of the root namespace.
 pub(super) fn selecting(pod: &Pod, objects: &Objects, settings: &Settings) -> Vec<PolicyKey> {
     let applies = |policy: &&AuthorizationPolicy| {
-        let namespace = &policy.meta.namespace;
-        (*namespace == pod.meta.namespace || *namespace == settings.root_namespace)
-            && action(policy).is_some()
+        action(policy).is_some()
             && policy.selector.as_ref().is_some_and(|selector| selects(selector, &pod.meta.labels))
     };
-    objects.authorization_policies.iter().filter(applies).map(key).collect()
+    let (own, root) = (&*pod.meta.namespace, &*settings.root_namespace);
+    let namespaces = if own == root { &[own][..] } else { &[own, root][..] };
+    objects.policies_in(namespaces).into_iter().filter(applies).map(key).collect()
 }
 
 /// Positions of the rules that are left out: those of [`allow_rule`] that L4 cannot see all of.

@@ -46,6 +46,8 @@ pub(super) struct Objects {
     pub(super) services: Vec<Service>,
     pub(super) slices: Vec<EndpointSlice>,
     pub(super) authorization_policies: Vec<AuthorizationPolicy>,
+    /// Places of these by namespace: each pod looks for those that select it.
+    policies_of: HashMap<Arc<str>, Vec<usize>>,
     pub(super) peer_authentications: Vec<PeerAuthentication>,
     /// To find objects that are defined twice.
     seen: HashMap<String, At>,
@@ -69,16 +71,18 @@ pub(super) fn read(documents: &[Document<'_>], report: &Report) -> Objects {
     let mut objects = Objects::default();
     for document in documents {
         let file: Arc<str> = document.file.into();
-        match yaml::parse(document.text) {
-            Ok(nodes) => nodes.iter().for_each(|node| objects.read_node(node, &file, None, report)),
-            Err(refused) => report.problem(Problem {
-                file: document.file.to_owned(),
-                line: refused.line,
-                object: String::new(),
-                field: String::new(),
-                seen: refused.reason,
-                allowed: "allowed: Kubernetes objects in YAML or JSON".into(),
-            }),
+        for node in yaml::documents(document.text) {
+            match node {
+                Ok(node) => objects.read_node(&node, &file, None, report),
+                Err(refused) => report.problem(Problem {
+                    file: document.file.to_owned(),
+                    line: refused.line,
+                    object: String::new(),
+                    field: String::new(),
+                    seen: refused.reason,
+                    allowed: "allowed: Kubernetes objects in YAML or JSON".into(),
+                }),
+            }
         }
     }
     objects
@@ -163,6 +167,14 @@ impl Objects {
         is_read
     }
 
+    /// The policies of these namespaces, which differ, in the order in which they were read.
+    pub(super) fn policies_in(&self, namespaces: &[&str]) -> Vec<&AuthorizationPolicy> {
+        let mut places: Vec<usize> =
+            namespaces.iter().filter_map(|n| self.policies_of.get(*n)).flatten().copied().collect();
+        places.sort_unstable();
+        places.into_iter().filter_map(|place| self.authorization_policies.get(place)).collect()
+    }
+
     fn is_first(&mut self, kind: &str, meta: &Meta, report: &Report) -> bool {
         match self.seen.get(&*meta.at.object) {
             Some(first) => {
@@ -186,7 +198,11 @@ impl Objects {
             "Pod" => self.pods.push(Pod::read(meta, root)),
             "Service" => self.services.extend(Service::read(meta, root)),
             "EndpointSlice" => self.slices.extend(EndpointSlice::read(meta, root)),
-            "AuthorizationPolicy" => self.authorization_policies.push(AuthorizationPolicy::read(meta, root)),
+            "AuthorizationPolicy" => {
+                let places = self.policies_of.entry(Arc::clone(&meta.namespace)).or_default();
+                places.push(self.authorization_policies.len());
+                self.authorization_policies.push(AuthorizationPolicy::read(meta, root));
+            }
             "PeerAuthentication" => self.peer_authentications.push(PeerAuthentication::read(meta, root)),
             _ => {} // `is_read` lets no other kind through
         }

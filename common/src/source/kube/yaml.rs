@@ -7,11 +7,11 @@ use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use saphyr_parser::{Event, Parser, ScalarStyle, Tag};
+use saphyr_parser::{Event, Parser, ScalarStyle, StrInput, Tag};
 
 /// Deepest nesting. Kubernetes objects of the kinds read here need fewer than 20 levels.
 const DEPTH_MAX: usize = 64;
-/// Most nodes per file; a pod as kubectl prints it has about 200. With it a file costs at most about 200 MiB while it
+/// Most nodes per file; a pod as kubectl prints it has about 200. With it a document costs at most about 200 MiB while it
 /// is read.
 const NODES_MAX: usize = 2_000_000;
 /// Most nodes that aliases may stand for, per file.
@@ -46,30 +46,64 @@ pub(super) struct Refused {
     pub(super) reason: String,
 }
 
-/// The documents of `text`, without the empty ones.
+/// The documents of `text` one after the other, without the empty ones, so that no more than one of them is held as a
+/// tree. Ends with the first error.
 ///
 /// **Errors**: no YAML, nested too deep, too many aliased nodes, a key twice, a key that is no text, a merge key.
-pub(super) fn parse(text: &str) -> Result<Vec<Node<'_>>, Refused> {
-    // The parser is someone else's and has `unreachable!` in it: a file must not take the agent down.
-    catch_unwind(AssertUnwindSafe(|| build(text, NODES_MAX)))
-        .unwrap_or_else(|_| Err(Refused { line: 0, reason: "the YAML parser gave up on this text".into() }))
+pub(super) fn documents(text: &str) -> Documents<'_> {
+    Documents::new(text, NODES_MAX)
 }
 
-fn build(text: &str, nodes_max: usize) -> Result<Vec<Node<'_>>, Refused> {
-    let mut parser = Parser::new_from_str(text);
-    let mut builder = Builder::default();
-    // Every node is one event and every collection one more.
-    for count in 0.. {
-        let Some(event) = parser.next_event() else { break };
-        let (event, span) = event
-            .map_err(|e| Refused { line: e.marker().line(), reason: format!("no YAML: {}", e.info()) })?;
-        let line = span.start.line();
-        if count > nodes_max {
-            return Err(Refused { line, reason: format!("more than {nodes_max} nodes; split the file") });
-        }
-        builder.event(event, line)?;
+/// See [`documents`].
+pub(super) struct Documents<'a> {
+    parser: Parser<'a, StrInput<'a>>,
+    builder: Builder<'a>,
+    nodes_max: usize,
+    /// Events so far: every node is one and every collection one more.
+    events: usize,
+    ended: bool,
+}
+
+impl<'a> Documents<'a> {
+    fn new(text: &'a str, nodes_max: usize) -> Self {
+        let parser = Parser::new_from_str(text);
+        Self { parser, builder: Builder::default(), nodes_max, events: 0, ended: false }
     }
-    Ok(builder.documents)
+
+    fn read(&mut self) -> Result<Option<Node<'a>>, Refused> {
+        while let Some(event) = self.parser.next_event() {
+            let (event, span) = event
+                .map_err(|e| Refused { line: e.marker().line(), reason: format!("no YAML: {}", e.info()) })?;
+            let line = span.start.line();
+            if self.events > self.nodes_max {
+                let reason = format!("more than {} nodes; split the file", self.nodes_max);
+                return Err(Refused { line, reason });
+            }
+            self.events += 1;
+            self.builder.event(event, line)?;
+            if let Some(document) = self.builder.document.take() {
+                return Ok(Some(document));
+            }
+        }
+        Ok(None)
+    }
+}
+
+impl<'a> Iterator for Documents<'a> {
+    type Item = Result<Node<'a>, Refused>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.ended {
+            return None;
+        }
+        // The parser is someone else's and has `unreachable!` in it: a file must not take the agent down.
+        let read = catch_unwind(AssertUnwindSafe(|| self.read()));
+        let read = read.unwrap_or_else(|_| {
+            Err(Refused { line: 0, reason: "the YAML parser gave up on this text".into() })
+        });
+        self.ended = !matches!(read, Ok(Some(_)));
+        read.transpose()
+    }
 }
 
 /// A collection that is still open.
@@ -87,7 +121,8 @@ struct Open<'a> {
 
 #[derive(Default)]
 struct Builder<'a> {
-    documents: Vec<Node<'a>>,
+    /// The one that is complete and was not taken yet.
+    document: Option<Node<'a>>,
     open: Vec<Open<'a>>,
     anchors: HashMap<usize, Node<'a>>,
     aliased: usize,
@@ -147,7 +182,7 @@ impl<'a> Builder<'a> {
         self.add(node, 0)
     }
 
-    /// Puts a finished node where it belongs: into the innermost open collection, or among the documents.
+    /// Puts a finished node where it belongs: into the innermost open collection, or as a document.
     fn add(&mut self, node: Node<'a>, anchor: usize) -> Result<(), Refused> {
         if anchor > 0 {
             self.aliased += node.size; // the copy kept for aliases counts too
@@ -159,7 +194,7 @@ impl<'a> Builder<'a> {
         }
         let Some(parent) = self.open.last_mut() else {
             if !is_null(&node) {
-                self.documents.push(node);
+                self.document = Some(node);
             }
             return Ok(());
         };
@@ -204,19 +239,31 @@ pub(super) fn is_null(node: &Node<'_>) -> bool {
 mod tests {
     use super::*;
 
+    fn parse(text: &str, nodes_max: usize) -> Result<Vec<Node<'_>>, Refused> {
+        Documents::new(text, nodes_max).collect()
+    }
+
     #[test]
     fn nodes_are_counted() {
         let text = "- a\n".repeat(100);
-        assert_eq!(build(&text, 110).map(|documents| documents.len()), Ok(1));
-        let refused = build(&text, 50).unwrap_err();
+        assert_eq!(parse(&text, 110).map(|documents| documents.len()), Ok(1));
+        let refused = parse(&text, 50).unwrap_err();
         assert_eq!(refused.reason, "more than 50 nodes; split the file");
         assert!((45..=50).contains(&refused.line), "{}", refused.line);
     }
 
     #[test]
+    fn documents_before_an_error_are_read_and_none_behind_it() {
+        let mut read = documents("a: 1\n---\nb: 2\n---\n[c\n---\nd: 4\n");
+        assert_eq!(read.by_ref().take(2).map(|document| document.unwrap().line).collect::<Vec<_>>(), [1, 3]);
+        assert!(read.next().is_some_and(|refused| refused.is_err()));
+        assert!(read.next().is_none());
+    }
+
+    #[test]
     fn nodes_know_their_lines_and_whether_they_were_quoted() {
-        let documents =
-            parse("# comment\na: 1\nb:\n- 'x'\n- !!str 2\n---\nnull\n---\n- |\n  long\n").unwrap();
+        let text = "# comment\na: 1\nb:\n- 'x'\n- !!str 2\n---\nnull\n---\n- |\n  long\n";
+        let documents = parse(text, NODES_MAX).unwrap();
         let [first, second] = &documents[..] else { panic!("{documents:?}") };
         assert_eq!((first.line, second.line), (2, 9));
         let Kind::Mapping(entries) = &first.kind else { panic!("{first:?}") };

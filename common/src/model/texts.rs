@@ -1,0 +1,302 @@
+//! Each text of a model once, and all of them apart from what the model was made of.
+//!
+//! Names of namespaces, nodes, service accounts and clusters repeat in every workload. And a text that is still the one
+//! that a document was read into keeps the memory around it from going back to the system when the documents are dropped.
+//! Types are taken apart field by field, so that a new field has to say what it holds.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::hash::Hash;
+use std::sync::Arc;
+
+use super::{
+    Authorization, Background, Clause, Endpoint, LeftOut, LocalPod, Locality, Match, Model, NotCaptured,
+    PeerMode, Rule, Service, ServiceAccountMatch, ServicePort, StringMatch, Workload,
+};
+use crate::types::{PolicyKey, ServiceKey, SpiffeId, WorkloadUid};
+
+/// The texts so far.
+#[derive(Default)]
+struct Texts(HashSet<Arc<str>>);
+
+impl Texts {
+    fn share(&mut self, text: &mut Arc<str>) {
+        *text = match self.0.get(&**text) {
+            Some(known) => Arc::clone(known),
+            None => {
+                let own: Arc<str> = Arc::from(&**text);
+                self.0.insert(Arc::clone(&own));
+                own
+            }
+        };
+    }
+}
+
+/// What may hold texts.
+trait Holder {
+    fn share(&mut self, texts: &mut Texts);
+}
+
+impl Model {
+    /// Makes equal texts one, in memory of their own, and gives up what lists have in reserve.
+    pub fn share_texts(&mut self) {
+        self.share(&mut Texts::default());
+    }
+}
+
+/// Shares the texts of these fields, or items.
+macro_rules! share {
+    ($texts:ident: $($field:expr),+) => { $(Holder::share($field, $texts);)+ };
+}
+
+impl Holder for Model {
+    fn share(&mut self, texts: &mut Texts) {
+        let Self { workloads, services, policies, pods, background } = self;
+        share!(texts: workloads, services, policies, pods, background);
+    }
+}
+
+impl Holder for Workload {
+    fn share(&mut self, texts: &mut Texts) {
+        let Self {
+            uid,
+            name,
+            namespace,
+            identity,
+            addresses,
+            protocol: _,
+            enrolment: _,
+            node,
+            canonical_name,
+            canonical_revision,
+            workload_type: _,
+            workload_name,
+            cluster,
+            network,
+            locality: Locality { region, zone, subzone },
+            health: _,
+            host_network: _,
+            capacity: _,
+            authorization_policies,
+        } = self;
+        share!(texts: uid, name, namespace, identity, node, canonical_name, canonical_revision, workload_name, cluster);
+        share!(texts: network, region, zone, subzone, authorization_policies);
+        addresses.shrink_to_fit();
+    }
+}
+
+impl Holder for Service {
+    fn share(&mut self, texts: &mut Texts) {
+        let Self {
+            key,
+            name,
+            vips,
+            ports,
+            subject_alt_names,
+            load_balancing,
+            ip_families: _,
+            canonical: _,
+            visibility: _,
+            endpoints,
+        } = self;
+        share!(texts: key, name, subject_alt_names, endpoints);
+        for ServicePort { target: _, name } in ports.values_mut() {
+            share!(texts: name);
+        }
+        vips.shrink_to_fit();
+        load_balancing.routing_preference.shrink_to_fit();
+    }
+}
+
+impl Holder for Endpoint {
+    fn share(&mut self, texts: &mut Texts) {
+        let Self { workload, ports: _, health: _ } = self;
+        share!(texts: workload);
+    }
+}
+
+impl Holder for Authorization {
+    fn share(&mut self, texts: &mut Texts) {
+        let Self { key, scope: _, action: _, dry_run: _, rules } = self;
+        share!(texts: key, rules);
+    }
+}
+
+impl Holder for Rule {
+    fn share(&mut self, texts: &mut Texts) {
+        share!(texts: &mut self.clauses);
+    }
+}
+
+impl Holder for Clause {
+    fn share(&mut self, texts: &mut Texts) {
+        share!(texts: &mut self.matches);
+    }
+}
+
+impl Holder for Match {
+    fn share(&mut self, texts: &mut Texts) {
+        let Self {
+            namespaces,
+            not_namespaces,
+            principals,
+            not_principals,
+            service_accounts,
+            not_service_accounts,
+            source_ips: _,
+            not_source_ips: _,
+            destination_ips: _,
+            not_destination_ips: _,
+            destination_ports: _,
+            not_destination_ports: _,
+        } = self;
+        share!(texts: namespaces, not_namespaces, principals, not_principals, service_accounts, not_service_accounts);
+    }
+}
+
+impl Holder for StringMatch {
+    fn share(&mut self, texts: &mut Texts) {
+        match self {
+            Self::Exact(text) | Self::Prefix(text) | Self::Suffix(text) => texts.share(text),
+            Self::Presence => {}
+        }
+    }
+}
+
+impl Holder for ServiceAccountMatch {
+    fn share(&mut self, texts: &mut Texts) {
+        let Self { namespace, service_account } = self;
+        share!(texts: namespace, service_account);
+    }
+}
+
+impl Holder for LocalPod {
+    fn share(&mut self, texts: &mut Texts) {
+        let Self {
+            uid,
+            workload,
+            namespace,
+            name,
+            addresses: _,
+            netns: _,
+            bypass_inbound: _,
+            reroute_interfaces,
+        } = self;
+        share!(texts: uid, workload, namespace, name, reroute_interfaces);
+    }
+}
+
+impl Holder for Background {
+    fn share(&mut self, texts: &mut Texts) {
+        let Self {
+            policy_selectors,
+            rules_left_out,
+            service_selectors,
+            port_names,
+            not_captured,
+            declared_ports,
+            bypass_inbound,
+            peer_authentication,
+            left_out,
+            selected_left_out,
+            remarks,
+        } = self;
+        share!(texts: policy_selectors, rules_left_out, service_selectors, port_names, not_captured, declared_ports);
+        share!(texts: peer_authentication, left_out, selected_left_out, remarks);
+        *bypass_inbound = std::mem::take(bypass_inbound).into_iter().map(|key| shared(key, texts)).collect();
+    }
+}
+
+impl Holder for PeerMode {
+    fn share(&mut self, texts: &mut Texts) {
+        let Self { is_strict: _, by, ports_by } = self;
+        [by, ports_by].into_iter().flatten().for_each(|text| texts.share(text));
+    }
+}
+
+impl Holder for LeftOut {
+    fn share(&mut self, texts: &mut Texts) {
+        let Self { pod, why } = self;
+        share!(texts: pod, why);
+    }
+}
+
+impl Holder for SpiffeId {
+    fn share(&mut self, texts: &mut Texts) {
+        self.texts_mut().into_iter().for_each(|text| texts.share(text));
+    }
+}
+
+impl Holder for WorkloadUid {
+    fn share(&mut self, texts: &mut Texts) {
+        texts.share(&mut self.0);
+    }
+}
+
+impl Holder for ServiceKey {
+    fn share(&mut self, texts: &mut Texts) {
+        let Self { namespace, hostname } = self;
+        share!(texts: namespace, hostname);
+    }
+}
+
+impl Holder for PolicyKey {
+    fn share(&mut self, texts: &mut Texts) {
+        let Self { namespace, name } = self;
+        share!(texts: namespace, name);
+    }
+}
+
+impl Holder for Arc<str> {
+    fn share(&mut self, texts: &mut Texts) {
+        texts.share(self);
+    }
+}
+
+/// Is in a map of its own, once.
+impl Holder for String {
+    fn share(&mut self, _texts: &mut Texts) {
+        self.shrink_to_fit();
+    }
+}
+
+impl Holder for u16 {
+    fn share(&mut self, _texts: &mut Texts) {}
+}
+
+impl Holder for usize {
+    fn share(&mut self, _texts: &mut Texts) {}
+}
+
+impl Holder for NotCaptured {
+    fn share(&mut self, _texts: &mut Texts) {}
+}
+
+impl<A: Holder, B: Holder> Holder for (A, B) {
+    fn share(&mut self, texts: &mut Texts) {
+        share!(texts: &mut self.0, &mut self.1);
+    }
+}
+
+impl<T: Holder> Holder for Vec<T> {
+    fn share(&mut self, texts: &mut Texts) {
+        self.shrink_to_fit();
+        self.iter_mut().for_each(|one| one.share(texts));
+    }
+}
+
+impl<K: Holder + Ord, V: Holder> Holder for BTreeMap<K, V> {
+    fn share(&mut self, texts: &mut Texts) {
+        *self = std::mem::take(self).into_iter().map(|entry| shared(entry, texts)).collect();
+    }
+}
+
+impl<K: Holder + Hash + Eq, V: Holder> Holder for HashMap<K, V> {
+    fn share(&mut self, texts: &mut Texts) {
+        *self = std::mem::take(self).into_iter().map(|entry| shared(entry, texts)).collect();
+    }
+}
+
+fn shared<T: Holder>(mut one: T, texts: &mut Texts) -> T {
+    one.share(texts);
+    one
+}
