@@ -11,22 +11,22 @@ use culvert_common::decide::{InboundTarget, inbound_hbone, inbound_service_guess
 use culvert_common::hbone::client::Context;
 use culvert_common::hbone::headers::{Baggage, TraceParent, baggage_of, forwarded_host};
 use culvert_common::hbone::orders::Orders;
-use culvert_common::hbone::relay::{RelayError, relay};
+use culvert_common::hbone::relay::{RelayError, Stream, relay};
 use culvert_common::hbone::server::{self, ConnectRequest, Refusal};
 use culvert_common::identity::Role;
 use culvert_common::model::{Enrolment, Health, Locality, TunnelProtocol, Workload, WorkloadType};
 use culvert_common::net::socket::{ConnectError, set_reset_on_drop};
 use culvert_common::state::Snapshot;
 use culvert_common::telemetry::ResponseFlag;
-use culvert_common::telemetry::{DenialNote, Failure, Flow, Reporter, Security};
+use culvert_common::telemetry::{Connection, DenialNote, Failure, Flow, Reporter, Security};
 use culvert_common::telemetry::{Handshake, Side};
 use culvert_common::types::{Authority, SpiffeId, WorkloadUid};
 use http::StatusCode;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-use crate::admission::Refused;
-use crate::connections::{Closed, Entry, Kind};
+use crate::admission::{Admitted, Refused};
+use crate::connections::{Closed, Entry, Kind, Open};
 use crate::outbound::orderly;
 use crate::permit::{Denied, held, is_for_now, permit};
 use crate::shared::{CERTIFICATE_WAIT, Pod, Shared, denial_id, failed};
@@ -95,6 +95,7 @@ pub(crate) async fn serve(worker: &Rc<Worker>, pod: &Arc<Pod>, tcp: TcpStream, s
     });
     let ended = Box::pin(accepted.run(&shared.limits, drained, &orders, |request| {
         let (worker, pod, client) = (Rc::clone(worker), Arc::clone(pod), Rc::clone(&client));
+        let request = Box::new(request);
         pod.scope.clone().spawn_local(async move { serve_stream(&worker, &pod, &client, request).await });
     }));
     if let Err(error) = ended.await {
@@ -160,11 +161,48 @@ impl StreamError {
     }
 }
 
-async fn serve_stream(worker: &Rc<Worker>, pod: &Arc<Pod>, client: &Client, mut request: ConnectRequest) {
+/// A stream that was answered with 200. Boxed, so that the task that relays keeps a pointer for it.
+struct Served {
+    app: TcpStream,
+    open: Open,
+    admitted: Admitted,
+    connection: Connection,
+}
+
+async fn serve_stream(worker: &Rc<Worker>, pod: &Arc<Pod>, client: &Client, request: Box<ConnectRequest>) {
+    let metrics = worker.shared.telemetry.metrics();
+    let _open = (metrics.socket(Reporter::Destination), metrics.stream(Side::Server));
+    // Boxed: what it takes to get there is not kept while bytes flow.
+    let Some((stream, served)) = Box::pin(answer(worker, pod, client, request)).await else { return };
+    let board = worker.board.of(pod.admission.memory());
+    let counts = served.connection.counts();
+    let outcome = tokio::select! {
+        biased;
+        closed = served.open.closed() => Err(StreamError::Closed(closed)),
+        relayed = relay(&served.app, stream, &board, |n| counts.add_sent(n), |n| counts.add_received(n)) => {
+            relayed.map_err(StreamError::from)
+        }
+    };
+    let Served { app, open, admitted, connection } = *served;
+    if outcome.is_ok() {
+        orderly(&app);
+    }
+    drop((app, open, admitted)); // before the log line: who reads it knows that the app has heard
+    if matches!(&outcome, Err(StreamError::Relay(RelayError::Budget))) {
+        metrics.budget_reset();
+    }
+    connection.finish(outcome.map_err(|error| error.failure("")));
+}
+
+/// Decides, dials and says 200. `None`: it has been refused, and that has been logged and counted.
+async fn answer(
+    worker: &Rc<Worker>,
+    pod: &Arc<Pod>,
+    client: &Client,
+    mut request: Box<ConnectRequest>,
+) -> Option<(Stream, Box<Served>)> {
     let shared = &worker.shared;
     let start = Instant::now();
-    let metrics = shared.telemetry.metrics();
-    let _open = (metrics.socket(Reporter::Destination), metrics.stream(Side::Server));
     let routed = match decided(shared, pod, client, &request).await {
         Ok(routed) => routed,
         Err((refusal, error)) => {
@@ -173,12 +211,12 @@ async fn serve_stream(worker: &Rc<Worker>, pod: &Arc<Pod>, client: &Client, mut 
             request.refuse(refusal, &id);
             let failure = Failure { flag: ResponseFlag::Connect, error, denial };
             let addrs = (client.src, Some(client.met));
-            return shared.early(Reporter::Destination, addrs, Some(&client.identity), failure);
+            shared.early(Reporter::Destination, addrs, Some(&client.identity), failure);
+            return None;
         }
     };
-    let Routed { flow, verdict, to, revision, baggage } = take(routed);
+    let Routed { flow, verdict, to, revision, baggage } = *routed;
     let connection = shared.telemetry.open(flow, start.into_std());
-    let counts = connection.counts();
     let dialled: Result<_, StreamError> = async {
         verdict?;
         let admitted = pod.admission.admit(start.into_std())?;
@@ -206,33 +244,25 @@ async fn serve_stream(worker: &Rc<Worker>, pod: &Arc<Pod>, client: &Client, mut 
             if let Some(refusal) = error.refusal() {
                 request.refuse(refusal, &id);
             }
-            return connection.finish(Err(error.failure(&id)));
+            connection.finish(Err(error.failure(&id)));
+            return None;
         }
     };
-    let outcome: Result<(), StreamError> = async {
-        let board = worker.board.of(pod.admission.memory());
-        let stream = request.accept(baggage.as_deref()).map_err(|_| StreamError::ClientGone)?;
-        tokio::select! {
-            biased;
-            closed = open.closed() => return Err(StreamError::Closed(closed)),
-            relayed = relay(&app, stream, &board, |n| counts.add_sent(n), |n| counts.add_received(n)) => relayed?,
+    match request.accept(baggage.as_deref()) {
+        Ok(stream) => Some((stream, Box::new(Served { app, open, admitted, connection }))),
+        Err(_) => {
+            drop((app, open, admitted)); // before the log line, as above
+            connection.finish(Err(StreamError::ClientGone.failure("")));
+            None
         }
-        orderly(&app);
-        Ok(())
     }
-    .await;
-    drop((app, open, admitted)); // before the log line: who reads it knows that the app has heard
-    if matches!(&outcome, Err(StreamError::Relay(RelayError::Budget))) {
-        shared.telemetry.metrics().budget_reset();
-    }
-    connection.finish(outcome.map_err(|error| error.failure("")));
 }
 
 /// Bytes that one stream's task holds.
 #[cfg(test)]
 pub(crate) fn stream_size() -> usize {
     fn of<'a, F: Future>(
-        _serve: impl Fn(&'a Rc<Worker>, &'a Arc<Pod>, &'a Client, ConnectRequest) -> F,
+        _serve: impl Fn(&'a Rc<Worker>, &'a Arc<Pod>, &'a Client, Box<ConnectRequest>) -> F,
     ) -> usize {
         size_of::<F>()
     }
@@ -247,11 +277,6 @@ struct Routed {
     /// Of the snapshot that all of it was decided from.
     revision: u64,
     baggage: Option<String>,
-}
-
-/// Takes it out; the box is freed here, not when the connection ends.
-fn take(routed: Box<Routed>) -> Routed {
-    *routed
 }
 
 fn verdict_of(routed: &Result<Box<Routed>, (Refusal, String)>) -> Option<&Result<(), Arc<Denied>>> {

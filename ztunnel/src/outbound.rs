@@ -12,16 +12,17 @@ use std::sync::Arc;
 use culvert_common::decide::{Downgrade, NotPlain, OutboundRefusal};
 use culvert_common::hbone::client::OpenError;
 use culvert_common::hbone::headers::TraceParent;
+use culvert_common::hbone::pool::Opened;
 use culvert_common::hbone::relay::{RelayError, relay};
 use culvert_common::net::copy::{CopyError, broken, copy_both_ways};
 use culvert_common::net::socket::{ConnectError, original_destination, set_reset_on_drop};
 use culvert_common::telemetry::ResponseFlag;
-use culvert_common::telemetry::{Connection, DenialNote, Failure, Reporter, Side};
+use culvert_common::telemetry::{Connection, Counted, DenialNote, Failure, Reporter, Side};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use self::reach::{Call, Routed, Upstream, reach};
-use crate::connections::{Closed, Entry, Kind};
+use crate::connections::{Closed, Entry, Kind, Open};
 use crate::shared::{Pod, denial_id, failed, random};
 use crate::worker::Worker;
 
@@ -73,16 +74,66 @@ impl OutboundError {
     }
 }
 
+/// A connection whose way is open. Boxed, so that the task that relays keeps a pointer for it.
+struct Served {
+    app: TcpStream,
+    /// Where it wanted to go.
+    original: SocketAddr,
+    connection: Connection,
+    _open: Counted,
+}
+
 /// Serves one accepted connection of port 15001. The socket resets the app when it is dropped before its orderly end.
 pub(crate) async fn serve(worker: &Rc<Worker>, pod: &Arc<Pod>, app: TcpStream, src: SocketAddr) {
+    // Boxed: what it takes to get there is not kept while bytes flow.
+    let Some((upstream, served)) = Box::pin(set_up(worker, pod, app, src)).await else { return };
+    let listed = list(worker, pod, &upstream, &served);
+    let counts = served.connection.counts();
+    let (to_server, to_client) = (|n| counts.add_received(n), |n| counts.add_sent(n));
+    // Relays until both sides have closed. In no function of its own, whose arguments would be kept a second time.
+    let outcome: Result<(), OutboundError> = match upstream {
+        Upstream::Plain(upstream) => {
+            let copied = copy_both_ways(&served.app, &upstream, to_server, to_client).await;
+            copied.map(|()| orderly(&upstream)).map_err(OutboundError::from)
+        }
+        Upstream::Tunnel(Opened { stream, slot }) => {
+            let _open = worker.shared.telemetry.metrics().stream(Side::Client);
+            let board = worker.board.of(pod.admission.memory());
+            listed.through(slot.orders());
+            tokio::select! {
+                biased;
+                closed = listed.closed() => Err(OutboundError::Closed(closed)),
+                relayed = relay(&served.app, stream, &board, to_server, to_client) => relayed.map_err(OutboundError::from),
+            }
+        }
+    };
+    let Served { app, connection, .. } = *served;
+    if outcome.is_ok() {
+        orderly(&app);
+    }
+    drop((app, listed)); // before the log line: who reads it knows that the app has heard
+    if matches!(&outcome, Err(OutboundError::Relay(RelayError::Budget))) {
+        worker.shared.telemetry.metrics().budget_reset();
+    }
+    connection.finish(outcome.map_err(|error| error.failure()));
+}
+
+/// Finds the way. `None`: it has been refused or given up, and that has been logged and counted.
+async fn set_up(
+    worker: &Rc<Worker>,
+    pod: &Arc<Pod>,
+    app: TcpStream,
+    src: SocketAddr,
+) -> Option<(Upstream, Box<Served>)> {
     let shared = &worker.shared;
     let start = Instant::now();
-    let _open = shared.telemetry.metrics().socket(Reporter::Source);
+    let open = shared.telemetry.metrics().socket(Reporter::Source);
     let early = |dst, failure| shared.early(Reporter::Source, (src, dst), None, failure);
     let dst = match original_destination(&app) {
         Ok(dst) => dst,
         Err(error) => {
-            return early(None, failed(ResponseFlag::Connect, format!("no original destination: {error}")));
+            early(None, failed(ResponseFlag::Connect, format!("no original destination: {error}")));
+            return None;
         }
     };
     let trace = TraceParent::new(random(), random() as u64);
@@ -90,66 +141,36 @@ pub(crate) async fn serve(worker: &Rc<Worker>, pod: &Arc<Pod>, app: TcpStream, s
     let reached = {
         let call = Call { worker, pod, src, dst, trace };
         tokio::select! {
-            // Boxed: what it takes to get there is not kept while bytes flow.
-            reached = Box::pin(reach(&call, &mut routed)) => reached,
+            reached = reach(&call, &mut routed) => reached,
             // Nobody waits for it any more: the limits of what is tried add up to minutes.
             error = broken(&app) => Err(RelayError::App(error).into()),
         }
     };
-    let Some(connection) = routed.open() else {
-        if let Err(error) = reached {
-            drop(app); // before the log line: who reads it knows that the app has heard
-            early(Some(dst), error.failure());
+    match (reached, routed.open()) {
+        (Ok(upstream), Some(connection)) => {
+            Some((upstream, Box::new(Served { app, original: dst, connection, _open: open })))
         }
-        return;
-    };
-    let outcome = match reached {
-        Ok(upstream) => carry(worker, &app, upstream, (pod, dst), &connection).await,
-        Err(error) => Err(error),
-    };
-    drop(app); // as above
-    if matches!(&outcome, Err(OutboundError::Relay(RelayError::Budget))) {
-        shared.telemetry.metrics().budget_reset();
+        (Ok(_), None) => None, // what is reached has been routed
+        (Err(error), connection) => {
+            drop(app); // before the log line: who reads it knows that the app has heard
+            match connection {
+                Some(connection) => connection.finish(Err(error.failure())),
+                None => early(Some(dst), error.failure()),
+            }
+            None
+        }
     }
-    connection.finish(outcome.map_err(|error| error.failure()));
 }
 
-/// Relays until both sides have closed. Lists the connection as open meanwhile, with the address that the app asked for.
-async fn carry(
-    worker: &Worker,
-    app: &TcpStream,
-    upstream: Upstream,
-    (pod, original): (&Arc<Pod>, SocketAddr),
-    connection: &Connection,
-) -> Result<(), OutboundError> {
-    let kind = match &upstream {
+/// Lists the connection as open, with the address that the app asked for.
+fn list(worker: &Worker, pod: &Arc<Pod>, upstream: &Upstream, served: &Served) -> Open {
+    let kind = match upstream {
         Upstream::Plain(_) => Kind::OutboundTcp,
         Upstream::Tunnel(_) => Kind::OutboundHbone,
     };
-    let dialled = connection.flow().dst_addr;
-    let entry = Entry::new(kind, pod, connection, dialled).with_original(original);
-    let listed = worker.connections.open(entry);
-    let counts = connection.counts();
-    let (to_server, to_client) = (|n| counts.add_received(n), |n| counts.add_sent(n));
-    match upstream {
-        Upstream::Plain(upstream) => {
-            copy_both_ways(app, &upstream, to_server, to_client).await?;
-            orderly(&upstream);
-        }
-        Upstream::Tunnel(opened) => {
-            let _open = worker.shared.telemetry.metrics().stream(Side::Client);
-            let board = worker.board.of(pod.admission.memory());
-            listed.through(opened.slot.orders());
-            tokio::select! {
-                biased;
-                closed = listed.closed() => return Err(OutboundError::Closed(closed)),
-                relayed = relay(app, opened.stream, &board, to_server, to_client) => relayed?,
-            }
-            drop(opened.slot);
-        }
-    }
-    orderly(app);
-    Ok(())
+    let dialled = served.connection.flow().dst_addr;
+    let entry = Entry::new(kind, pod, &served.connection, dialled).with_original(served.original);
+    worker.connections.open(entry)
 }
 
 /// From now on dropping the socket is an orderly close.

@@ -368,7 +368,7 @@ mod tests {
     #[test]
     fn connections_stay_small() {
         for (what, got, limit) in [
-            ("outbound", size(outbound::serve), 2200),
+            ("outbound", size(outbound::serve), 1000),
             ("plaintext", size(passthrough::serve), 1300),
             ("tunnel", size(inbound::serve), 3400),
             (
@@ -376,7 +376,7 @@ mod tests {
                 http2(|tunnel, l, s, o| tunnel.run(l, Box::pin(s.draining()), o, |_| {})),
                 8000,
             ),
-            ("stream", inbound::stream_size(), 2400),
+            ("stream", inbound::stream_size(), 900),
         ] {
             assert!(got <= limit, "{what}: {got} bytes, at most {limit}");
         }
