@@ -280,8 +280,17 @@ fn links(pid: u32) -> Vec<String> {
 
 /// Resident memory of a process in bytes.
 pub fn rss(pid: u32) -> u64 {
+    of_status(pid, "VmRSS:")
+}
+
+/// What of it is the process's own: heap and stacks, without the program's text.
+pub fn private(pid: u32) -> u64 {
+    of_status(pid, "RssAnon:")
+}
+
+fn of_status(pid: u32, field: &str) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let line = status.lines().find_map(|line| line.strip_prefix(field));
     line.and_then(|l| l.trim().trim_end_matches(" kB").parse::<u64>().ok()).unwrap_or(0) * 1024
 }
 

@@ -14,6 +14,7 @@ mod live;
 mod load;
 mod log;
 mod matrix;
+mod memory;
 mod nodowngrade;
 mod policy;
 mod protocols;
