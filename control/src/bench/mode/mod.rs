@@ -1,4 +1,9 @@
 //! Ways of connecting two pods. Each is a file of its own; the runner knows only [`Mode`].
+//!
+//! [`envoy::modes`] are real sidecars, [`described::read`] is whatever a file describes.
+
+pub mod described;
+pub mod envoy;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -76,6 +81,14 @@ pub trait Mode {
     /// Why a work cannot be done with this mode, for example bulk through an HTTP proxy; `None` where it can.
     fn cannot(&self, _work: &super::work::Work) -> Option<&'static str> {
         None
+    }
+
+    /// Fetches what the mode needs and checks that it is there, once and before anything is measured; `say` tells people
+    /// what takes long. A mode that cannot be prepared is left out with the reason.
+    ///
+    /// **Errors:** what is missing and how it can be had.
+    fn prepare(&mut self, _say: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
+        Ok(())
     }
 
     /// Starts the proxies for `stage` and returns once they are ready and what the client sends to the server's own
