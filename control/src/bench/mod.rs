@@ -8,9 +8,19 @@
 //!
 //! Nothing here is known to the agents: they read the same files and see the same traffic as anywhere else.
 
+pub mod about;
+pub mod account;
 pub mod compare;
+pub mod keep;
 pub mod mode;
+pub mod plan;
+pub mod progress;
 pub mod record;
 pub mod report;
+mod restart;
+pub mod run;
+mod sample;
+pub mod stage;
 pub mod statistics;
 pub mod work;
+pub mod world;

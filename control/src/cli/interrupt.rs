@@ -17,9 +17,12 @@ pub(super) fn hold_if_signalled() {
     }
 }
 
-/// Starts the thread that waits for SIGINT, SIGTERM and SIGHUP. It removes all labs and ends the process with 128 + the
-/// signal's number, as a shell would report it.
-pub(super) fn watch() -> anyhow::Result<()> {
+/// What is done last, once everything is removed; returns what to tell.
+pub(super) type LastWords = Box<dyn FnOnce() -> String>;
+
+/// Starts the thread that waits for SIGINT, SIGTERM and SIGHUP. It calls `signalled` at once, removes all labs, calls what
+/// that returned, and ends the process with 128 + the signal's number, as a shell would report it.
+pub(super) fn watch(signalled: impl FnOnce() -> LastWords + Send + 'static) -> anyhow::Result<()> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_io().build().context("watch for signals")?;
     let (mut int, mut term, mut hup) = {
@@ -35,8 +38,9 @@ pub(super) fn watch() -> anyhow::Result<()> {
             }
         });
         SIGNALLED.store(true, Ordering::Relaxed);
+        let last = signalled();
         lab::remove_all();
-        let _nobody_to_tell = writeln!(std::io::stderr(), "\nculvert: stopped, all removed");
+        let _nobody_to_tell = writeln!(std::io::stderr(), "\nculvert: {}, all removed", last());
         process::exit(128 + number);
     });
     Ok(())

@@ -1,8 +1,10 @@
 //! The command line: what can be asked for, and how it ends. Each subcommand is a file of its own.
 
+mod bench;
 mod demo;
 mod interrupt;
 mod paint;
+mod preflight;
 mod why;
 
 use std::io::Write as _;
@@ -26,6 +28,7 @@ struct Cli {
 
 #[derive(Subcommand, Debug)]
 enum Command {
+    Bench(Box<bench::BenchArgs>),
     Demo(demo::DemoArgs),
     Why(why::WhyArgs),
 }
@@ -33,6 +36,7 @@ enum Command {
 /// Runs what the command line asks for.
 pub(crate) fn run() -> ExitCode {
     let ended = match Cli::parse().command {
+        Command::Bench(args) => bench::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Why(args) => Ok(why::run(&args)),
     };

@@ -1,5 +1,7 @@
 //! A pair of real Envoy sidecars with mutual TLS, as Istio sets them up.
 
+use std::time::Duration;
+
 use super::{Mode, Proxy, Stage, World};
 
 /// The variants: HTTP/2, HTTP/1.1 and TCP between the sidecars, the first by default.
@@ -43,7 +45,7 @@ impl Mode for Sidecars {
         anyhow::bail!("not built yet")
     }
 
-    fn start(&mut self, _stage: &Stage, _world: &World) -> anyhow::Result<()> {
+    fn start(&mut self, _stage: &Stage, _world: &World) -> anyhow::Result<Duration> {
         anyhow::bail!("not built yet")
     }
 

@@ -1,14 +1,27 @@
-//! Ways of connecting two pods. Each is a file of its own; the runner knows only [`Mode`].
+//! Ways of connecting two pods. Each is a file of its own; the runner knows only [`Mode`] and the list [`built_in`].
 //!
 //! [`envoy::modes`] are real sidecars, [`described::read`] is whatever a file describes.
 
+mod culvert;
 pub mod described;
+mod direct;
 pub mod envoy;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::lab::{Lab, NodeId, Pod};
+
+pub use culvert::Culvert;
+pub use direct::Direct;
+
+/// All modes that need no file, in the order of tables.
+pub fn built_in() -> Vec<Box<dyn Mode>> {
+    let mut modes: Vec<Box<dyn Mode>> =
+        vec![Box::new(Direct), Box::new(Culvert::two_nodes()), Box::new(Culvert::one_node())];
+    modes.extend(envoy::modes());
+    modes
+}
 
 /// Where a mode works: a lab of its own, with the two pods between which everything is sent.
 #[derive(Debug)]
@@ -92,10 +105,12 @@ pub trait Mode {
     }
 
     /// Starts the proxies for `stage` and returns once they are ready and what the client sends to the server's own
-    /// address goes through them.
+    /// address goes through them. The documents of nodes, pods and `world` are in the lab's configuration directory.
+    ///
+    /// **Shape:** from the start of the first program until all have said that they are ready.
     ///
     /// **Errors:** a program is missing or was not ready in time, with the end of its log.
-    fn start(&mut self, stage: &Stage, world: &World) -> anyhow::Result<()>;
+    fn start(&mut self, stage: &Stage, world: &World) -> anyhow::Result<Duration>;
 
     /// The processes to be accounted, while it is started.
     fn proxies(&self) -> Vec<Proxy>;

@@ -18,7 +18,7 @@ use anyhow::bail;
 
 pub use list::{all, quick};
 
-use super::record::Measure;
+use super::record::{Measure, WorkRecord};
 use crate::lab::Pod;
 
 /// One kind of work.
@@ -31,6 +31,34 @@ pub struct Work {
     /// What is done.
     pub kind: Kind,
 }
+
+impl Work {
+    /// What it is called in a recording: one entry, or one for each state that a memory work looks at.
+    pub fn records(&self) -> Vec<WorkRecord> {
+        let record = |name: &str, title: String| WorkRecord { name: name.to_owned(), title };
+        match self.kind {
+            Kind::Memory { idle } => vec![
+                record(MEMORY_IDLE, "memory, freshly started".to_owned()),
+                record(MEMORY_CONNECTIONS, format!("memory, with {idle} idle connections")),
+                record(
+                    MEMORY_LOADED,
+                    "memory, right after load (64 connections, then four bulk streams)".to_owned(),
+                ),
+                record(MEMORY_LATER, "memory, 10 s after load".to_owned()),
+            ],
+            _ => vec![record(&self.name, self.title.clone())],
+        }
+    }
+}
+
+/// Name of a memory work's samples: freshly started.
+pub const MEMORY_IDLE: &str = "memory-idle";
+/// Name of a memory work's samples: with idle connections.
+pub const MEMORY_CONNECTIONS: &str = "memory-connections";
+/// Name of a memory work's samples: right after load.
+pub const MEMORY_LOADED: &str = "memory-loaded";
+/// Name of a memory work's samples: 10 s after load.
+pub const MEMORY_LATER: &str = "memory-later";
 
 /// What is done.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -117,4 +145,17 @@ pub fn perform(work: &Work, run: &Run<'_>) -> anyhow::Result<Outcome> {
         Kind::Open { .. } | Kind::Connections { .. } => bail!("{} cannot be done yet", work.name),
         Kind::Memory { .. } | Kind::Start { .. } => bail!("{} sends nothing between the pods", work.name),
     }
+}
+
+/// Connections that are open and idle. Dropping it closes them.
+#[derive(Debug)]
+pub struct Idle {
+    _process: crate::lab::Process,
+}
+
+/// Opens `connections` keep-alive connections, has one request answered on each, and leaves them idle.
+///
+/// **Errors:** not all could be opened.
+pub fn hold_idle(_connections: u32, _run: &Run<'_>) -> anyhow::Result<Idle> {
+    bail!("idle connections cannot be held yet")
 }

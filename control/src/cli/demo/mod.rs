@@ -6,7 +6,6 @@
 
 mod client;
 mod figures;
-mod preflight;
 mod stage;
 mod steps;
 mod story;
@@ -19,8 +18,8 @@ use anyhow::Context as _;
 use clap::builder::FalseyValueParser;
 use clap::{Args, ValueEnum};
 
-use super::interrupt;
 use super::paint::Paint;
+use super::{interrupt, preflight};
 use stage::Stage;
 use story::Story;
 
@@ -49,6 +48,9 @@ pub(crate) struct DemoArgs {
     ztunnel: Option<std::path::PathBuf>,
 }
 
+/// Without these there is no demo; `wrk` and `iperf3` only leave the figures out.
+const PROGRAMS: [&str; 5] = ["ip", "nginx", "curl", "redis-server", "redis-cli"];
+
 #[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
 enum Output {
     Text,
@@ -64,12 +66,12 @@ pub(crate) fn run(args: &DemoArgs) -> anyhow::Result<ExitCode> {
     let paint = if coloured { Paint::Colour } else { Paint::Plain };
     let mut story = Story::new(args.output == Output::Text, paint);
     let ztunnel = args.ztunnel.clone().map_or_else(culvert::lab::find_ztunnel, Ok);
-    let missing = preflight::missing(&ztunnel);
+    let missing = preflight::missing(&ztunnel, &PROGRAMS);
     if !missing.is_empty() {
         story.missing(&missing)?;
         return Ok(ExitCode::from(2));
     }
-    interrupt::watch()?;
+    interrupt::watch(|| Box::new(|| "stopped".to_owned()))?;
     let mut stage = Stage::build(ztunnel?).context("build the demo's nodes, pods and programs")?;
     story.cast(start.elapsed())?;
     for step in steps::STEPS {

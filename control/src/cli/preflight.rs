@@ -1,4 +1,4 @@
-//! What the demo needs, asked before anything is built, so that it can say everything that is missing at once.
+//! What labs need, asked before anything is built, so that everything that is missing can be said at once.
 
 use std::io;
 use std::os::fd::AsRawFd as _;
@@ -14,18 +14,15 @@ use nix::sys::socket::{
 use nix::sys::time::{TimeVal, TimeValLike as _};
 use nix::unistd::geteuid;
 
-/// Without these there is no demo; `wrk` and `iperf3` only leave the figures out.
-const PROGRAMS: [&str; 5] = ["ip", "nginx", "curl", "redis-server", "redis-cli"];
-
-/// Everything that is missing, one sentence each with what to do.
-pub(super) fn missing(agent: &Result<PathBuf, LabError>) -> Vec<String> {
+/// Everything that is missing of `programs`, the agent, rights and the kernel: one sentence each with what to do.
+pub(super) fn missing(agent: &Result<PathBuf, LabError>, programs: &[&str]) -> Vec<String> {
     let agent = match agent {
         Ok(path) if path.is_file() => None,
         Ok(path) => Some(LabError::NoAgent { tried: path.display().to_string() }.to_string()),
         Err(e) => Some(e.to_string()),
     };
     let mut missing: Vec<String> = agent.into_iter().collect();
-    let absent: Vec<&str> = PROGRAMS.into_iter().filter(|p| find_program(p).is_none()).collect();
+    let absent: Vec<&str> = programs.iter().copied().filter(|p| find_program(p).is_none()).collect();
     if !absent.is_empty() {
         let packages: Vec<&str> = absent.iter().map(|p| package_of(p)).collect();
         missing.push(format!(
