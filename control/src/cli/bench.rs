@@ -1,7 +1,7 @@
 //! `culvert bench`: what is asked for, what is missing, and where the results go. What it does is in `culvert::bench`.
 
 use std::fs;
-use std::io::{self, IsTerminal as _, Write as _};
+use std::io::{self, IsTerminal as _, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -146,7 +146,7 @@ fn measured(args: &BenchArgs, asked: Asked) -> anyhow::Result<ExitCode> {
         Box::new(move || last_words(&kept))
     })?;
     let width = terminal_width();
-    let mut progress = Progress::new(Box::new(io::stderr()), io::stderr().is_terminal(), width);
+    let mut progress = Progress::new(Box::new(Told), io::stderr().is_terminal(), width);
     let ended = run::run(asked, &keeper, &mut progress);
     interrupt::hold_if_signalled();
     let recording = keeper.close();
@@ -162,6 +162,20 @@ fn measured(args: &BenchArgs, asked: Asked) -> anyhow::Result<ExitCode> {
     }
     let all_did = recording.samples.iter().all(|s| s.failed.is_none());
     Ok(if all_did { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Standard error until a signal comes: what fails from then on fails because everything is being removed.
+struct Told;
+
+impl Write for Told {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        interrupt::hold_if_signalled();
+        io::stderr().write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
+    }
 }
 
 /// After a signal: what was measured is kept, and marked as incomplete.
@@ -272,7 +286,7 @@ fn programs(works: &[Work]) -> Vec<&'static str> {
 
 fn terminal_width() -> usize {
     let columns = std::env::var_os("COLUMNS").and_then(|c| c.to_str().and_then(|c| c.parse().ok()));
-    columns.filter(|c| *c >= 40).unwrap_or(100)
+    columns.filter(|c| *c >= 40).unwrap_or(80)
 }
 
 fn print(text: &str) -> anyhow::Result<()> {

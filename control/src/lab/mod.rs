@@ -32,7 +32,7 @@ use std::sync::Arc;
 pub use agent::{Agent, AgentOptions, find_ztunnel};
 pub use error::LabError;
 pub use log_line::LogLine;
-pub use netns::remove_all;
+pub use netns::{kill_children, remove_all};
 pub use place::{Place, PlaceCommand};
 pub use poll::{pause, wait_until};
 pub use process::{Finished, Process, find_program, package_of};

@@ -33,6 +33,37 @@ pub fn remove_all() {
     }
 }
 
+/// Kills what this process has started outside labs, with all descendants; whether there was anything. For a signal
+/// handler's thread, after [`remove_all`].
+pub fn kill_children() -> bool {
+    let all: Vec<(Pid, Pid)> = pids().filter_map(|pid| Some((pid, parent(pid)?))).collect();
+    let mut family = vec![Pid::this()];
+    let mut next = 0;
+    while let Some(of) = family.get(next).copied() {
+        family.extend(all.iter().filter(|(_, parent)| *parent == of).map(|(pid, _)| *pid));
+        next += 1;
+    }
+    let children = family.split_off(1);
+    for pid in &children {
+        let _ended_meanwhile = kill(*pid, Signal::SIGKILL);
+    }
+    !children.is_empty()
+}
+
+fn parent(pid: Pid) -> Option<Pid> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // Behind the name, which may contain anything: state and parent.
+    let (_, rest) = text.rsplit_once(')')?;
+    let mut fields = rest.split_whitespace();
+    (fields.next()? != "Z").then_some(())?;
+    fields.next()?.parse().ok().map(Pid::from_raw)
+}
+
+fn pids() -> impl Iterator<Item = Pid> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|e| e.file_name().to_str()?.parse().ok().map(Pid::from_raw))
+}
+
 /// What one lab has made outside its own memory.
 #[derive(Debug)]
 pub(super) struct Ground {
@@ -199,12 +230,9 @@ fn kill_inside(names: &BTreeSet<String>) {
 }
 
 fn processes_in(inodes: &BTreeSet<u64>) -> Vec<Pid> {
-    let own = std::process::id();
-    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
-    let pids = entries.flatten().filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok());
-    pids.filter(|pid| *pid != own)
+    pids()
+        .filter(|pid| *pid != Pid::this())
         .filter(|pid| fs::metadata(format!("/proc/{pid}/ns/net")).is_ok_and(|m| inodes.contains(&m.ino())))
-        .filter_map(|pid| i32::try_from(pid).ok().map(Pid::from_raw))
         .collect()
 }
 
