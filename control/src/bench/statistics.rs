@@ -98,19 +98,22 @@ impl Series {
         Spread::of(self.by_round.values().copied())
     }
 
-    /// This one divided by `other`, round by round, for the rounds that both have.
+    /// The spread of this one divided by `other`, round by round.
     pub fn ratio(&self, other: &Self) -> Option<Spread> {
-        Spread::of_ratios(self.paired(other).filter(|(_, b)| *b != 0.0).map(|(a, b)| a / b))
+        Spread::of_ratios(self.per(other).by_round.into_values())
+    }
+
+    /// This one divided by `other`, round by round, for the rounds that both have.
+    pub fn per(&self, other: &Self) -> Self {
+        let both = self.by_round.iter().filter_map(|(r, a)| Some((*r, *a, *other.by_round.get(r)?)));
+        let by_round = both.filter(|(.., b)| *b != 0.0).map(|(r, a, b)| (r, a / b)).collect();
+        Self { by_round, only_disturbed: self.only_disturbed || other.only_disturbed }
     }
 
     /// This one less `other`, round by round, for the rounds that both have.
     pub fn less(&self, other: &Self) -> Self {
         let both = self.by_round.iter().filter_map(|(r, a)| Some((*r, a - other.by_round.get(r)?)));
         Self { by_round: both.collect(), only_disturbed: self.only_disturbed || other.only_disturbed }
-    }
-
-    fn paired<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = (f64, f64)> + 'a {
-        self.by_round.iter().filter_map(|(round, a)| Some((*a, *other.by_round.get(round)?)))
     }
 }
 
@@ -175,3 +178,6 @@ pub fn series_of(
     let disturbed = collect(true);
     if disturbed.by_round.is_empty() { Series::default() } else { disturbed }
 }
+
+#[cfg(test)]
+mod tests;

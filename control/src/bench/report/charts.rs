@@ -325,7 +325,7 @@ fn tick_text(tick: f64) -> String {
 }
 
 fn wrap_for(text: &str, room: f64) -> Vec<String> {
-    super::figures::wrap(text, Font::Small.letters(room - 4.0).max(6))
+    super::figures::wrap(text, Font::Small.letters(room - 4.0).max(11))
 }
 
 /// Names with their line and mark below the plot; returns where it ends.

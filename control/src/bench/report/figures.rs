@@ -41,6 +41,9 @@ fn scaled(value: f64, Scale { divisor, digits, unit }: Scale) -> String {
     if !value.is_finite() {
         return NONE.to_owned();
     }
+    if value.abs() >= 1e9 {
+        return format!("{value:.2e}");
+    }
     let text = format!("{:.digits$}", value / divisor);
     // Below 10,000 there is no unit: four digits get their comma.
     let grouped = match text.split_at_checked(text.len().saturating_sub(3)) {
@@ -91,6 +94,14 @@ pub(crate) fn duration(seconds: f64) -> String {
         (0, 0, s) => format!("{s} s"),
         (0, m, s) => format!("{m} min {s} s"),
         (h, m, _) => format!("{h} h {m} min"),
+    }
+}
+
+/// `2026-11-21 19:02 UTC` of RFC 3339 in UTC; other text as it is.
+pub(crate) fn when(text: &str) -> String {
+    match (text.get(..10), text.get(10..11), text.get(11..16), text.ends_with('Z')) {
+        (Some(day), Some("T"), Some(time), true) => plain(&format!("{day} {time} UTC")),
+        _ => plain(text),
     }
 }
 
@@ -184,11 +195,12 @@ mod tests {
             (102.7, "103"),
             (4050.4, "4,050"),
             (9994.0, "9,994"),
-            (9995.0, "9.99k"),
+            (9996.0, "10.0k"),
             (25_340.0, "25.3k"),
             (1_250_000.0, "1.25M"),
             (-0.26, "-0.26"),
             (-4050.0, "-4,050"),
+            (1e300, "1.00e300"),
             (f64::NAN, "–"),
         ] {
             assert_eq!(number(value), text, "{value}");
@@ -207,6 +219,12 @@ mod tests {
     fn durations_and_counts_read_well() {
         assert_eq!([duration(0.5), duration(492.0), duration(7300.0)], ["0.5 s", "8 min 12 s", "2 h 1 min"]);
         assert_eq!([many(1, "sample"), many(2, "sample")], ["1 sample", "2 samples"]);
+    }
+
+    #[test]
+    fn times_are_told_to_the_minute() {
+        assert_eq!(when("2026-11-21T19:02:11Z"), "2026-11-21 19:02 UTC");
+        assert_eq!([when("yesterday"), when("")], ["yesterday", ""]);
     }
 
     #[test]

@@ -185,7 +185,7 @@ mod tests {
         let tight = grid(20, 6);
         assert!(tight.contains("25.3k (24.1–26.0k)  ") && tight.trim_end().ends_with("   25.3k"), "{tight}");
         assert!(grid(80, 6).contains("nnn…"), "a long name is cut");
-        assert_eq!(grid(20, 30).lines().count(), 6, "three blocks of a head and a row");
+        assert_eq!(grid(20, 30).lines().count(), 8, "four blocks of a head and a row");
         for (names, columns) in [(1, 1), (10, 4), (20, 6), (80, 6), (300, 40)] {
             let text = grid(names, columns);
             assert!(text.lines().all(|line| line.chars().count() <= WIDTH), "{text}");

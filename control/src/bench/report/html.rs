@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 
-use super::figures::{NONE, duration, many, name, number, range, ratio};
+use super::figures::{NONE, duration, many, name, number, range, ratio, when};
 use super::plots::{Section, sections};
 use super::svg::{Frame, escape, theme};
 use super::table::{left_out_title, marked};
@@ -50,10 +50,10 @@ impl Page<'_> {
     fn head(&mut self, sections: &[Section]) {
         let about = &self.view.recording.about;
         let modes = many(self.view.recording.modes.len(), "mode");
-        let title = format!("Culvert benchmark, {}", escape(&about.started));
+        let title = format!("Culvert benchmark, {}", escape(&when(&about.started)));
         self.push(format_args!(
-            "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
-             <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
+            "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\"/>\n\
+             <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"/>\n\
              <title>{title}</title>\n<style>\n{STYLE}{}\n</style>\n</head>\n<body>\n<main>\n<h1>{title}</h1>",
             theme()
         ));
@@ -92,13 +92,14 @@ impl Page<'_> {
     }
 
     fn quotes(&mut self) {
-        let mut quotes = quote::quotes(self.view);
-        let Some(conditions) = quotes.pop() else { return };
-        let items: Vec<String> = quotes.iter().map(|q| format!("<li>{}</li>", escape(q))).collect();
+        let quotes = quote::quotes(self.view);
+        let Some(conditions) = quotes.last() else { return };
+        let item = |q: &quote::Quote| format!("<li><b>{}</b>: {}</li>", escape(&q.subject), escape(&q.claim));
+        let items: Vec<String> = quotes.iter().take(quotes.len() - 1).map(item).collect();
         self.push(format_args!(
             "<div class=\"quote\"><ul>{}</ul><p>{}</p></div>",
             items.join("\n"),
-            escape(&conditions)
+            escape(&conditions.to_string())
         ));
     }
 
@@ -137,7 +138,8 @@ impl Page<'_> {
         let is = self.view.reference.map_or(String::new(), |r| format!("{} is", escape(&r.name)));
         let mut head = String::from("<th scope=\"col\">mode</th>");
         for measure in &measures {
-            let _infallible = write!(head, "<th scope=\"col\">{}<br>{}</th>", name(*measure), measure.unit());
+            let unit = if *measure == Measure::Failed { "" } else { measure.unit() };
+            let _infallible = write!(head, "<th scope=\"col\">{}<br/>{unit}</th>", name(*measure));
             if has_ratio(work.kind, *measure) {
                 let _infallible = write!(head, "<th scope=\"col\">{is}</th>");
             }
@@ -162,7 +164,7 @@ impl Page<'_> {
             let reference = self.view.reference.filter(|r| r.name != mode.name);
             let theirs = reference.map(|r| self.series(r, work, *measure));
             let share =
-                theirs.as_ref().and_then(|t| t.ratio(&own)).map(|s| (s, verdict(&s, *measure).class()));
+                theirs.as_ref().and_then(|t| t.ratio(&own)).map(|s| (s, verdict(&s, *measure, mode).class()));
             let Some((share, class)) = share else {
                 row.push_str(&cell(self.view.is_reference(mode).then(String::new), ""));
                 continue;
@@ -261,7 +263,7 @@ impl Page<'_> {
         let rows = [
             ("Command", format!("<code>{}</code>", escape(&about.command))),
             ("Version", format!("{}, commit {}", escape(&about.version), escape(commit))),
-            ("Started", escape(&about.started)),
+            ("Started", escape(&when(&about.started))),
             ("Length", format!("{}, {end}", duration(about.seconds))),
             ("Rounds", rounds),
             ("Processors", format!("{} × {}", machine.cpus, escape(&machine.model))),
@@ -296,6 +298,7 @@ fn cell(text: Option<String>, class: &str) -> String {
 fn with_small(spread: &Spread, write: fn(f64) -> String) -> String {
     match spread.rounds {
         0 | 1 => write(spread.median),
+        _ if spread.min == spread.max => write(spread.median),
         _ => format!("{}<small>{}</small>", write(spread.median), range(spread)),
     }
 }

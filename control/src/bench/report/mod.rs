@@ -4,8 +4,8 @@
 //! is (requests, bulk, memory…) is told by the measures that its samples have, so that new works need no change here.
 
 mod charts;
-mod figures;
-mod grid;
+pub(super) mod figures;
+pub(super) mod grid;
 mod html;
 mod plots;
 mod quote;
@@ -14,8 +14,8 @@ mod table;
 mod view;
 
 use self::svg::Frame;
-use self::view::View;
-use super::record::{Measure, Recording};
+use self::view::{DIRECT, View};
+use super::record::{Measure, ModeRecord, Recording};
 use super::statistics::Spread;
 
 /// Whether the terminal shows colours.
@@ -35,11 +35,13 @@ enum Verdict {
     Unclear,
 }
 
-/// Only where every round says the same, and there are enough of them to say something.
-fn verdict(share: &Spread, measure: Measure) -> Verdict {
+/// Only where every round says the same, and there are enough of them to say something. Nobody is judged by being dearer
+/// than nothing.
+fn verdict(share: &Spread, measure: Measure, other: &ModeRecord) -> Verdict {
     let (less, more) = (share.max < 1.0, share.min > 1.0);
     match (share.rounds, measure.more_is_better()) {
         (0..3, _) => Verdict::Unclear,
+        _ if other.name == DIRECT => Verdict::Unclear,
         (_, true) if more => Verdict::Better,
         (_, false) if less => Verdict::Better,
         _ if less || more => Verdict::Worse,
@@ -85,5 +87,8 @@ pub fn plots(recording: &Recording) -> Vec<(&'static str, String)> {
 
 /// What one would quote, each sentence with its conditions; empty where the recording does not support any.
 pub fn quotes(recording: &Recording) -> Vec<String> {
-    quote::quotes(&View::of(recording))
+    quote::quotes(&View::of(recording)).iter().map(ToString::to_string).collect()
 }
+
+#[cfg(test)]
+mod tests;

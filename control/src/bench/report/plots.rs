@@ -202,7 +202,20 @@ impl<'a> Plots<'a> {
         if all.iter().all(|bar| bar.spread.is_none()) {
             return None;
         }
-        Some(bars(caption, &all, None, WIDTH))
+        let most = self.common_scale(work.kind, measure);
+        Some(bars(caption, &all, most, WIDTH))
+    }
+
+    /// The largest figure of all works of a kind whose works are compared with each other.
+    fn common_scale(&self, kind: Kind, measure: Measure) -> Option<f64> {
+        if !matches!(kind, Kind::Bulk | Kind::Start) {
+            return None;
+        }
+        let works = self.view.works.iter().filter(|w| w.kind == kind);
+        let spreads = works.flat_map(|work| {
+            self.view.recording.modes.iter().filter_map(|mode| self.spread(mode, work, measure))
+        });
+        spreads.map(|s| s.max).reduce(f64::max)
     }
 
     fn spread(&self, mode: &ModeRecord, work: &WorkView<'_>, measure: Measure) -> Option<Spread> {
@@ -328,7 +341,7 @@ impl<'a> Plots<'a> {
             .enumerate()
             .map(|(nth, work)| {
                 let at = (nth as f64 + 0.5) / phases.len() as f64;
-                (at, plain(&work.record.title))
+                (at, phase(work))
             })
             .collect();
         let chart = |(measure, title): (Measure, &str)| {
@@ -368,4 +381,10 @@ impl<'a> Plots<'a> {
         let sub = format!("{unit}; {}", plain(&work.record.title));
         Caption { id, title, sub, description: String::new() }
     }
+}
+
+/// What a phase of memory is called.
+pub(crate) fn phase(work: &WorkView<'_>) -> String {
+    let title = plain(&work.record.title);
+    title.strip_prefix("memory, ").map(str::to_owned).unwrap_or(title)
 }

@@ -1,6 +1,8 @@
 //! What a platform team would quote: sentences with their conditions, made of a recording and of nothing else.
 
-use super::figures::{duration, many, number, plain, ratio_with_range};
+use std::fmt;
+
+use super::figures::{duration, many, number, plain, ratio_with_range, when};
 use super::plots::{busiest, constant_rate};
 use super::view::{DIRECT, Kind, View, WorkView};
 use crate::bench::record::{Measure, ModeRecord};
@@ -13,13 +15,27 @@ const BYTES_ONLY: &str = "tcp";
 /// With fewer rounds a sentence says that it is an indication.
 const ROUNDS_MIN: usize = 3;
 
+/// One sentence.
+pub(super) struct Quote {
+    /// What was done.
+    pub(super) subject: String,
+    /// What it costs, and what that is of others' cost.
+    pub(super) claim: String,
+}
+
+impl fmt::Display for Quote {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.subject, self.claim)
+    }
+}
+
 /// Sentences, then their conditions; empty where the recording does not support any.
-pub(super) fn quotes(view: &View<'_>) -> Vec<String> {
+pub(super) fn quotes(view: &View<'_>) -> Vec<Quote> {
     let Some(reference) = view.reference.filter(|r| r.name != DIRECT) else { return Vec::new() };
     let quoted = Quoted { view, reference };
     let requests = [constant_rate(view), busiest(view)].into_iter().flatten();
     let works = requests.map(|work| (work, Measure::CpuUsPerRequest)).chain(quoted.others());
-    let mut told: Vec<String> = works.filter_map(|(work, measure)| quoted.sentence(work, measure)).collect();
+    let mut told: Vec<Quote> = works.filter_map(|(work, measure)| quoted.sentence(work, measure)).collect();
     if !told.is_empty() {
         told.push(conditions(view));
     }
@@ -65,7 +81,7 @@ impl<'a> Quoted<'a> {
     }
 
     /// What the work costs with the reference, and what that is of the rivals' cost; `None` without a rival.
-    fn sentence(&self, work: &WorkView<'_>, measure: Measure) -> Option<String> {
+    fn sentence(&self, work: &WorkView<'_>, measure: Measure) -> Option<Quote> {
         let rivals = self.rivals(work, measure);
         let (cost, shares) = self.shares(work, measure, &rivals)?;
         let gain = match work.kind {
@@ -82,14 +98,14 @@ impl<'a> Quoted<'a> {
         let few = shares.iter().map(|s| s.1.rounds).min().filter(|rounds| *rounds < ROUNDS_MIN);
         let hint =
             few.map_or(String::new(), |rounds| format!(" ({} only: an indication)", many(rounds, "round")));
-        Some(format!(
-            "{}: {} takes {} {what}, {}{}{hint}.",
-            plain(&work.record.title),
+        let claim = format!(
+            "{} takes {} {what}, {}{}{hint}.",
             plain(&self.reference.name),
             number(cost.median),
             listed(&shares),
             gain.unwrap_or_default()
-        ))
+        );
+        Some(Quote { subject: plain(&work.record.title), claim })
     }
 
     /// The reference's figure, and what it is of each rival's. Nothing where only disturbed samples could tell.
@@ -133,11 +149,11 @@ fn listed(shares: &[(&str, Spread)]) -> String {
     each.collect::<Vec<_>>().join(", ")
 }
 
-fn conditions(view: &View<'_>) -> String {
+fn conditions(view: &View<'_>) -> Quote {
     let about = &view.recording.about;
     let commit = about.commit.as_ref().map_or(String::new(), |c| format!(", commit {}", plain(c)));
-    format!(
-        "Conditions: client, proxies and server on one machine with {} ({}), Linux {}, network namespaces and veth, {} \
+    let claim = format!(
+        "client, proxies and server on one machine with {} ({}), Linux {}, network namespaces and veth, {} \
          congestion control; medians of {} of {}, ratios inside a round with their range; of several \
          sidecar variants the cheapest with HTTP, and TCP only; culvert {}{commit}, {}.",
         many(about.machine.cpus as usize, "CPU"),
@@ -147,6 +163,7 @@ fn conditions(view: &View<'_>) -> String {
         many(about.rounds as usize, "round"),
         duration(about.sample_seconds),
         plain(&about.version),
-        plain(&about.started)
-    )
+        when(&about.started)
+    );
+    Quote { subject: "Conditions".to_owned(), claim }
 }

@@ -10,8 +10,6 @@ pub(crate) const WIDTH: f64 = 400.0;
 pub(crate) const EDGE: f64 = 16.0;
 /// Classes of modes: `f0` fills, `l0` draws a line. More modes than these share them, with other marks.
 pub(crate) const COLOURS: usize = 8;
-/// Width of a letter as a share of the font's size, on the large side.
-const LETTER: f64 = 0.56;
 
 /// Colours of modes, light and dark; the first is the reference's, the last that of the direct way. Each has at least
 /// 4.5:1 against its background.
@@ -76,14 +74,22 @@ impl Font {
         }
     }
 
-    /// Letters that surely fit.
-    pub(crate) fn letters(self, width: f64) -> usize {
-        (width / (self.size() * LETTER)).max(1.0) as usize
+    /// Width of a letter as a share of the size, in a wide font.
+    fn letter(self) -> f64 {
+        match self {
+            Self::Head | Self::Title | Self::Value => 0.56,
+            Self::Label | Self::Small => 0.52,
+        }
     }
 
-    /// Room that letters surely need no more than.
+    /// Letters that fit.
+    pub(crate) fn letters(self, width: f64) -> usize {
+        (width / (self.size() * self.letter())).max(1.0) as usize
+    }
+
+    /// Room that letters need at most.
     pub(crate) fn room(self, text: &str) -> f64 {
-        text.chars().count() as f64 * self.size() * LETTER
+        text.chars().count() as f64 * self.size() * self.letter()
     }
 }
 

@@ -1,7 +1,10 @@
 //! The table for the terminal: a block for each work, a line for each mode, the ratio to the reference beside it.
 
-use super::figures::{NONE, duration, many, name, number, plain, ratio, ratio_with_range, with_range, wrap};
+use super::figures::{
+    NONE, duration, many, name, number, plain, ratio, ratio_with_range, when, with_range, wrap,
+};
 use super::grid::{Cell, Grid, Tone, WIDTH};
+use super::plots::phase;
 use super::view::{DIRECT, Kind, View, WorkView};
 use super::{Style, quote, verdict};
 use crate::bench::record::{Measure, ModeRecord, Recording};
@@ -22,7 +25,8 @@ pub(super) fn table(recording: &Recording, style: Style) -> String {
     out.left_out();
     out.deviations();
     out.list("Notes", recording.about.notes.iter().map(String::as_str));
-    out.list("In short", quote::quotes(&view).iter().map(String::as_str));
+    let quotes: Vec<String> = quote::quotes(&view).iter().map(ToString::to_string).collect();
+    out.list("In short", quotes.iter().map(String::as_str));
     out.text
 }
 
@@ -121,7 +125,7 @@ impl Out<'_> {
         };
         let theirs = self.view.series(&reference.name, &work.record.name, measure);
         let Some(spread) = theirs.ratio(own) else { return Cell::new(NONE).tone(Tone::Dim) };
-        let tone = verdict(&spread, measure).tone();
+        let tone = verdict(&spread, measure, mode).tone();
         let is_weak = own.only_disturbed || theirs.only_disturbed;
         let mark = |text: String| if is_weak { format!("~{text}") } else { text };
         Cell::new(mark(ratio_with_range(&spread))).or(mark(ratio(spread.median))).tone(tone)
@@ -171,9 +175,7 @@ impl Out<'_> {
             phases.iter().any(|w| !self.view.modes_of(&w.record.name).is_empty() && self.has(m, w))
         };
         let modes: Vec<&ModeRecord> = self.view.recording.modes.iter().filter(took_part).collect();
-        let mut grid = Grid::new(
-            std::iter::once("mode".to_owned()).chain(phases.iter().map(|w| plain(&w.record.title))),
-        );
+        let mut grid = Grid::new(std::iter::once("mode".to_owned()).chain(phases.iter().map(|w| phase(w))));
         for mode in modes {
             let mut cells = vec![self.mode(mode)];
             for work in &phases {
@@ -218,7 +220,9 @@ impl Out<'_> {
             return;
         }
         self.line(Tone::Plain, "");
-        self.line(Tone::Strong, title);
+        for line in wrap(title, WIDTH) {
+            self.line(Tone::Strong, &line);
+        }
         for item in items {
             for (nth, line) in wrap(item, WIDTH - 4).into_iter().enumerate() {
                 self.line(Tone::Plain, &format!("{}{line}", if nth == 0 { "  - " } else { "    " }));
@@ -254,7 +258,7 @@ pub(super) fn about(recording: &Recording) -> Vec<String> {
         format!(
             "culvert bench {}{commit}, {}: {rounds}, {} a sample, {}{end}",
             about.version,
-            about.started,
+            when(&about.started),
             duration(about.sample_seconds),
             duration(about.seconds)
         ),
