@@ -5,6 +5,9 @@ use super::svg::{Anchor, COLOURS, Canvas, Caption, EDGE, Font, Frame};
 use crate::bench::statistics::Spread;
 
 const BAR: f64 = 11.0;
+/// Room for names beside lines, and the distance of two of them.
+const NAMES_MAX: f64 = 260.0;
+const APART: f64 = 17.0;
 /// Of bars that differ by less nobody would see the end.
 const TINY: f64 = 1.0;
 
@@ -135,9 +138,10 @@ pub(crate) fn lines(mut caption: Caption, lines: &[Line], axes: &Axes) -> Chart 
     let inner = axes.width - 2.0 * EDGE;
     let top = heading(&mut canvas, &caption, inner);
     let scale = Scale::of(lines, axes.is_log);
-    let names = axes.width >= 600.0;
     // Names stand beside the ends of their lines where there is room.
-    let right = if names { 170.0 } else { EDGE + 14.0 };
+    let names = axes.width >= 600.0 && lines.len() as f64 * APART <= axes.height;
+    let longest = lines.iter().map(|l| Font::Label.room(&l.name)).fold(0.0, f64::max);
+    let right = if names { (longest + 40.0).min(NAMES_MAX) } else { EDGE + 14.0 };
     let plot = Plot { left: EDGE + 44.0, right: axes.width - right, top, bottom: top + axes.height, scale };
     plot.grid(&mut canvas);
     let below = plot.places(&mut canvas, &axes.places);
@@ -279,7 +283,6 @@ impl Plot {
 
     /// Names at the right, moved apart.
     fn names(&self, canvas: &mut Canvas, lines: &[Line], places: &[(f64, String)]) {
-        const APART: f64 = 17.0;
         let mut ends: Vec<(f64, f64, &Line)> = lines
             .iter()
             .filter_map(|l| {
@@ -304,7 +307,12 @@ impl Plot {
         for ((end_y, end_x, line), y) in ends.iter().zip(ys) {
             let x = self.right + 16.0;
             canvas.line((end_x + 6.0, *end_y), (x - 3.0, y - 4.0), &format!("thin l{}", line.nth % COLOURS));
-            canvas.text((x, y), Font::Label, Anchor::Start, &short(&line.name, Font::Label.letters(150.0)));
+            canvas.text(
+                (x, y),
+                Font::Label,
+                Anchor::Start,
+                &short(&line.name, Font::Label.letters(NAMES_MAX - 36.0)),
+            );
         }
     }
 }

@@ -256,15 +256,14 @@ impl<'a> Plots<'a> {
         failed.map_or(String::new(), |why| format!("failed: {}", plain(why)))
     }
 
-    /// For each rate: percentiles, and what is added to the median.
+    /// Percentiles of each rate, then what is added to the median.
     fn latency(&self) -> Vec<Chart> {
-        let open = self.view.works.iter().filter(|w| matches!(w.kind, Kind::Open(_)));
-        open.flat_map(|work| {
+        let is_open = |kind| matches!(kind, Kind::Open(_));
+        let percentiles = self.each(is_open, |work| {
             let caption = self.caption(work, "Latency by percentile", "µs, both scales logarithmic");
-            [self.percentiles(work, caption, WIDTH), self.added(work)]
-        })
-        .flatten()
-        .collect()
+            self.percentiles(work, caption, WIDTH)
+        });
+        percentiles.into_iter().chain(self.each(is_open, |work| self.added(work))).collect()
     }
 
     fn percentiles(&self, work: &WorkView<'_>, caption: Caption, width: f64) -> Option<Chart> {

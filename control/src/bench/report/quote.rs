@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::figures::{duration, many, number, plain, ratio_with_range, when};
+use super::figures::{duration, many, number, plain, ratio, when};
 use super::plots::{busiest, constant_rate};
 use super::view::{DIRECT, Kind, View, WorkView};
 use crate::bench::record::{Measure, ModeRecord};
@@ -12,6 +12,8 @@ use crate::bench::statistics::Spread;
 /// beside it the one that sees bytes only.
 const FAMILY: &str = "envoy-sidecar";
 const BYTES_ONLY: &str = "tcp";
+/// Rivals in one sentence.
+const RIVALS_MAX: usize = 4;
 /// With fewer rounds a sentence says that it is an indication.
 const ROUNDS_MIN: usize = 3;
 
@@ -35,12 +37,19 @@ pub(super) fn quotes(view: &View<'_>) -> Vec<Quote> {
     let quoted = Quoted { view, reference };
     let requests = [constant_rate(view), busiest(view)].into_iter().flatten();
     let works = requests.map(|work| (work, Measure::CpuUsPerRequest)).chain(quoted.others());
-    let mut told: Vec<Quote> = works.filter_map(|(work, measure)| quoted.sentence(work, measure)).collect();
+    let (mut told, mut widest) = (Vec::new(), 0.0_f64);
+    for (quote, shares) in works.filter_map(|(work, measure)| quoted.sentence(work, measure)) {
+        told.push(quote);
+        widest = shares.iter().map(|(_, share)| share.relative()).fold(widest, f64::max);
+    }
     if !told.is_empty() {
-        told.push(conditions(view));
+        told.push(conditions(view, widest));
     }
     told
 }
+
+/// Names of rivals, and what the reference's figure is of theirs.
+type Shares<'a> = Vec<(&'a str, Spread)>;
 
 struct Quoted<'a> {
     view: &'a View<'a>,
@@ -77,35 +86,39 @@ impl<'a> Quoted<'a> {
             let known = those.filter_map(|m| Some((*m, cost(m)?)));
             known.min_by(|a, b| a.1.total_cmp(&b.1)).map(|(mode, _)| mode)
         };
-        [cheapest(false), cheapest(true)].into_iter().flatten().chain(alone).collect()
+        [cheapest(false), cheapest(true)].into_iter().flatten().chain(alone).take(RIVALS_MAX).collect()
     }
 
     /// What the work costs with the reference, and what that is of the rivals' cost; `None` without a rival.
-    fn sentence(&self, work: &WorkView<'_>, measure: Measure) -> Option<Quote> {
+    fn sentence(&self, work: &WorkView<'_>, measure: Measure) -> Option<(Quote, Shares<'a>)> {
         let rivals = self.rivals(work, measure);
-        let (cost, shares) = self.shares(work, measure, &rivals)?;
+        let (cost, mut shares) = self.shares(work, measure, &rivals)?;
+        let own = plain(&self.reference.name);
+        let unit = match measure {
+            Measure::CpuUsPerRequest => "µs of proxy CPU a request",
+            Measure::CpuUsPerConnection => "µs of proxy CPU a connection",
+            Measure::CpuSPerGib => "s of proxy CPU a GiB",
+            _ => "MiB of memory (RSS of all its proxies)",
+        };
+        let mut claim = format!("{own} takes {} {unit}, {}", number(cost.median), listed(&shares));
         let gain = match work.kind {
             Kind::Open(_) => self.added(work, &rivals),
-            Kind::Closed => self.shares(work, Measure::RequestsPerSecond, &rivals).map(|(rate, shares)| {
-                format!("; it answers {} requests a second, {}", number(rate.median), listed(&shares))
-            }),
+            Kind::Closed => self
+                .shares(work, Measure::RequestsPerSecond, &rivals)
+                .map(|(rate, shares)| (format!("answers {} requests a second", number(rate.median)), shares)),
             _ => None,
         };
-        let what = match measure {
-            Measure::RssMib => "MiB of memory (RSS of all its proxies)".to_owned(),
-            measure => format!("{} of proxy CPU", measure.unit()),
-        };
+        if let Some((gain, more)) = gain {
+            claim.push_str(&format!("; it {gain}"));
+            claim.push_str(&if more.is_empty() { String::new() } else { format!(", {}", listed(&more)) });
+            shares.extend(more);
+        }
         let few = shares.iter().map(|s| s.1.rounds).min().filter(|rounds| *rounds < ROUNDS_MIN);
-        let hint =
-            few.map_or(String::new(), |rounds| format!(" ({} only: an indication)", many(rounds, "round")));
-        let claim = format!(
-            "{} takes {} {what}, {}{}{hint}.",
-            plain(&self.reference.name),
-            number(cost.median),
-            listed(&shares),
-            gain.unwrap_or_default()
-        );
-        Some(Quote { subject: plain(&work.record.title), claim })
+        if let Some(rounds) = few {
+            claim.push_str(&format!(" ({} only: an indication)", many(rounds, "round")));
+        }
+        claim.push('.');
+        Some((Quote { subject: plain(&work.record.title), claim }, shares))
     }
 
     /// The reference's figure, and what it is of each rival's. Nothing where only disturbed samples could tell.
@@ -114,7 +127,7 @@ impl<'a> Quoted<'a> {
         work: &WorkView<'_>,
         measure: Measure,
         rivals: &[&'a ModeRecord],
-    ) -> Option<(Spread, Vec<(&'a str, Spread)>)> {
+    ) -> Option<(Spread, Shares<'a>)> {
         let series = |mode: &str| self.view.series(mode, &work.record.name, measure);
         let own = series(&self.reference.name);
         let share = |rival: &&'a ModeRecord| {
@@ -127,7 +140,7 @@ impl<'a> Quoted<'a> {
     }
 
     /// What the reference adds to the median latency of the direct way, and what that is of the rivals'.
-    fn added(&self, work: &WorkView<'_>, rivals: &[&'a ModeRecord]) -> Option<String> {
+    fn added(&self, work: &WorkView<'_>, rivals: &[&'a ModeRecord]) -> Option<(String, Shares<'a>)> {
         let direct = self.view.series(DIRECT, &work.record.name, Measure::P50Us);
         let added = |mode: &ModeRecord| {
             let added = self.view.series(&mode.name, &work.record.name, Measure::P50Us).less(&direct);
@@ -138,24 +151,32 @@ impl<'a> Quoted<'a> {
         let own = added(self.reference)?;
         let shares: Vec<_> =
             rivals.iter().filter_map(|r| Some((r.name.as_str(), own.ratio(&added(r)?)?))).collect();
-        let what_of = if shares.is_empty() { String::new() } else { format!(", {}", listed(&shares)) };
-        Some(format!("; it adds {} µs to the median latency{what_of}", number(own.spread()?.median)))
+        Some((format!("adds {} µs to the median latency", number(own.spread()?.median)), shares))
     }
 }
 
-/// `0.25x (0.24–0.26) of one and 0.5x of another`.
+/// `0.25x of one, 0.5x of another`.
 fn listed(shares: &[(&str, Spread)]) -> String {
-    let each = shares.iter().map(|(name, share)| format!("{} of {}", ratio_with_range(share), plain(name)));
+    let each = shares.iter().map(|(name, share)| format!("{} of {}", ratio(share.median), plain(name)));
     each.collect::<Vec<_>>().join(", ")
 }
 
-fn conditions(view: &View<'_>) -> Quote {
+fn conditions(view: &View<'_>, widest: f64) -> Quote {
     let about = &view.recording.about;
     let commit = about.commit.as_ref().map_or(String::new(), |c| format!(", commit {}", plain(c)));
+    let sidecars = view.recording.modes.iter().filter(|m| m.name.starts_with(FAMILY)).count();
+    let variants = match sidecars {
+        0 | 1 => "",
+        _ => "; of the sidecar variants the cheapest that sees requests, and the one that sees bytes only",
+    };
+    let spread = if widest > 0.0 {
+        format!(", none of which spreads by more than ±{:.0} % over the rounds", (widest * 100.0).ceil())
+    } else {
+        String::new()
+    };
     let claim = format!(
         "client, proxies and server on one machine with {} ({}), Linux {}, network namespaces and veth, {} \
-         congestion control; medians of {} of {}, ratios inside a round with their range; of several \
-         sidecar variants the cheapest with HTTP, and TCP only; culvert {}{commit}, {}.",
+         congestion control; medians of {} of {}, ratios inside a round{spread}{variants}; culvert {}{commit}, {}.",
         many(about.machine.cpus as usize, "CPU"),
         plain(&about.machine.model),
         plain(&about.machine.kernel),

@@ -77,7 +77,8 @@ impl Font {
     /// Width of a letter as a share of the size, in a wide font.
     fn letter(self) -> f64 {
         match self {
-            Self::Head | Self::Title | Self::Value => 0.56,
+            Self::Head | Self::Title => 0.53,
+            Self::Value => 0.56,
             Self::Label | Self::Small => 0.52,
         }
     }
