@@ -4,9 +4,11 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::time::Instant;
-use zeroize::Zeroize;
+use zeroize::{Zeroize, Zeroizing};
 
 use crate::types::SpiffeId;
 
@@ -55,6 +57,37 @@ pub struct Issued {
     pub not_before: SystemTime,
     /// End of the leaf's validity.
     pub not_after: SystemTime,
+}
+
+impl Issued {
+    /// The leaf and its intermediates in PEM.
+    pub fn chain_pem(&self) -> String {
+        self.chain.iter().map(|cert| pem("CERTIFICATE", cert)).collect()
+    }
+
+    /// The roots in PEM.
+    pub fn roots_pem(&self) -> String {
+        self.roots.iter().map(|cert| pem("CERTIFICATE", cert)).collect()
+    }
+
+    /// The key in PEM, PKCS#8; for a proxy that reads files. Overwritten when dropped.
+    pub fn key_pem(&self) -> Zeroizing<String> {
+        Zeroizing::new(pem("PRIVATE KEY", self.key.0.secret_pkcs8_der()))
+    }
+}
+
+/// RFC 7468: lines of 64 characters.
+pub(super) fn pem(label: &str, der: &[u8]) -> String {
+    let body = Zeroizing::new(STANDARD.encode(der));
+    // Its final size: text that grows leaves copies behind.
+    let mut text = String::with_capacity(body.len() + body.len() / 64 + 2 * label.len() + 40);
+    let mut line = |parts: &[&str]| parts.iter().for_each(|part| text.push_str(part));
+    line(&["-----BEGIN ", label, "-----\n"]);
+    for start in (0..body.len()).step_by(64) {
+        line(&[body.get(start..(start + 64).min(body.len())).unwrap_or_default(), "\n"]);
+    }
+    line(&["-----END ", label, "-----\n"]);
+    text
 }
 
 /// A private key in PKCS#8; overwritten when dropped, and never printed.
@@ -144,10 +177,28 @@ pub enum CaError {
     /// A key or certificate could not be made.
     #[error("the certificate of {id} could not be made")]
     Sign {
+        /// Identity or host asked for.
+        id: String,
+        /// The library's reason.
+        source: rcgen::Error,
+    },
+    /// Somebody else's request cannot be read.
+    #[error(
+        "the request for a certificate of {id} is none; send a PKCS#10 request in PEM, signed with its own key"
+    )]
+    Request {
         /// Identity asked for.
         id: SpiffeId,
         /// The library's reason.
         source: rcgen::Error,
+    },
+    /// The settings of a certificate service could not be made.
+    #[error("the certificate service of {host} cannot be set up")]
+    Service {
+        /// By which callers reach it.
+        host: String,
+        /// The library's reason.
+        source: rustls::Error,
     },
     /// A root could not be made.
     #[error("the root certificate could not be made")]
@@ -188,4 +239,21 @@ pub enum CaError {
     /// The code that asked the authority ended without an answer.
     #[error("the request to the CA ended without an answer; see the log for a panic")]
     Aborted,
+}
+
+#[cfg(test)]
+mod tests {
+    use rustls_pki_types::pem::PemObject as _;
+
+    use super::*;
+
+    #[test]
+    fn what_was_issued_reads_back_from_pem() {
+        for size in [0, 1, 47, 48, 49, 96, 600] {
+            let der = vec![7; size];
+            let text = pem("CERTIFICATE", &der);
+            assert!(text.lines().all(|line| line.len() <= 64));
+            assert_eq!(CertificateDer::from_pem_slice(text.as_bytes()).unwrap().as_ref(), der);
+        }
+    }
 }

@@ -10,8 +10,8 @@ use std::time::{Duration, SystemTime};
 
 use rcgen::string::Ia5String;
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
-    KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
 };
 use rustls_pki_types::CertificateDer;
 use tokio::time::Instant;
@@ -58,6 +58,22 @@ pub struct EmbeddedCa {
     dir: PathBuf,
     options: EmbeddedOptions,
     current: Mutex<Current>,
+}
+
+/// What a certificate is to say beside its key.
+struct Leaf<'a> {
+    /// For errors.
+    about: &'a str,
+    name: SanType,
+    usages: Vec<ExtendedKeyUsagePurpose>,
+}
+
+/// What [`Issued`] is but for the key.
+struct Signed {
+    chain: Vec<CertificateDer<'static>>,
+    roots: Vec<CertificateDer<'static>>,
+    not_before: SystemTime,
+    not_after: SystemTime,
 }
 
 /// What was last read and could be used.
@@ -144,11 +160,57 @@ impl EmbeddedCa {
     ///
     /// **Errors**: `id` is of another trust domain, the root is not valid now, no randomness.
     pub fn issue(&self, id: &SpiffeId) -> Result<Issued, CaError> {
+        let name = self.name_of(id)?;
+        let usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        self.issue_named(&id.to_string(), name, usages)
+    }
+
+    /// A new key and its certificate for a server that is called by its host name, as a certificate service is.
+    ///
+    /// **Errors**: no host name, the root is not valid now, no randomness.
+    pub fn issue_for_host(&self, host: &str) -> Result<Issued, CaError> {
+        let failed = |source| CaError::Sign { id: host.to_owned(), source };
+        let name = SanType::DnsName(Ia5String::try_from(host).map_err(failed)?);
+        self.issue_named(host, name, vec![ExtendedKeyUsagePurpose::ServerAuth])
+    }
+
+    /// The certificate for the key of a certificate signing request; what else it asks for is ignored.
+    ///
+    /// **Errors**: no request in PEM that its own key has signed, `id` is of another trust domain, the root is not valid now.
+    pub fn sign(&self, id: &SpiffeId, request: &str) -> Result<Vec<CertificateDer<'static>>, CaError> {
+        let name = self.name_of(id)?;
+        let request = CertificateSigningRequestParams::from_pem(request)
+            .map_err(|source| CaError::Request { id: id.clone(), source })?;
+        let usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        let leaf = Leaf { about: &id.to_string(), name, usages };
+        self.certify(leaf, &request.public_key).map(|signed| signed.chain)
+    }
+
+    fn name_of(&self, id: &SpiffeId) -> Result<SanType, CaError> {
         if id.trust_domain() != &*self.options.trust_domain {
             let trust_domain = self.options.trust_domain.to_string();
             return Err(CaError::TrustDomain { id: id.clone(), trust_domain });
         }
-        let failed = |source| CaError::Sign { id: id.clone(), source };
+        let failed = |source| CaError::Sign { id: id.to_string(), source };
+        Ok(SanType::URI(Ia5String::try_from(id.to_string()).map_err(failed)?))
+    }
+
+    fn issue_named(
+        &self,
+        about: &str,
+        name: SanType,
+        usages: Vec<ExtendedKeyUsagePurpose>,
+    ) -> Result<Issued, CaError> {
+        let failed = |source| CaError::Sign { id: about.to_owned(), source };
+        let mut key = KeyPair::generate().map_err(failed)?;
+        let signed = self.certify(Leaf { about, name, usages }, &key);
+        let secret = PrivateKey::from_pkcs8(key.serialized_der().to_vec());
+        key.zeroize();
+        let Signed { chain, roots, not_before, not_after } = signed?;
+        Ok(Issued { key: secret, chain, roots, not_before, not_after })
+    }
+
+    fn certify(&self, leaf: Leaf<'_>, key: &impl PublicKeyData) -> Result<Signed, CaError> {
         let now = self.options.clock.now();
         let current = self.current();
         let not_valid = || CaError::RootNotValid { path: self.dir.clone() };
@@ -156,26 +218,17 @@ impl EmbeddedCa {
         let issuer = root.issuer.as_ref().ok_or_else(not_valid)?;
         // It never outlives the root.
         let (not_before, not_after) = (now - SKEW, (now + self.options.ttl).min(root.validity.1));
-        let mut key = KeyPair::generate().map_err(failed)?;
-        let name = Ia5String::try_from(id.to_string()).map_err(failed)?;
         let mut params = base_params(not_before, not_after)?;
         params.is_ca = IsCa::ExplicitNoCa;
         // The subject stays empty, which makes the name's extension critical.
-        params.subject_alt_names = vec![SanType::URI(name)];
+        params.subject_alt_names = vec![leaf.name];
         params.use_authority_key_identifier_extension = true;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages =
-            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-        let signed = params.signed_by(&key, issuer);
-        let secret = PrivateKey::from_pkcs8(key.serialized_der().to_vec());
-        key.zeroize();
-        Ok(Issued {
-            key: secret,
-            chain: vec![signed.map_err(failed)?.into()],
-            roots: current.roots.iter().map(|root| root.cert.clone()).collect(),
-            not_before,
-            not_after,
-        })
+        params.extended_key_usages = leaf.usages;
+        let signed = params.signed_by(key, issuer);
+        let signed = signed.map_err(|source| CaError::Sign { id: leaf.about.to_owned(), source })?;
+        let roots = current.roots.iter().map(|root| root.cert.clone()).collect();
+        Ok(Signed { chain: vec![signed.into()], roots, not_before, not_after })
     }
 
     /// A panic while it was held cannot leave the roots half changed: they are replaced as a whole.

@@ -8,9 +8,11 @@
 //! - `describe`: what admin pages show of a certificate.
 //! - `tls`: versions, suites, groups and the verifiers. `peer`: the identity inside a peer's certificate.
 //!
-//! Nothing here knows connections, pods or policies: callers bring an identity and get TLS settings, or bring a
-//! peer's certificate and get an identity. Private keys never leave this folder, and only the embedded root's is
-//! ever written to disk.
+//! - `service`: Istio's certificate service, for node proxies of others in a benchmark.
+//!
+//! Nothing here knows pods or policies: callers bring an identity and get TLS settings, or bring a peer's certificate
+//! and get an identity. Private keys leave this folder by [`Issued::key_pem`] alone, which no agent calls, and only the
+//! embedded root's is ever written to disk here.
 
 pub mod ca;
 pub mod certs;
@@ -21,6 +23,7 @@ mod describe;
 mod peer;
 mod root_dir;
 mod schedule;
+mod service;
 mod trust;
 mod workload;
 
@@ -32,5 +35,6 @@ pub use certs::{CertState, CertStatus, Certs, IdentityError, WorkloadCert};
 pub use describe::Described;
 pub use embedded::{EmbeddedCa, EmbeddedOptions};
 pub use peer::Role;
+pub use service::CertificateService;
 pub use tls::{PeerCertificate, PeerIdentityError, peer_certificate, peer_identity};
 pub use trust::{Chain, Trust};
