@@ -17,6 +17,7 @@ mod peer_authentication;
 mod pod;
 mod reader;
 mod service;
+pub mod tree;
 mod yaml;
 
 use std::collections::HashMap;
