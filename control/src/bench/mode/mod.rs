@@ -2,10 +2,14 @@
 //!
 //! [`envoy::modes`] are real sidecars, [`described::read`] is whatever a file describes.
 
+mod certificates;
 mod culvert;
 pub mod described;
 mod direct;
 pub mod envoy;
+mod outside;
+mod proof;
+mod redirect;
 
 use std::path::PathBuf;
 use std::time::Duration;
