@@ -95,13 +95,12 @@ impl Running<'_> {
             let scene = mode.prepare(&mut |text| progress.doing(text)).and_then(|()| {
                 let record =
                     ModeRecord { name: name.clone(), title: mode.title(), deviations: mode.deviations() };
-                let tools = mode.tools();
-                self.keeper.update(|r| {
-                    r.modes.push(record);
-                    r.about.tools.extend(tools);
-                });
+                self.keeper.update(|r| r.modes.push(record));
                 let mut scene = Scene::build(mode, ztunnel)?;
                 scene.start(0)?;
+                // A described mode asks for its version when it knows where it is.
+                let tools = scene.mode.tools();
+                self.keeper.update(|r| r.about.tools.extend(tools));
                 Ok(scene)
             });
             let scene = scene.map_err(|e| format!("{e:#}"));

@@ -44,7 +44,8 @@ pub fn read(file: &str, text: &str) -> Result<Tree, Box<Problem>> {
             allowed: allowed.to_owned(),
         })
     };
-    let documents = yaml::parse(text).map_err(|refused| problem(refused.line, refused.reason, ""))?;
+    let documents: Result<Vec<_>, _> = yaml::documents(text).collect();
+    let documents = documents.map_err(|refused| problem(refused.line, refused.reason, ""))?;
     match &documents[..] {
         [only] => Ok(tree(only)),
         [] => Err(problem(0, "the file is empty".into(), "allowed: one YAML document")),

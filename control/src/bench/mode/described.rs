@@ -16,7 +16,6 @@ mod workloads;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
@@ -26,9 +25,9 @@ use self::environment::{Ground, LOCAL_XDS, Whose, variables, zds_socket};
 use self::file::{Description, Netns, Part, parse};
 use self::instance::{Instance, Shell, kill_marked};
 use super::certificates::{self, Material};
-use super::{Mode, Proxy, Stage, World, outside, proof, redirect};
+use super::{Mode, Proxy, Stage, World, proof, redirect};
 use crate::bench::work::{Kind, Work};
-use crate::lab::{NodeId, Pod, Process, find_ztunnel, http, wait_until};
+use crate::lab::{NodeId, Pod, Process, http, wait_until};
 
 /// Larger files are no descriptions.
 const FILE_MAX: u64 = 1 << 20;
@@ -182,26 +181,16 @@ impl Described {
                 let _of_an_earlier_start = fs::remove_file(file);
             }
             let shell = Shell { place, dir: &dir, environment: &environment };
+            if let (None, Some(command)) = (&self.version, &self.description.version) {
+                let said = shell.finish(command, VERSION_MAX).context("the version command")?;
+                self.version = said.lines().next().map(|line| line.trim().to_owned());
+            }
             let process = shell.spawn(&part.start)?;
             let (name, place) = (name.to_owned(), place.clone());
             let instance = Instance { name, place, dir, environment, process, pid_file };
             self.running.push((instance, part.clone()));
         }
         Ok(())
-    }
-}
-
-impl Description {
-    /// What the version command says, outside all namespaces; it is also how a file tells early what is missing.
-    fn ask_version(&self) -> anyhow::Result<Option<String>> {
-        let Some(command) = &self.version else { return Ok(None) };
-        let mut shell = Command::new("sh");
-        shell.args(["-c", command]).envs(self.environment.iter().map(|(k, v)| (k, v)));
-        if let Ok(ztunnel) = find_ztunnel() {
-            shell.env("BENCH_ZTUNNEL", ztunnel);
-        }
-        let said = outside::output(&mut shell, VERSION_MAX).context("the version command")?;
-        Ok(said.lines().next().map(|line| line.trim().to_owned()))
     }
 }
 
@@ -248,11 +237,6 @@ impl Mode for Described {
         };
         let named = names.iter().any(|name| self.description.cannot.contains(name));
         named.then_some("the file that describes the mode says that it cannot")
-    }
-
-    fn prepare(&mut self, _say: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
-        self.version = self.description.ask_version()?;
-        Ok(())
     }
 
     fn start(&mut self, stage: &Stage, world: &World) -> anyhow::Result<Duration> {

@@ -80,7 +80,7 @@ pub trait Mode {
         Vec::new()
     }
 
-    /// Programs that took part, with their versions.
+    /// Programs that took part, with their versions; asked for once it has been started.
     fn tools(&self) -> Vec<(String, String)> {
         Vec::new()
     }

@@ -50,26 +50,6 @@ fn the_examples_are_good_descriptions() {
 }
 
 #[test]
-fn the_relays_of_the_example_carry_requests_and_leave_nothing() {
-    let (stage, _nginx) = stage();
-    let mut mode = example("nginx-relays.yaml");
-    mode.prepare(&mut |_| {}).unwrap();
-    assert!(mode.tools()[0].1.contains("nginx/"), "{:?}", mode.tools());
-    for _ in 0..2 {
-        mode.start(&stage, &World::default()).unwrap();
-        let names: Vec<String> = mode.proxies().into_iter().map(|p| p.name).collect();
-        assert_eq!(
-            names,
-            ["client nginx", "client nginx 2", "server nginx", "server nginx 2"],
-            "master and worker"
-        );
-        mode.stop(&stage).unwrap();
-        assert!(mode.proxies().is_empty());
-        stage.client.wait_empty(Duration::from_secs(5)).unwrap();
-    }
-}
-
-#[test]
 fn each_command_is_told_where_it_is() {
     let (stage, _nginx) = stage();
     let script = "env >env.txt; exec sleep 1000";
@@ -144,6 +124,10 @@ fn what_goes_wrong_is_told_and_nothing_is_left() {
             "a was not ready within 1s; last seen: ask 127.0.0.1:1/",
         ),
         (
+            "version: echo absent >&2; exit 1\npod: {start: x, ready: {port: 1}}".to_owned(),
+            "the version command: ended with exit status: 1: absent",
+        ),
+        (
             "encrypted: true\nnode: {start: exec sleep 1000, ready: {command: 'true'}}".to_owned(),
             "a request crossed the wire in plain text",
         ),
@@ -157,6 +141,21 @@ fn what_goes_wrong_is_told_and_nothing_is_left() {
         assert!(refused.starts_with("idle: ") && refused.contains(wanted), "{refused}");
         assert!(mode.proxies().is_empty());
         stage.client.wait_empty(Duration::from_secs(5)).unwrap();
+    }
+}
+
+#[test]
+fn the_certificate_service_is_there_while_the_mode_runs() {
+    let (stage, _nginx) = stage();
+    let mut mode = idle(
+        "certificateService: true\nversion: echo one; echo two\n\
+         node:\n  start: exec sleep 1000\n  ready: {port: 15012}\npod:\n  start: exec sleep 1000\n  ready: {port: 15012}",
+    );
+    for _ in 0..2 {
+        mode.start(&stage, &World::default()).unwrap();
+        assert_eq!(mode.tools(), [("idle".to_owned(), "one".to_owned())]);
+        mode.stop(&stage).unwrap();
+        assert!(!stage.client.is_listening(15012));
     }
 }
 
