@@ -1,6 +1,6 @@
 //! The two forms of plots: bars, one a mode, and lines over percentiles or phases.
 
-use super::figures::{number, range, short, with_range};
+use super::figures::{number, range, short, short_name, with_range};
 use super::svg::{Anchor, COLOURS, Canvas, Caption, EDGE, Font, Frame};
 use crate::bench::statistics::Spread;
 
@@ -58,7 +58,7 @@ pub(crate) fn bars(mut caption: Caption, bars: &[Bar], most: Option<f64>, width:
     for bar in bars {
         let figure = bar.figure();
         let room = inner - Font::Value.room(&figure) - 10.0;
-        canvas.text((EDGE, y), Font::Label, Anchor::Start, &short(&bar.name, Font::Label.letters(room)));
+        canvas.text((EDGE, y), Font::Label, Anchor::Start, &short_name(&bar.name, Font::Label.letters(room)));
         let font = if bar.spread.is_some() { Font::Value } else { Font::Small };
         canvas.text((width - EDGE, y), font, Anchor::End, &figure);
         y += 7.0;
@@ -311,7 +311,7 @@ impl Plot {
                 (x, y),
                 Font::Label,
                 Anchor::Start,
-                &short(&line.name, Font::Label.letters(NAMES_MAX - 36.0)),
+                &short_name(&line.name, Font::Label.letters(NAMES_MAX - 36.0)),
             );
         }
     }
@@ -341,7 +341,7 @@ fn legend(canvas: &mut Canvas, lines: &[Line], top: f64, inner: f64) -> f64 {
     const KEY: f64 = 34.0;
     let (mut x, mut y) = (EDGE, top);
     for line in lines {
-        let name = short(&line.name, Font::Small.letters(inner - KEY));
+        let name = short_name(&line.name, Font::Small.letters(inner - KEY));
         let room = KEY + Font::Small.room(&name) + 14.0;
         if x > EDGE && x + room > EDGE + inner {
             (x, y) = (EDGE, y + 20.0);

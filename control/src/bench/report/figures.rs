@@ -151,6 +151,18 @@ pub(crate) fn short(text: &str, max: usize) -> String {
     text.chars().take(max.saturating_sub(1)).chain(['…']).collect()
 }
 
+/// A name of at most `max` characters, cut in its middle: variants of one name differ at the end.
+pub(crate) fn short_name(name: &str, max: usize) -> String {
+    let name = plain(name);
+    let count = name.chars().count();
+    if count <= max {
+        return name;
+    }
+    let end = max.saturating_sub(1) / 2;
+    let begin = max.saturating_sub(1) - end;
+    name.chars().take(begin).chain(['…']).chain(name.chars().skip(count - end)).collect()
+}
+
 /// Lines of at most `width` characters, broken at blanks; a word that is longer is broken anywhere.
 pub(crate) fn wrap(text: &str, width: usize) -> Vec<String> {
     let width = width.max(1);
@@ -231,6 +243,8 @@ mod tests {
     fn foreign_text_steers_nothing() {
         assert_eq!(plain("a\x1b[31mb\r\nc\u{202e}d"), "a [31mb  c d");
         assert_eq!(short("a name that is long", 8), "a name …");
+        assert_eq!(short_name("another-proxy-1", 8), "anot…y-1");
+        assert_eq!([short_name("proxy", 5), short_name("proxy", 1)], ["proxy", "…"]);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::Style;
-use super::figures::short;
+use super::figures::{short, short_name};
 
 /// Columns that everything fits in.
 pub(crate) const WIDTH: usize = 110;
@@ -126,7 +126,8 @@ impl Grid {
                 let empty = Cell::default();
                 let cell = row.get(*column).unwrap_or(&empty);
                 let width = block.widths.get(*column).copied().unwrap_or(0);
-                let text = short(cell.text(block.is_long.get(*column).copied().unwrap_or(true)), width);
+                let text = cell.text(block.is_long.get(*column).copied().unwrap_or(true));
+                let text = if *column == 0 { short_name(text, width) } else { short(text, width) };
                 let room = " ".repeat(width.saturating_sub(text.chars().count()));
                 let painted = if text.is_empty() { text } else { cell.tone.paint(style, &text) };
                 let gap = " ".repeat(if nth == 0 { 0 } else { GAP });
@@ -184,7 +185,7 @@ mod tests {
         assert!(grid(10, 4).contains("(24.1–26.0k)  25.3k (24.1–26.0k)"));
         let tight = grid(20, 6);
         assert!(tight.contains("25.3k (24.1–26.0k)  ") && tight.trim_end().ends_with("   25.3k"), "{tight}");
-        assert!(grid(80, 6).contains("nnn…"), "a long name is cut");
+        assert!(grid(80, 6).contains("nnn…nnn"), "a long name is cut");
         assert_eq!(grid(20, 30).lines().count(), 8, "four blocks of a head and a row");
         for (names, columns) in [(1, 1), (10, 4), (20, 6), (80, 6), (300, 40)] {
             let text = grid(names, columns);

@@ -7,7 +7,7 @@ use super::figures::{NONE, duration, many, name, number, range, ratio, when};
 use super::plots::{Section, sections};
 use super::svg::{Frame, escape, theme};
 use super::table::{left_out_title, marked};
-use super::view::{Kind, View, WorkView};
+use super::view::{Kind, View, WorkView, share_of_added};
 use super::{quote, verdict};
 use crate::bench::record::{Measure, ModeRecord};
 use crate::bench::statistics::{Series, Spread};
@@ -79,6 +79,15 @@ impl Page<'_> {
                 many(about.rounds as usize, "round")
             ));
         }
+        let samples = &self.view.recording.samples;
+        let disturbed = samples.iter().filter(|s| s.disturbed.is_some()).count();
+        if disturbed * 2 > samples.len() {
+            self.push(format_args!(
+                "<p class=\"warn\">Other programs used the machine during {disturbed} of {}. Figures marked ~ have no other \
+                 samples: take them for orientation.</p>",
+                many(samples.len(), "sample")
+            ));
+        }
         let plots = sections.iter().enumerate().map(|(nth, s)| (format!("plots-{nth}"), s.title));
         let rest = [
             ("figures", "All figures"),
@@ -127,25 +136,24 @@ impl Page<'_> {
 
     fn work(&mut self, work: &WorkView<'_>) {
         let modes = self.view.modes_of(&work.record.name);
-        let measures: Vec<Measure> = Measure::ALL
-            .into_iter()
-            .filter(|m| modes.iter().any(|mode| self.series(mode, work, *m).spread().is_some()))
+        let columns: Vec<Column> = columns(work.kind)
+            .filter(|column| modes.iter().any(|mode| self.series(mode, work, *column).spread().is_some()))
             .collect();
-        if measures.is_empty() {
+        if columns.is_empty() {
             self.push(format_args!("<p class=\"quiet\">Nothing was measured.</p>"));
             return;
         }
         let is = self.view.reference.map_or(String::new(), |r| format!("{} is", escape(&r.name)));
         let mut head = String::from("<th scope=\"col\">mode</th>");
-        for measure in &measures {
-            let unit = if *measure == Measure::Failed { "" } else { measure.unit() };
-            let _infallible = write!(head, "<th scope=\"col\">{}<br/>{unit}</th>", name(*measure));
-            if has_ratio(work.kind, *measure) {
+        for column in &columns {
+            let (name, unit) = column.title(work.kind);
+            let _infallible = write!(head, "<th scope=\"col\">{name}<br/>{unit}</th>");
+            if column.has_ratio(work.kind) {
                 let _infallible = write!(head, "<th scope=\"col\">{is}</th>");
             }
         }
         head.push_str("<th scope=\"col\">rounds</th>");
-        let rows: Vec<String> = modes.iter().map(|mode| self.row(mode, work, &measures)).collect();
+        let rows: Vec<String> = modes.iter().map(|mode| self.row(mode, work, &columns)).collect();
         self.push(format_args!(
             "<div class=\"scroll\" tabindex=\"0\" role=\"region\" aria-label=\"Figures of {}\"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{}\n</tbody>\n</table></div>",
             escape(&work.record.name),
@@ -153,25 +161,27 @@ impl Page<'_> {
         ));
     }
 
-    fn row(&self, mode: &ModeRecord, work: &WorkView<'_>, measures: &[Measure]) -> String {
+    fn row(&self, mode: &ModeRecord, work: &WorkView<'_>, columns: &[Column]) -> String {
         let mut row = format!("<th scope=\"row\">{}</th>", escape(&mode.name));
-        for measure in measures {
-            let own = self.series(mode, work, *measure);
+        for column in columns {
+            let own = self.series(mode, work, *column);
             row.push_str(&cell(own.spread().map(|s| marked(with_small(&s, number), &own)), ""));
-            if !has_ratio(work.kind, *measure) {
+            if !column.has_ratio(work.kind) {
                 continue;
             }
             let reference = self.view.reference.filter(|r| r.name != mode.name);
-            let theirs = reference.map(|r| self.series(r, work, *measure));
-            let share =
-                theirs.as_ref().and_then(|t| t.ratio(&own)).map(|s| (s, verdict(&s, *measure, mode).class()));
-            let Some((share, class)) = share else {
+            let theirs = reference.map(|r| self.series(r, work, *column));
+            let share = theirs.as_ref().and_then(|theirs| column.share(theirs, &own));
+            let Some(share) = share else {
                 row.push_str(&cell(self.view.is_reference(mode).then(String::new), ""));
                 continue;
             };
             let is_weak = own.only_disturbed || theirs.is_some_and(|t| t.only_disturbed);
             let text = with_small(&share, ratio);
-            row.push_str(&cell(Some(if is_weak { format!("~{text}") } else { text }), class));
+            row.push_str(&match is_weak {
+                true => cell(Some(format!("~{text}")), ""),
+                false => cell(Some(text), verdict(&share, column.measure(), mode).class()),
+            });
         }
         let counts = self.view.counts(&mode.name, &work.record.name);
         let left_out = [(counts.disturbed, "disturbed"), (counts.failed, "failed")];
@@ -184,8 +194,11 @@ impl Page<'_> {
         format!("<tr{class}>{row}<td>{}{}</td></tr>", counts.clean, left_out.concat())
     }
 
-    fn series(&self, mode: &ModeRecord, work: &WorkView<'_>, measure: Measure) -> Series {
-        self.view.series(&mode.name, &work.record.name, measure)
+    fn series(&self, mode: &ModeRecord, work: &WorkView<'_>, column: Column) -> Series {
+        match column {
+            Column::Measured(measure) => self.view.series(&mode.name, &work.record.name, measure),
+            Column::Added => self.view.added(&mode.name, &work.record.name),
+        }
     }
 
     fn left_out(&mut self) {
@@ -195,6 +208,8 @@ impl Page<'_> {
             "<p class=\"hint\">{}. They are in the JSON, and in no median above.</p>",
             escape(&title)
         ));
+        let short = self.view.left_out_in_short();
+        let short: Vec<String> = short.iter().map(|line| format!("<li>{}</li>", escape(line))).collect();
         let items: Vec<String> = self
             .view
             .left_out()
@@ -210,7 +225,11 @@ impl Page<'_> {
                 )
             })
             .collect();
-        self.push(format_args!("<ul>\n{}\n</ul>", items.join("\n")));
+        self.push(format_args!(
+            "<ul>\n{}\n</ul>\n<details><summary>Each of them</summary><ul>\n{}\n</ul></details>",
+            short.join("\n"),
+            items.join("\n")
+        ));
     }
 
     fn modes(&mut self) {
@@ -282,11 +301,67 @@ impl Page<'_> {
     }
 }
 
-/// Whether the reference's ratio stands beside the measure.
-fn has_ratio(kind: Kind, measure: Measure) -> bool {
-    kind.cost() == Some(measure)
-        || (kind.rate() == Some(measure) && !matches!(kind, Kind::Open(_)))
-        || matches!((kind, measure), (Kind::Open(_), Measure::P50Us))
+/// One column of the tables.
+#[derive(Clone, Copy)]
+enum Column {
+    Measured(Measure),
+    /// What is added to the direct way's median latency.
+    Added,
+}
+
+/// All columns that a work of this kind may have.
+fn columns(kind: Kind) -> impl Iterator<Item = Column> {
+    Measure::ALL.into_iter().flat_map(move |measure| {
+        let added = matches!((kind, measure), (Kind::Open(_), Measure::P50Us)).then_some(Column::Added);
+        std::iter::once(Column::Measured(measure)).chain(added)
+    })
+}
+
+impl Column {
+    fn measure(self) -> Measure {
+        match self {
+            Self::Measured(measure) => measure,
+            Self::Added => Measure::P50Us,
+        }
+    }
+
+    /// Name and unit.
+    fn title(self, kind: Kind) -> (&'static str, &'static str) {
+        match self {
+            Self::Measured(Measure::Failed) => ("failed", ""),
+            Self::Measured(Measure::Switches) => (
+                name(Measure::Switches),
+                match kind {
+                    Kind::Bulk => "per GiB",
+                    Kind::Connections => "per connection",
+                    _ => "per request",
+                },
+            ),
+            // In the unit of the proxies' own CPU.
+            Self::Measured(Measure::MachineCpu) => {
+                (name(Measure::MachineCpu), kind.cost().unwrap_or(Measure::MachineCpu).unit())
+            }
+            Self::Measured(measure) => (name(measure), measure.unit()),
+            Self::Added => ("added p50", "µs"),
+        }
+    }
+
+    /// Whether the reference's ratio stands beside it.
+    fn has_ratio(self, kind: Kind) -> bool {
+        match self {
+            Self::Measured(measure) => {
+                kind.cost() == Some(measure) || kind.rate() == Some(measure) && !matches!(kind, Kind::Open(_))
+            }
+            Self::Added => true,
+        }
+    }
+
+    fn share(self, own: &Series, other: &Series) -> Option<Spread> {
+        match self {
+            Self::Measured(_) => own.ratio(other),
+            Self::Added => share_of_added(own, other),
+        }
+    }
 }
 
 fn cell(text: Option<String>, class: &str) -> String {

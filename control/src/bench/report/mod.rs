@@ -1,7 +1,12 @@
-//! What people see of a recording: a table for the terminal, one HTML page with plots, plots on their own, a sentence.
+//! What people see of a recording: a table for the terminal, one HTML page with plots, plots on their own, sentences.
 //!
 //! Everything is a pure function of [`Recording`]: a report can be made again from the JSON, on any machine. What a work
 //! is (requests, bulk, memory…) is told by the measures that its samples have, so that new works need no change here.
+//! Nothing here knows how anything was measured, and no text of a recording is trusted: names come from files of users.
+//!
+//! Start at `view`: which works are of a kind, which measure is the cost, who is compared with whom. `table` and `grid`
+//! write for the terminal; `html` puts `plots` (which there are), `charts` (bars and lines) and `svg` (elements, colours,
+//! escaping) on a page; `quote` makes the sentences.
 
 mod charts;
 pub(super) mod figures;

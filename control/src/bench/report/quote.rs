@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::figures::{duration, many, number, plain, ratio, when};
 use super::plots::{busiest, constant_rate};
-use super::view::{DIRECT, Kind, View, WorkView};
+use super::view::{DIRECT, Kind, View, WorkView, share_of_added};
 use crate::bench::record::{Measure, ModeRecord};
 use crate::bench::statistics::Spread;
 
@@ -141,16 +141,17 @@ impl<'a> Quoted<'a> {
 
     /// What the reference adds to the median latency of the direct way, and what that is of the rivals'.
     fn added(&self, work: &WorkView<'_>, rivals: &[&'a ModeRecord]) -> Option<(String, Shares<'a>)> {
-        let direct = self.view.series(DIRECT, &work.record.name, Measure::P50Us);
-        let added = |mode: &ModeRecord| {
-            let added = self.view.series(&mode.name, &work.record.name, Measure::P50Us).less(&direct);
-            // What is lost in the noise has no ratio.
-            let is_clear = !added.only_disturbed && added.by_round.values().all(|v| *v > 0.0);
-            is_clear.then_some(added)
+        let added = |mode: &ModeRecord| self.view.added(&mode.name, &work.record.name);
+        let own = added(self.reference);
+        let share = |rival: &&'a ModeRecord| {
+            let theirs = added(rival);
+            let is_weak = own.only_disturbed || theirs.only_disturbed;
+            Some((rival.name.as_str(), share_of_added(&own, &theirs).filter(|_| !is_weak)?))
         };
-        let own = added(self.reference)?;
-        let shares: Vec<_> =
-            rivals.iter().filter_map(|r| Some((r.name.as_str(), own.ratio(&added(r)?)?))).collect();
+        let shares: Vec<_> = rivals.iter().filter_map(share).collect();
+        if own.only_disturbed || own.by_round.values().any(|v| *v <= 0.0) {
+            return None;
+        }
         Some((format!("adds {} µs to the median latency", number(own.spread()?.median)), shares))
     }
 }

@@ -5,13 +5,13 @@ use super::figures::{
 };
 use super::grid::{Cell, Grid, Tone, WIDTH};
 use super::plots::phase;
-use super::view::{DIRECT, Kind, View, WorkView};
+use super::view::{DIRECT, Kind, View, WorkView, share_of_added};
 use super::{Style, quote, verdict};
 use crate::bench::record::{Measure, ModeRecord, Recording};
 use crate::bench::statistics::{Series, Spread};
 
-/// Left-out samples that are told one by one.
-const LEFT_OUT_MAX: usize = 8;
+/// Failures that are told.
+const LEFT_OUT_MAX: usize = 12;
 
 /// All of it.
 pub(super) fn table(recording: &Recording, style: Style) -> String {
@@ -23,7 +23,7 @@ pub(super) fn table(recording: &Recording, style: Style) -> String {
     }
     out.memory();
     out.left_out();
-    out.deviations();
+    out.modes();
     out.list("Notes", recording.about.notes.iter().map(String::as_str));
     let quotes: Vec<String> = quote::quotes(&view).iter().map(ToString::to_string).collect();
     out.list("In short", quotes.iter().map(String::as_str));
@@ -78,7 +78,11 @@ impl Out<'_> {
         let with_unit = |m: Measure| format!("{} {}", name(m), m.unit());
         let mut head = vec!["mode".to_owned(), with_unit(cost), is.clone()];
         if open {
-            head.extend(["p50 µs", "added p50", "p99 µs", "p99.9 µs", "answered"].map(str::to_owned));
+            let is = is.as_str();
+            // This table has the most columns.
+            head = ["mode", "CPU µs/req", is, "p50 µs", "added p50", is, "p99 / p99.9", "answered"]
+                .map(str::to_owned)
+                .into();
         } else {
             head.extend([
                 if work.kind == Kind::Start { with_unit(rate) } else { rate.unit().to_owned() },
@@ -124,40 +128,42 @@ impl Out<'_> {
             return Cell::new("");
         };
         let theirs = self.view.series(&reference.name, &work.record.name, measure);
-        let Some(spread) = theirs.ratio(own) else { return Cell::new(NONE).tone(Tone::Dim) };
-        let tone = verdict(&spread, measure, mode).tone();
-        let is_weak = own.only_disturbed || theirs.only_disturbed;
-        let mark = |text: String| if is_weak { format!("~{text}") } else { text };
-        Cell::new(mark(ratio_with_range(&spread))).or(mark(ratio(spread.median))).tone(tone)
+        share_cell(theirs.ratio(own), (own, &theirs), measure, mode)
     }
 
     fn latency(&self, mode: &ModeRecord, work: &WorkView<'_>) -> Vec<Cell> {
         let series = |mode: &str, measure| self.view.series(mode, &work.record.name, measure);
         let median = |measure| {
             let own = series(&mode.name, measure);
-            own.spread().map_or_else(none, |s| Cell::new(marked(number(s.median), &own)))
+            own.spread().map_or(NONE.to_owned(), |s| marked(number(s.median), &own))
         };
+        let tail = format!("{} / {}", median(Measure::P99Us), median(Measure::P999Us));
         let p50 = series(&mode.name, Measure::P50Us);
-        let added = p50.less(&series(DIRECT, Measure::P50Us));
-        let share = series(&mode.name, Measure::RequestsPerSecond)
+        let added = self.view.added(&mode.name, &work.record.name);
+        let reference = self.view.reference.filter(|r| r.name != mode.name && mode.name != DIRECT);
+        let share = reference.map(|reference| {
+            let theirs = self.view.added(&reference.name, &work.record.name);
+            share_cell(share_of_added(&theirs, &added), (&added, &theirs), Measure::P50Us, mode)
+        });
+        let answered = series(&mode.name, Measure::RequestsPerSecond)
             .ratio(&series(&mode.name, Measure::AskedPerSecond))
             .map_or_else(none, |s| Cell::new(format!("{:.1} %", s.median * 100.0)));
-        vec![
-            figure(&p50),
-            if mode.name == DIRECT { none() } else { figure(&added) },
-            median(Measure::P99Us),
-            median(Measure::P999Us),
-            share,
-        ]
+        vec![figure(&p50), figure(&added), share.unwrap_or_default(), Cell::new(tail), answered]
     }
 
     fn rounds(&self, mode: &ModeRecord, work: &WorkView<'_>) -> Cell {
         let counts = self.view.counts(&mode.name, &work.record.name);
-        Cell::new(match (counts.clean, counts.failed) {
-            (0, 0) => "disturbed".to_owned(),
-            (0, _) if counts.disturbed == 0 => "failed".to_owned(),
-            (clean, _) => clean.to_string(),
-        })
+        let errors = self.view.series(&mode.name, &work.record.name, Measure::Failed);
+        let errors: f64 = errors.by_round.values().sum();
+        match (counts.clean, counts.failed) {
+            (0, 0) => Cell::new("disturbed"),
+            (0, _) if counts.disturbed == 0 => Cell::new("failed"),
+            // A figure beside failures is no figure.
+            (clean, _) if errors > 0.0 => {
+                Cell::new(format!("{clean}, {} failed", number(errors))).tone(Tone::Bad)
+            }
+            (clean, _) => Cell::new(clean.to_string()),
+        }
     }
 
     /// Phases of memory, one column each.
@@ -169,7 +175,7 @@ impl Out<'_> {
         self.line(Tone::Plain, "");
         self.line(
             Tone::Strong,
-            "memory: RSS in MiB of all proxies of the mode, and what the reference is of it",
+            &format!("memory: RSS in MiB of all proxies of the mode, and what {} of it", self.is()),
         );
         let took_part = |m: &&ModeRecord| {
             phases.iter().any(|w| !self.view.modes_of(&w.record.name).is_empty() && self.has(m, w))
@@ -193,25 +199,26 @@ impl Out<'_> {
     }
 
     fn left_out(&mut self) {
-        let all: Vec<_> = self.view.left_out().collect();
         let Some(title) = left_out_title(self.view) else { return };
-        let told = all.iter().take(LEFT_OUT_MAX).map(|out| {
-            format!(
-                "round {}, {}, {}: {}, {}",
-                out.sample.round, out.sample.mode, out.sample.work, out.what, out.why
-            )
-        });
+        let all = self.view.left_out_in_short();
         let more = all.len().saturating_sub(LEFT_OUT_MAX);
         let more = (more > 0).then(|| format!("and {more} more, all in the JSON"));
-        let lines: Vec<String> = told.chain(more).collect();
+        let lines: Vec<String> = all.into_iter().take(LEFT_OUT_MAX).chain(more).collect();
         self.list(&title, lines.iter().map(String::as_str));
     }
 
-    fn deviations(&mut self) {
-        let modes = self.view.recording.modes.iter();
-        let lines: Vec<String> =
-            modes.flat_map(|m| m.deviations.iter().map(move |d| format!("{}: {d}", m.name))).collect();
-        self.list("How modes differ from their defaults", lines.iter().map(String::as_str));
+    fn modes(&mut self) {
+        let lines: Vec<String> = self
+            .view
+            .recording
+            .modes
+            .iter()
+            .flat_map(|m| {
+                let differs = m.deviations.iter().map(move |d| format!("{}, not by default: {d}", m.name));
+                std::iter::once(format!("{}: {}", m.name, m.title)).chain(differs)
+            })
+            .collect();
+        self.list("Modes, and how they differ from their defaults", lines.iter().map(String::as_str));
     }
 
     fn list<'b>(&mut self, title: &str, items: impl Iterator<Item = &'b str>) {
@@ -271,6 +278,20 @@ pub(super) fn about(recording: &Recording) -> Vec<String> {
             machine.congestion_control
         ),
     ]
+}
+
+/// What the reference is of a mode's figure.
+fn share_cell(
+    share: Option<Spread>,
+    (own, theirs): (&Series, &Series),
+    measure: Measure,
+    mode: &ModeRecord,
+) -> Cell {
+    let Some(spread) = share else { return none() };
+    let is_weak = own.only_disturbed || theirs.only_disturbed;
+    let mark = |text: String| if is_weak { format!("~{text}") } else { text };
+    let tone = if is_weak { Tone::Plain } else { verdict(&spread, measure, mode).tone() };
+    Cell::new(mark(ratio_with_range(&spread))).or(mark(ratio(spread.median))).tone(tone)
 }
 
 fn none() -> Cell {

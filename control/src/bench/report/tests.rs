@@ -199,8 +199,10 @@ fn the_table_says_what_matters() {
         "CPU µs/request",
         "added p50",
         "Left out: 1 sample disturbed by foreign load, 1 sample without a figure",
-        "round 3, envoy-sidecar-tcp, new: failed, wrk: unable to connect",
-        "  - envoy-sidecar: concurrency 2",
+        "new failed with envoy-sidecar-tcp: wrk: unable to connect",
+        "disturbed: c64 1; the first: other programs",
+        "  - culvert: two nodes, an agent on each",
+        "  - envoy-sidecar, not by default: concurrency 2",
         "right after load",
     ] {
         assert!(text.contains(wanted), "{wanted} is missing in\n{text}");

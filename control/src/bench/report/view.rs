@@ -1,7 +1,9 @@
 //! A recording as a reader sees it: which works are of one kind, which measure is the cost of each, who is compared with whom.
 
+use std::collections::BTreeSet;
+
 use crate::bench::record::{Measure, ModeRecord, Recording, Sample, WorkRecord};
-use crate::bench::statistics::{Counts, Series, counts, series};
+use crate::bench::statistics::{Counts, Series, Spread, counts, series};
 
 /// What a work is about, told by what was measured.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -67,6 +69,14 @@ impl<'a> View<'a> {
         series(self.recording, mode, work, measure)
     }
 
+    /// What the mode adds to the median latency of the direct way, round by round.
+    pub(crate) fn added(&self, mode: &str, work: &str) -> Series {
+        if mode == DIRECT {
+            return Series::default();
+        }
+        self.series(mode, work, Measure::P50Us).less(&self.series(DIRECT, work, Measure::P50Us))
+    }
+
     pub(crate) fn counts(&self, mode: &str, work: &str) -> Counts {
         counts(self.recording, mode, work)
     }
@@ -78,6 +88,35 @@ impl<'a> View<'a> {
             let (what, why) = failed.or_else(|| sample.disturbed.as_deref().map(|why| ("disturbed", why)))?;
             Some(LeftOut { sample, what, why })
         })
+    }
+
+    /// The same in few lines: each failure with the modes that had it, and how often each work was disturbed.
+    pub(crate) fn left_out_in_short(&self) -> Vec<String> {
+        let mut failures: Vec<(&str, &str, BTreeSet<&str>)> = Vec::new();
+        let mut disturbed: Vec<(&str, usize)> = Vec::new();
+        let mut example = None;
+        for LeftOut { sample, what, why } in self.left_out() {
+            if what == "failed" {
+                match failures.iter_mut().find(|(work, other, _)| *work == sample.work && *other == why) {
+                    Some((.., modes)) => {
+                        modes.insert(&sample.mode);
+                    }
+                    None => failures.push((&sample.work, why, BTreeSet::from([sample.mode.as_str()]))),
+                }
+                continue;
+            }
+            example.get_or_insert(why);
+            match disturbed.iter_mut().find(|(work, _)| *work == sample.work) {
+                Some((_, count)) => *count += 1,
+                None => disturbed.push((&sample.work, 1)),
+            }
+        }
+        let told = failures.into_iter().map(|(work, why, modes)| {
+            format!("{work} failed with {}: {why}", modes.into_iter().collect::<Vec<_>>().join(", "))
+        });
+        let works: Vec<String> = disturbed.iter().map(|(work, count)| format!("{work} {count}")).collect();
+        let disturbed = example.map(|why| format!("disturbed: {}; the first: {why}", works.join(", ")));
+        told.chain(disturbed).collect()
     }
 
     /// Whether the mode is the one that the others are compared with.
@@ -116,6 +155,12 @@ impl Kind {
             Self::Memory | Self::Nothing => None,
         }
     }
+}
+
+/// `own` as a share of `theirs`, where both are above nothing in all rounds: what is lost in the noise has no ratio.
+pub(crate) fn share_of_added(own: &Series, theirs: &Series) -> Option<Spread> {
+    let is_clear = |s: &Series| s.by_round.values().all(|v| *v > 0.0);
+    own.ratio(theirs).filter(|_| is_clear(own) && is_clear(theirs))
 }
 
 fn kind(recording: &Recording, work: &str) -> Kind {
