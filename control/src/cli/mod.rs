@@ -3,6 +3,7 @@
 mod bench;
 mod demo;
 mod interrupt;
+mod load;
 mod paint;
 mod preflight;
 mod why;
@@ -31,6 +32,7 @@ enum Command {
     Bench(Box<bench::BenchArgs>),
     Demo(demo::DemoArgs),
     Why(why::WhyArgs),
+    Load(load::LoadArgs),
 }
 
 /// Runs what the command line asks for.
@@ -39,6 +41,7 @@ pub(crate) fn run() -> ExitCode {
         Command::Bench(args) => bench::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Why(args) => Ok(why::run(&args)),
+        Command::Load(args) => Ok(load::run(&args)),
     };
     interrupt::hold_if_signalled();
     ended.unwrap_or_else(|e| {

@@ -81,3 +81,40 @@ fn outcome(output: &str) -> anyhow::Result<Outcome> {
     ]);
     Ok(Outcome { units: bytes / GIB, values, latency: Vec::new() })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The end of a report of iperf3 3.12, two streams.
+    const GOOD: &str = r#"{"start": {"version": "iperf 3.12"}, "intervals": [], "end": {"streams": [], "sum_sent":
+        {"start": 0, "end": 1.5, "seconds": 1.5, "bytes": 3221225473, "bits_per_second": 17179869189.3, "retransmits": 0,
+        "sender": true}, "sum_received": {"start": 0, "end": 1.5, "seconds": 1.5, "bytes": 3221225472, "bits_per_second":
+        17179869184.0, "sender": true}, "cpu_utilization_percent": {"host_total": 41.5}}}"#;
+
+    #[test]
+    fn what_the_receiver_got_is_counted() {
+        let outcome = outcome(GOOD).unwrap();
+        assert_eq!(outcome.units, 3.0, "GiB");
+        assert_eq!(outcome.values[&Measure::GbitPerSecond], 17.179869184);
+        assert_eq!(outcome.values[&Measure::Failed], 0.0);
+    }
+
+    #[test]
+    fn errors_are_told_and_nothing_is_no_figure() {
+        let nothing = GOOD.replace("\"bytes\": 3221225472", "\"bytes\": 0");
+        for (text, wrong) in [
+            (
+                r#"{"end": {}, "error": "unable to connect to server: Connection refused"}"#,
+                "Connection refused",
+            ),
+            (r#"{"end": {}, "error": "the server is busy running a test. try again later"}"#, BUSY),
+            (r#"{"end": {}}"#, "lacks what was received"),
+            ("", "printed no report"),
+            (nothing.as_str(), "nothing was received"),
+        ] {
+            let error = format!("{:#}", outcome(text).unwrap_err());
+            assert!(error.contains(wrong), "{error}");
+        }
+    }
+}

@@ -1,13 +1,15 @@
 //! Kinds of work, and how each is done with real tools.
 //!
 //! `wrk.rs` and `iperf.rs` run those programs in the client's pod and read what they counted, strictly: an answer that is
-//! not of its form is an error, never a figure. Nothing here knows what is between the pods, or what it costs; the runner
+//! not of its form is an error, never a figure. `http.rs` makes the load that they cannot make. Nothing here knows what is between the pods, or what it costs; the runner
 //! measures that around [`perform`].
 //!
 //! The server answers [`path`] with a body of that many bytes, on [`super::mode::HTTP_PORT`].
 
+mod http;
 mod iperf;
 mod list;
+mod tools;
 mod wrk;
 
 use std::collections::BTreeMap;
@@ -16,10 +18,13 @@ use std::time::Duration;
 
 use anyhow::bail;
 
+pub use http::hold_idle;
 pub use list::{all, quick};
+pub use tools::{missing, versions};
 
 use super::record::{Measure, WorkRecord};
 use crate::lab::Pod;
+pub use crate::load::Idle;
 
 /// One kind of work.
 #[derive(Clone, Debug, PartialEq)]
@@ -142,20 +147,11 @@ pub fn perform(work: &Work, run: &Run<'_>) -> anyhow::Result<Outcome> {
     match work.kind {
         Kind::Closed { connections, body } => wrk::closed(run, connections, body),
         Kind::Bulk { streams, down } => iperf::bulk(run, streams, down),
-        Kind::Open { .. } | Kind::Connections { .. } => bail!("{} cannot be done yet", work.name),
+        Kind::Open { rate, connections } => http::open(run, rate, connections),
+        Kind::Connections { concurrency } => http::new_connections(run, concurrency),
         Kind::Memory { .. } | Kind::Start { .. } => bail!("{} sends nothing between the pods", work.name),
     }
 }
 
-/// Connections that are open and idle. Dropping it closes them.
-#[derive(Debug)]
-pub struct Idle {
-    _process: crate::lab::Process,
-}
-
-/// Opens `connections` keep-alive connections, has one request answered on each, and leaves them idle.
-///
-/// **Errors:** not all could be opened.
-pub fn hold_idle(_connections: u32, _run: &Run<'_>) -> anyhow::Result<Idle> {
-    bail!("idle connections cannot be held yet")
-}
+#[cfg(test)]
+mod tests;

@@ -103,3 +103,64 @@ fn outcome(output: &str) -> anyhow::Result<Outcome> {
     }
     Ok(Outcome { units: good as f64, values, latency })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Recorded from wrk 4.1.0 against nginx, 16 connections.
+    const GOOD: &str = "Running 1s test @ http://127.0.0.1:18099/100\n  1 threads and 16 connections\n  \
+        Thread Stats   Avg      Stdev     Max   +/- Stdev\n    Latency   246.73us  287.83us   4.40ms   95.82%\n    \
+        Req/Sec    55.38k     6.26k   66.36k    63.64%\n  60573 requests in 1.10s, 14.38MB read\n\
+        Requests/sec:  55064.51\nTransfer/sec:     13.08MB\n\n\
+        culvert-wrk {\"requests\":60573,\"duration_us\":1100037,\"connect\":0,\"read\":0,\"write\":0,\"timeout\":0,\
+        \"status\":0,\"min_us\":25,\"max_us\":4404,\"latency_us\":[[10,133],[20,158],[30,172],[40,183],[50,194],[60,206],\
+        [70,224],[75,233],[80,243],[90,299],[95,456],[99,1707],[99.9,3662],[99.99,4239]]}\n";
+
+    fn changed(from: &str, to: &str) -> String {
+        assert!(GOOD.contains(from), "{from}");
+        GOOD.replace(from, to)
+    }
+
+    #[test]
+    fn what_wrk_counted_is_read() {
+        let outcome = outcome(GOOD).unwrap();
+        assert_eq!(outcome.units, 60_573.0);
+        let value = |measure| outcome.values[&measure];
+        assert_eq!(value(Measure::RequestsPerSecond).round(), 55_065.0, "as wrk's own text says");
+        assert_eq!((value(Measure::P50Us), value(Measure::P99Us)), (194.0, 1_707.0));
+        assert_eq!((value(Measure::P999Us), value(Measure::Failed)), (3_662.0, 0.0));
+        assert_eq!((outcome.latency.len(), outcome.latency[0]), (16, (0.0, 25.0)));
+        assert_eq!(outcome.latency[15], (100.0, 4_404.0));
+    }
+
+    #[test]
+    fn failures_at_the_socket_and_bad_answers_are_failed() {
+        let text = changed("\"connect\":0,\"read\":0,\"write\":0", "\"connect\":1,\"read\":20,\"write\":300");
+        let outcome = outcome(&text.replace("\"status\":0", "\"status\":573")).unwrap();
+        assert_eq!((outcome.units, outcome.values[&Measure::Failed]), (60_000.0, 894.0));
+    }
+
+    #[test]
+    fn an_output_that_is_not_of_its_form_is_no_figure() {
+        for (text, wrong) in [
+            (String::new(), "wrk did not say what it counted"),
+            (changed("culvert-wrk {", "{"), "wrk did not say"),
+            (GOOD.repeat(2), "wrk did not say"),
+            (changed("\"requests\":60573,", ""), "not of its form"),
+            (changed("\"requests\":60573", "\"requests\":-1"), "not of its form"),
+            (changed("\"max_us\"", "\"most_us\""), "not of its form"),
+            (changed("\"status\":0", "\"status\":60574"), "60574 bad answers among 60573"),
+            (
+                changed("\"status\":0", "\"status\":60573"),
+                "no request of wrk was answered well (60573 failed",
+            ),
+            (changed("\"duration_us\":1100037", "\"duration_us\":0"), "no request of wrk"),
+            (changed("[50,194]", "[50,94]"), "do not rise"),
+            (changed("[99.9,3662],", ""), "no 99.9th percentile"),
+        ] {
+            let error = format!("{:#}", outcome(&text).unwrap_err());
+            assert!(error.contains(wrong), "{wrong}: {error}");
+        }
+    }
+}
