@@ -101,7 +101,7 @@ pub(crate) fn theme() -> String {
          font-variant-numeric:tabular-nums}}.plot .h{{font-size:{}px;font-weight:600}}.plot .t{{font-size:{}px;font-weight:600}}.plot .b{{font-size:{}px}}\
          .plot .v{{font-size:{}px;font-weight:600}}.plot .s{{font-size:{}px}}\
          .plot .l{{fill:none;stroke-width:2;stroke-linejoin:round}}.plot .d1{{stroke-dasharray:7 3}}\
-         .plot .d2{{stroke-dasharray:2 3}}.plot .d3{{stroke-dasharray:9 3 2 3}}.plot .part{{opacity:.62}}\
+         .plot .d2{{stroke-dasharray:2 3}}.plot .d3{{stroke-dasharray:9 3 2 3}}.plot .part{{opacity:.68}}\
          .plot .w{{stroke-width:1.5;fill:none}}.plot .thin{{stroke-width:1;opacity:.55}}",
         Font::Head.size(),
         Font::Title.size(),
@@ -251,4 +251,51 @@ pub(crate) fn escape(text: &str) -> String {
         }
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Source: WCAG 2.2, definition of relative luminance.
+    fn luminance(colour: &str) -> f64 {
+        let part = |at: usize| {
+            let value = u8::from_str_radix(colour.get(at..at + 2).unwrap(), 16).unwrap();
+            let share = f64::from(value) / 255.0;
+            if share <= 0.04045 { share / 12.92 } else { ((share + 0.055) / 1.055).powf(2.4) }
+        };
+        0.2126 * part(1) + 0.7152 * part(3) + 0.0722 * part(5)
+    }
+
+    fn contrast(a: &str, b: &str) -> f64 {
+        let (a, b) = (luminance(a), luminance(b));
+        (a.max(b) + 0.05) / (a.min(b) + 0.05)
+    }
+
+    #[test]
+    fn colours_are_readable_in_light_and_dark() {
+        let [paper, ink, dim, _grid] = PAPER;
+        for (light, dark) in MODES.into_iter().chain([ink, dim]) {
+            for (colour, paper) in [(light, paper.0), (dark, paper.1)] {
+                assert!(
+                    contrast(colour, paper) >= 4.5,
+                    "{colour} on {paper}: {:.2}",
+                    contrast(colour, paper)
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn text_cannot_leave_its_place() {
+        assert_eq!(escape("<a href=\"x\">&'"), "&lt;a href=&quot;x&quot;&gt;&amp;&#39;");
+        assert_eq!(escape("a\u{0}b\u{1b}c\u{ffff}"), "a b c\u{fffd}");
+    }
+
+    #[test]
+    fn a_file_has_its_own_style_and_background_and_a_page_has_one_for_all() {
+        let draw = |frame| Canvas::default().finish(&Caption::default(), (10.0, 10.0), frame);
+        assert!(draw(Frame::File).contains("<style>") && draw(Frame::File).contains("class=\"paper\""));
+        assert!(!draw(Frame::Page).contains("<style>"));
+    }
 }
