@@ -94,7 +94,8 @@ fn is_name(name: &[u8]) -> bool {
 }
 
 fn is_value(value: &[u8]) -> bool {
-    value.iter().all(|b| *b == b'\t' || *b >= b' ' && *b != 0x7f)
+    // All of it, rather than up to the first wrong byte: so several bytes are compared at once.
+    value.iter().fold(true, |right, b| right & ((*b == b'\t') | (*b >= b' ') & (*b != 0x7f)))
 }
 
 fn is_text(value: &[u8]) -> bool {

@@ -28,6 +28,9 @@ struct Table {
     offset: [u16; LONGEST + 1],
     /// For each length, the end of all codes up to it, as 32 bits from the left.
     end: [u64; LONGEST + 1],
+    /// For each next byte, the symbol whose code it begins with and the code's length; 0 for longer codes. Nearly all
+    /// that header values are made of is found here.
+    short: [(u8, u8); 256],
 }
 
 static TABLE: Table = build();
@@ -38,6 +41,7 @@ const fn build() -> Table {
         first: [0; LONGEST + 1],
         offset: [0; LONGEST + 1],
         end: [0; LONGEST + 1],
+        short: [(0, 0); 256],
     };
     let (mut code, mut at, mut length) = (0_u32, 0_u16, 1);
     while length <= LONGEST {
@@ -48,6 +52,11 @@ const fn build() -> Table {
         while symbol <= EOS {
             if LENGTHS[symbol as usize] as usize == length {
                 table.symbols[at as usize] = symbol;
+                let mut rest = 0;
+                while length <= 8 && rest < 1 << (8 - length) {
+                    table.short[((code as usize) << (8 - length)) + rest] = (symbol as u8, length as u8);
+                    rest += 1;
+                }
                 at += 1;
                 code += 1;
             }
@@ -68,6 +77,14 @@ pub(super) fn decode(coded: &[u8], out: &mut Vec<u8>) -> Option<()> {
             let Some(byte) = bytes.next() else { break };
             bits |= u64::from(*byte) << (56 - have);
             have += 8;
+        }
+        if let Some(&(symbol, length @ 1..)) = TABLE.short.get((bits >> 56) as usize)
+            && u32::from(length) <= have
+        {
+            out.push(symbol);
+            bits <<= length;
+            have -= u32::from(length);
+            continue;
         }
         let top = bits >> 32;
         let length = (5..=LONGEST).find(|&l| TABLE.end.get(l).is_some_and(|end| top < *end))?;
