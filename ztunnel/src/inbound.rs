@@ -1,6 +1,7 @@
 //! One tunnel to a captured pod, and one CONNECT of it, each top to bottom: certificate, TLS, HTTP/2; then destination,
 //! policy, dial, 200, relay, one log line and one set of counters.
 
+use std::cell::RefCell;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -9,7 +10,9 @@ use std::sync::atomic::Ordering;
 use culvert_common::authz::Facts;
 use culvert_common::decide::{InboundTarget, inbound_hbone, inbound_service_guess};
 use culvert_common::hbone::client::Context;
-use culvert_common::hbone::headers::{Baggage, TraceParent, baggage_of, forwarded_host};
+use culvert_common::hbone::headers::{
+    BAGGAGE, Baggage, TRACEPARENT, TraceParent, baggage_of, forwarded_host,
+};
 use culvert_common::hbone::orders::Orders;
 use culvert_common::hbone::relay::{RelayError, Stream, relay};
 use culvert_common::hbone::server::{self, ConnectRequest, Refusal};
@@ -19,9 +22,10 @@ use culvert_common::net::socket::{ConnectError, set_reset_on_drop};
 use culvert_common::state::Snapshot;
 use culvert_common::telemetry::ResponseFlag;
 use culvert_common::telemetry::{Connection, DenialNote, Failure, Flow, Reporter, Security};
-use culvert_common::telemetry::{Handshake, Side};
+use culvert_common::telemetry::{Handshake, Side, Target};
 use culvert_common::types::{Authority, SpiffeId, WorkloadUid};
-use http::StatusCode;
+use http::header::FORWARDED;
+use http::{HeaderName, HeaderValue, StatusCode};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
@@ -39,6 +43,20 @@ struct Client {
     met: SocketAddr,
     identity: SpiffeId,
     orders: Rc<Orders>,
+    /// What the answers say of the pod, as long as its workload stays the same.
+    baggage: RefCell<Option<(Arc<Workload>, HeaderValue)>>,
+}
+
+impl Client {
+    /// The `baggage` of an answer; none if it cannot be said in a header.
+    fn baggage(&self, workload: &Arc<Workload>) -> Option<HeaderValue> {
+        let mut said = self.baggage.borrow_mut();
+        if let Some((_, value)) = said.as_ref().filter(|(of, _)| Arc::ptr_eq(of, workload)) {
+            return Some(value.clone());
+        }
+        let value = HeaderValue::try_from(baggage_of(workload)).ok()?;
+        Some(said.insert((Arc::clone(workload), value)).1.clone())
+    }
 }
 
 /// Serves one accepted connection of port 15008.
@@ -86,7 +104,8 @@ pub(crate) async fn serve(worker: &Rc<Worker>, pod: &Arc<Pod>, tcp: TcpStream, s
     let _open = shared.telemetry.metrics().tunnel(Side::Server);
     let (identity, orders) = (accepted.peer.clone(), Rc::new(Orders::default()));
     worker.tunnels.track(shared, &certificate, (Role::Client, &accepted.chain), &orders);
-    let client = Rc::new(Client { src, met, identity, orders: Rc::clone(&orders) });
+    let client =
+        Rc::new(Client { src, met, identity, orders: Rc::clone(&orders), baggage: RefCell::default() });
     let drained = Box::pin(async {
         tokio::select! {
             () = pod.scope.draining() => {}
@@ -94,9 +113,9 @@ pub(crate) async fn serve(worker: &Rc<Worker>, pod: &Arc<Pod>, tcp: TcpStream, s
         }
     });
     let ended = Box::pin(accepted.run(&shared.limits, drained, &orders, |request| {
-        let (worker, pod, client) = (Rc::clone(worker), Arc::clone(pod), Rc::clone(&client));
+        let (worker, owner, client) = (Rc::clone(worker), Arc::clone(pod), Rc::clone(&client));
         let request = Box::new(request);
-        pod.scope.clone().spawn_local(async move { serve_stream(&worker, &pod, &client, request).await });
+        pod.scope.spawn_local(async move { serve_stream(&worker, &owner, &client, request).await });
     }));
     if let Err(error) = ended.await {
         tracing::debug!(%src, peer = %client.identity, error, "a tunnel broke");
@@ -248,7 +267,7 @@ async fn answer(
             return None;
         }
     };
-    match request.accept(baggage.as_deref()) {
+    match request.accept(baggage) {
         Ok(stream) => Some((stream, Box::new(Served { app, open, admitted, connection }))),
         Err(_) => {
             drop((app, open, admitted)); // before the log line, as above
@@ -276,7 +295,7 @@ struct Routed {
     to: SocketAddr,
     /// Of the snapshot that all of it was decided from.
     revision: u64,
-    baggage: Option<String>,
+    baggage: Option<HeaderValue>,
 }
 
 fn verdict_of(routed: &Result<Box<Routed>, (Refusal, String)>) -> Option<&Result<(), Arc<Denied>>> {
@@ -343,7 +362,7 @@ fn route(
         destination_port: target.to.port(),
     };
     let verdict = permit(shared, &snapshot, &workload, &facts);
-    let baggage = shared.response_baggage.then(|| baggage_of(&workload));
+    let baggage = if shared.response_baggage { client.baggage(&workload) } else { None };
     let to = target.to;
     let flow = flow(&snapshot, client, &workload, target, request);
     Ok(Box::new(Routed { flow, verdict, to, revision: snapshot.revision, baggage }))
@@ -356,15 +375,15 @@ fn flow(
     target: InboundTarget,
     request: &ConnectRequest,
 ) -> Flow {
-    let header = |name: &str| request.headers().get(name).and_then(|v| v.to_str().ok());
-    let host = header("forwarded").and_then(forwarded_host);
+    let header = |name: HeaderName| request.headers().get(name).and_then(|v| v.to_str().ok());
+    let host = header(FORWARDED).and_then(forwarded_host);
     let service =
         target.service.or_else(|| inbound_service_guess(snapshot, workload, host, target.to.port()));
     let baggage = || {
-        let lines = request.headers().get_all("baggage").iter().filter_map(|v| v.to_str().ok());
+        let lines = request.headers().get_all(BAGGAGE).iter().filter_map(|v| v.to_str().ok());
         Arc::new(described(&Baggage::parse(lines), &client.identity, client.src.ip()))
     };
-    let trace = header("traceparent").and_then(TraceParent::parse);
+    let trace = header(TRACEPARENT).and_then(TraceParent::parse);
     Flow {
         reporter: Reporter::Destination,
         source: Some(snapshot.workload_by_ip(client.src.ip()).cloned().unwrap_or_else(baggage)),
@@ -375,8 +394,8 @@ fn flow(
         security: Security::MutualTls,
         src_addr: client.src,
         dst_addr: client.met,
-        hbone_addr: Some(request.authority().to_owned()),
-        trace_id: trace.map(|t| format!("{:032x}", t.trace)),
+        hbone_addr: Some(Target::Text(request.authority().into())),
+        trace: trace.map(|t| t.trace),
     }
 }
 

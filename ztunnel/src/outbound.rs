@@ -3,6 +3,7 @@
 
 pub(crate) mod failing;
 mod hold;
+pub(crate) mod prepared;
 mod reach;
 
 use std::net::SocketAddr;

@@ -158,7 +158,7 @@ fn route(shared: &Shared, pod: &Pod, (src, dst): (SocketAddr, SocketAddr)) -> Re
         src_addr: src,
         dst_addr: target.to,
         hbone_addr: None,
-        trace_id: None,
+        trace: None,
     };
     Ok(Box::new(Routed { flow, verdict, to: target.to, revision: snapshot.revision }))
 }

@@ -25,6 +25,7 @@ use tokio::time::{Instant, interval, timeout};
 use crate::admission::{Admitted, Refused};
 use crate::connections::{ConnectionInfo, Connections};
 use crate::outbound::failing::Failing;
+use crate::outbound::prepared::Routes;
 use crate::shared::{Pod, Shared};
 use crate::spare::Spare;
 use crate::trim::Trim;
@@ -104,6 +105,7 @@ pub(crate) struct Worker {
     pub(crate) board: Board,
     pub(crate) connections: Connections,
     pub(crate) failing: Failing,
+    pub(crate) routes: Routes,
     /// Outgoing connections that wait for their destination.
     pub(crate) held: Cell<usize>,
     spare: Spare,
@@ -152,6 +154,7 @@ impl Workers {
                     pool: Pool::default(),
                     connections: Connections::default(),
                     failing: Failing::default(),
+                    routes: Routes::default(),
                     held: Cell::new(0),
                     spare: Spare::new(),
                     tunnels: Tunnels::default(),
@@ -296,7 +299,8 @@ impl Worker {
     fn serve(self: &Rc<Self>, port: Port, stream: TcpStream, to: Placed) {
         let Placed { pod, peer, admitted } = to;
         let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
-        let (worker, load, scope) = (Rc::clone(self), (Load::new(&self.load), admitted), pod.scope.clone());
+        let (worker, load, owner) = (Rc::clone(self), (Load::new(&self.load), admitted), Arc::clone(&pod));
+        let scope = &owner.scope;
         match port {
             Port::Outbound => scope.spawn_local(async move {
                 pod.known(&worker.shared).await;

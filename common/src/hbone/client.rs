@@ -6,14 +6,16 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use http::{Method, Request, StatusCode};
+use http::header::{FORWARDED, InvalidHeaderValue};
+use http::uri::Authority;
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::guard::{Announced, Guard, Report};
-use super::headers::{DENIAL, DENIAL_CLASS, known_class};
+use super::headers::{BAGGAGE, DENIAL, DENIAL_CLASS, TRACEPARENT, TraceParent, forwarded, known_class, once};
 use super::orders::{Order, Orders};
 use super::outbox::{Outbox, Piece};
 use super::pulse::Pulse;
@@ -111,7 +113,7 @@ impl std::fmt::Display for Denial {
 }
 
 impl Denial {
-    fn of(headers: &http::HeaderMap) -> Option<Self> {
+    fn of(headers: &HeaderMap) -> Option<Self> {
         // A peer's text goes to our log: only what ours would send is taken.
         let text = |name| {
             let value = headers.get(name)?.to_str().ok()?;
@@ -151,30 +153,33 @@ impl OpenError {
     }
 }
 
-/// Headers of one CONNECT.
-#[derive(Clone, Debug)]
-pub struct Connect {
+/// What one CONNECT asks for, and who asks.
+#[derive(Clone, Copy, Debug)]
+pub struct Connect<'a> {
     /// Where the bytes go.
-    pub authority: SocketAddr,
+    pub authority: &'a Authority,
     /// Of the source workload.
-    pub baggage: String,
-    /// Source address and service.
-    pub forwarded: String,
+    pub baggage: &'a HeaderValue,
+    /// The client's address.
+    pub source: SocketAddr,
+    /// Host name of the service that it meant.
+    pub host: Option<&'a str>,
     /// Trace context.
-    pub traceparent: String,
+    pub trace: TraceParent,
 }
 
-impl Connect {
-    fn request(&self) -> Result<Request<()>, http::Error> {
-        let uri = http::Uri::builder().authority(self.authority.to_string()).build()?;
-        Request::builder()
-            .method(Method::CONNECT)
-            .uri(uri)
-            .version(http::Version::HTTP_2)
-            .header("baggage", &self.baggage)
-            .header("forwarded", &self.forwarded)
-            .header("traceparent", &self.traceparent)
-            .body(())
+impl Connect<'_> {
+    fn request(&self) -> Result<Request<()>, InvalidHeaderValue> {
+        let mut request = Request::new(());
+        *request.method_mut() = Method::CONNECT;
+        *request.uri_mut() = self.authority.clone().into();
+        *request.version_mut() = http::Version::HTTP_2;
+        let mut headers = HeaderMap::with_capacity(3);
+        headers.insert(BAGGAGE, self.baggage.clone());
+        headers.insert(FORWARDED, once(&forwarded(self.source, self.host))?);
+        headers.insert(TRACEPARENT, once(&self.trace.to_string())?);
+        *request.headers_mut() = headers;
+        Ok(request)
     }
 }
 
@@ -390,7 +395,7 @@ impl Tunnel {
     ///
     /// **Errors**: see [`OpenError`]; a tunnel that has answered nothing at all when the patience ends is lost. **Cancel
     /// safety**: dropping it resets the stream.
-    pub async fn open(slot: &Slot, connect: &Connect, wait: AnswerWait) -> Result<Stream, OpenError> {
+    pub async fn open(slot: &Slot, connect: &Connect<'_>, wait: AnswerWait) -> Result<Stream, OpenError> {
         let tunnel = &slot.0;
         let peer = tunnel.peer;
         let request = connect.request().map_err(|e| OpenError::Http2 { peer, cause: e.to_string() })?;

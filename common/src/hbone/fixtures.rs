@@ -4,14 +4,17 @@ use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, SystemTime};
 
+use http::HeaderValue;
+use http::uri::Authority;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 
 use super::client::{AnswerWait, Connect, Context, OpenError, Tunnel};
+use super::headers::TraceParent;
 use super::orders::Orders;
 use super::server::{ConnectRequest, accept};
 use super::{Http2, Limits};
@@ -173,11 +176,15 @@ impl Wires {
     }
 }
 
-pub(super) fn connect() -> Connect {
+pub(super) fn connect() -> Connect<'static> {
+    static AUTHORITY: LazyLock<Authority> = LazyLock::new(|| Authority::from_static("10.0.0.1:80"));
+    static BAGGAGE: LazyLock<HeaderValue> =
+        LazyLock::new(|| HeaderValue::from_static("k8s.namespace.name=shop"));
     Connect {
-        authority: "10.0.0.1:80".parse().unwrap(),
-        baggage: "k8s.namespace.name=shop".to_owned(),
-        forwarded: "for=\"10.0.0.2:4242\"".to_owned(),
-        traceparent: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".to_owned(),
+        authority: &AUTHORITY,
+        baggage: &BAGGAGE,
+        source: "10.0.0.2:4242".parse().unwrap(),
+        host: Some("cart.shop.svc.cluster.local"),
+        trace: TraceParent::new(0x0af7_6519_16cd_43dd_8448_eb21_1c80_319c, 0xb7ad_6b71_6920_3331),
     }
 }

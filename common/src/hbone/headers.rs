@@ -3,7 +3,15 @@
 use std::fmt;
 use std::net::SocketAddr;
 
+use http::{HeaderName, HeaderValue};
+
 use crate::model::Workload;
+use crate::types::{push_addr, push_hex};
+
+/// Header that describes a workload.
+pub const BAGGAGE: HeaderName = HeaderName::from_static("baggage");
+/// Header that carries the trace context.
+pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// Header that carries a refusal's random id.
 pub const DENIAL: &str = "culvert-denial";
@@ -109,10 +117,25 @@ impl Baggage {
 ///
 /// Source: RFC 7239 §4.
 pub fn forwarded(source: SocketAddr, host: Option<&str>) -> String {
-    match host {
-        Some(host) => format!("for=\"{source}\";host={host}"),
-        None => format!("for=\"{source}\""),
+    let mut text = String::with_capacity(64 + host.map_or(0, str::len));
+    text.push_str("for=\"");
+    push_addr(&mut text, source);
+    text.push('"');
+    if let Some(host) = host {
+        text.push_str(";host=");
+        text.push_str(host);
     }
+    text
+}
+
+/// A header's value that is another one in each CONNECT: the codecs of both ends do not put it into their tables, where
+/// it would push out what all of them share.
+///
+/// **Errors**: the text has characters that a header may not have. **Source**: RFC 7541 §6.2.3.
+pub fn once(text: &str) -> Result<HeaderValue, http::header::InvalidHeaderValue> {
+    let mut value = HeaderValue::from_str(text)?;
+    value.set_sensitive(true);
+    Ok(value)
 }
 
 /// The `host=` of a `forwarded` header, without quotes. A hint for telemetry only.
@@ -146,18 +169,14 @@ impl TraceParent {
     ///
     /// Source: W3C Trace Context §3.2.
     pub fn parse(text: &str) -> Option<Self> {
-        let parts: Vec<&str> = text.splitn(5, '-').collect();
-        let [version, trace, parent, flags] = parts[..] else { return None };
-        let hex = |s: &str, len| {
-            s.len() == len && s.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
-        };
-        if version != "00" || !hex(trace, 32) || !hex(parent, 16) || !hex(flags, 2) {
-            return None;
-        }
+        let rest = text.strip_prefix("00-")?;
+        let (trace, rest) = rest.split_at_checked(32)?;
+        let (parent, rest) = rest.strip_prefix('-')?.split_at_checked(16)?;
+        let flags = rest.strip_prefix('-').filter(|flags| flags.len() == 2)?;
         let parsed = Self {
-            trace: u128::from_str_radix(trace, 16).ok()?,
-            parent: u64::from_str_radix(parent, 16).ok()?,
-            flags: u8::from_str_radix(flags, 16).ok()?,
+            trace: hex(trace)?,
+            parent: u64::try_from(hex(parent)?).ok()?,
+            flags: u8::try_from(hex(flags)?).ok()?,
         };
         (parsed.trace != 0 && parsed.parent != 0).then_some(parsed)
     }
@@ -165,8 +184,27 @@ impl TraceParent {
 
 impl fmt::Display for TraceParent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "00-{:032x}-{:016x}-{:02x}", self.trace, self.parent, self.flags)
+        let mut text = String::with_capacity(55);
+        text.push_str("00-");
+        push_hex(&mut text, self.trace, 32);
+        text.push('-');
+        push_hex(&mut text, self.parent.into(), 16);
+        text.push('-');
+        push_hex(&mut text, self.flags.into(), 2);
+        f.write_str(&text)
     }
+}
+
+/// A number of at most 32 lower-case hex digits.
+fn hex(digits: &str) -> Option<u128> {
+    digits.bytes().try_fold(0, |number, byte| {
+        let digit = match byte {
+            b'0'..=b'9' => byte - b'0',
+            b'a'..=b'f' => byte - b'a' + 10,
+            _ => return None,
+        };
+        Some(number << 4 | u128::from(digit))
+    })
 }
 
 #[cfg(test)]

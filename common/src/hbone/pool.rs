@@ -3,9 +3,10 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::future::Future;
+use std::hash::{BuildHasher, Hash, Hasher, RandomState};
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::Notify;
@@ -17,8 +18,10 @@ use crate::types::{SpiffeId, WorkloadUid};
 
 /// Which streams may share a tunnel. The destination's UID is part of it, so that a reused address never meets an old
 /// tunnel, and so is the source's: a tunnel's TCP source address is its pod's.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Key {
+    /// Of all that follows, computed once: a key is looked up for each new connection.
+    hash: u64,
     /// Pod whose traffic it is.
     pub source: Arc<str>,
     /// Identity it proves.
@@ -29,6 +32,27 @@ pub struct Key {
     pub peer: SocketAddr,
     /// Identities accepted there.
     pub expected: Vec<SpiffeId>,
+}
+
+impl Key {
+    /// Streams of `source` as `identity` to the `destination` at `peer`, which must prove one of `expected`.
+    pub fn new(
+        source: Arc<str>,
+        identity: SpiffeId,
+        destination: WorkloadUid,
+        peer: SocketAddr,
+        expected: Vec<SpiffeId>,
+    ) -> Self {
+        static SECRET: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+        let hash = SECRET.hash_one((&source, &identity, &destination, peer, &expected));
+        Self { hash, source, identity, destination, peer, expected }
+    }
+}
+
+impl Hash for Key {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.hash);
+    }
 }
 
 /// An open stream; holds its place in the tunnel until it is dropped.
@@ -111,7 +135,7 @@ impl Pool {
     pub async fn open<F>(
         &self,
         key: &Key,
-        connect: &Connect,
+        connect: &Connect<'_>,
         wait: AnswerWait,
         establish: impl Fn() -> F,
     ) -> Result<Opened, OpenError>

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -13,7 +13,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::client::Context;
 use super::guard::{Announced, Guard, Report};
-use super::headers::{DENIAL, DENIAL_CLASS};
+use super::headers::{BAGGAGE, DENIAL, DENIAL_CLASS};
 use super::orders::{Order, Orders};
 use super::outbox::{Outbox, Piece};
 use super::relay::Stream;
@@ -259,10 +259,10 @@ impl ConnectRequest {
     /// Answers 200; `baggage` tells the client who serves it.
     ///
     /// **Errors**: the stream or the tunnel is gone.
-    pub fn accept(mut self, baggage: Option<&str>) -> Result<Stream, h2::Error> {
+    pub fn accept(mut self, baggage: Option<HeaderValue>) -> Result<Stream, h2::Error> {
         let mut response = Response::new(());
-        if let Some(value) = baggage.and_then(|b| http::HeaderValue::from_str(b).ok()) {
-            response.headers_mut().insert("baggage", value);
+        if let Some(value) = baggage {
+            response.headers_mut().insert(BAGGAGE, value);
         }
         let send = self.respond.send_response(response, false)?;
         let recv = RecvHalf::new(self.request.into_body());
@@ -274,9 +274,9 @@ impl ConnectRequest {
         let mut response = Response::new(());
         *response.status_mut() = refusal.status;
         let headers = response.headers_mut();
-        if let Ok(id) = http::HeaderValue::from_str(id) {
+        if let Ok(id) = HeaderValue::from_str(id) {
             headers.insert(DENIAL, id);
-            headers.insert(DENIAL_CLASS, http::HeaderValue::from_static(refusal.class));
+            headers.insert(DENIAL_CLASS, HeaderValue::from_static(refusal.class));
         }
         // An error says that the peer has gone: nobody waits for the answer.
         let _gone = self.respond.send_response(response, true);

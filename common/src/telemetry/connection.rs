@@ -1,10 +1,10 @@
 //! One captured connection, logged once and counted once, however it ends.
 
-use std::cell::{Cell, RefCell};
-use std::hash::{BuildHasher, RandomState};
+use std::cell::Cell;
+use std::fmt::{self, Display};
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use tracing::Level;
@@ -12,14 +12,13 @@ use tracing::Level;
 use super::ResponseFlag;
 use super::denials::{Denial, Denials};
 use super::line::Line;
-use super::logging::Logger;
+use super::logging::{LogFormat, Logger};
 use super::metrics::Metrics;
+use super::pairs::{Known, Parts, known};
 use super::traffic::Pair;
 use crate::model::{Service, Workload};
 use crate::types::SpiffeId;
 
-/// Pairs that one worker remembers.
-const CACHE_SLOTS: usize = 256;
 /// Scope of the access log.
 const SCOPE: &str = "access";
 
@@ -91,9 +90,27 @@ pub struct Flow {
     /// Outbound the next hop that is dialled, inbound the pod's address that was met.
     pub dst_addr: SocketAddr,
     /// Target of the CONNECT, where there is one.
-    pub hbone_addr: Option<String>,
+    pub hbone_addr: Option<Target>,
     /// Trace id of the CONNECT, to join the log lines of both agents.
-    pub trace_id: Option<String>,
+    pub trace: Option<u128>,
+}
+
+/// Target of a CONNECT.
+#[derive(Clone, Debug)]
+pub enum Target {
+    /// As we chose it.
+    Addr(SocketAddr),
+    /// As the peer wrote it.
+    Text(Box<str>),
+}
+
+impl Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Addr(addr) => addr.fmt(f),
+            Self::Text(text) => f.write_str(text),
+        }
+    }
 }
 
 /// Why a connection did not end well.
@@ -170,17 +187,23 @@ impl Telemetry {
     pub fn open(self: &Arc<Self>, flow: Flow, now: Instant) -> Connection {
         let traffic = &self.metrics.traffic;
         let seconds = traffic.seconds(now);
-        let pair = cached(self, &flow, seconds);
+        let (pair, known) = known(self, &flow, seconds);
         pair.open(seconds);
         if self.logger.logs_access(Level::DEBUG) {
             self.logger.line(Level::DEBUG, (SCOPE, "connection opened"), |line| {
-                flow.log(line, false);
-                line.text("direction", flow.reporter.direction());
+                flow.log(line, false, &known);
                 flow.log_trace(line);
             });
         }
         let counts = ByteCounts { sent: Cell::new(0), received: Cell::new(0), pair };
-        Connection { telemetry: Arc::clone(self), flow, start: now, counts: Rc::new(counts), open: true }
+        Connection {
+            telemetry: Arc::clone(self),
+            flow,
+            start: now,
+            counts: Rc::new(counts),
+            known,
+            open: true,
+        }
     }
 
     /// Logs and counts a connection that failed before it was routed; it appears in no other family.
@@ -247,6 +270,8 @@ pub struct Connection {
     flow: Flow,
     start: Instant,
     counts: Rc<ByteCounts>,
+    /// What its log lines have in common with those of others.
+    known: Rc<Known>,
     open: bool,
 }
 
@@ -288,8 +313,7 @@ impl Connection {
     }
 
     fn log_end(&self, line: &mut Line<'_>, failure: Option<&Failure>) {
-        self.flow.log(line, failure.is_some_and(|f| f.denial.is_some()));
-        line.text("direction", self.flow.reporter.direction());
+        self.flow.log(line, failure.is_some_and(|f| f.denial.is_some()), &self.known);
         // From the local pod's viewpoint: it is the client of an outbound connection, the server of an inbound one.
         let (to_server, to_client) = (self.counts.received(), self.counts.sent());
         let (sent, received) = match self.flow.reporter {
@@ -298,7 +322,7 @@ impl Connection {
         };
         line.number("bytes_sent", sent);
         line.number("bytes_recv", received);
-        line.text("duration", &format!("{}ms", self.start.elapsed().as_millis()));
+        line.milliseconds("duration", u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX));
         if let Some(failure) = failure {
             failure.log(line);
         }
@@ -350,25 +374,44 @@ impl Failure {
 
 impl Flow {
     /// The fields that say who talks to whom.
-    fn log(&self, line: &mut Line<'_>, denied: bool) {
-        let identities = denied || self.security == Security::MutualTls;
+    fn log(&self, line: &mut Line<'_>, denied: bool, known: &Known) {
+        let encrypted = self.security == Security::MutualTls;
+        let identities = denied || encrypted;
         line.address("src.addr", self.src_addr);
-        let source_identity = self.source_identity.as_ref().filter(|_| identities);
-        log_workload(line, &SOURCE, self.source.as_deref(), source_identity);
+        let (source, destination) = if identities == encrypted {
+            known.parts(|| self.parts(line.format(), identities))
+        } else {
+            &self.parts(line.format(), identities)
+        };
+        line.fields(source);
         line.address("dst.addr", self.dst_addr);
-        if let Some(target) = &self.hbone_addr {
-            line.address_or_text("dst.hbone_addr", target);
+        match &self.hbone_addr {
+            Some(Target::Addr(target)) => line.address("dst.hbone_addr", *target),
+            Some(Target::Text(target)) => line.address_or_text("dst.hbone_addr", target),
+            None => {}
         }
+        line.fields(destination);
+    }
+
+    /// The same for all connections of the pair: what stands behind the source's address, and behind the destination's.
+    fn parts(&self, format: LogFormat, identities: bool) -> Parts {
+        let (mut source, mut destination) = (String::new(), String::new());
+        let source_identity = self.source_identity.as_ref().filter(|_| identities);
+        let mut line = Line::part(&mut source, format);
+        log_workload(&mut line, &SOURCE, self.source.as_deref(), source_identity);
+        let mut line = Line::part(&mut destination, format);
         if let Some(service) = &self.service {
             line.text("dst.service", &service.key.hostname);
         }
         let known = self.destination_identity.as_ref().or(self.destination.as_ref().map(|w| &w.identity));
-        log_workload(line, &DESTINATION, self.destination.as_deref(), known.filter(|_| identities));
+        log_workload(&mut line, &DESTINATION, self.destination.as_deref(), known.filter(|_| identities));
+        line.text("direction", self.reporter.direction());
+        (source.into(), destination.into())
     }
 
     fn log_trace(&self, line: &mut Line<'_>) {
-        if let Some(id) = &self.trace_id {
-            line.text("trace.id", id);
+        if let Some(id) = self.trace {
+            line.hex("trace.id", id, 32);
         }
     }
 }
@@ -397,80 +440,6 @@ fn log_workload(
     }
     if let Some(w) = workload {
         known(cluster_key, &w.cluster);
-    }
-}
-
-/// One pair that this thread has met. It holds what it is found by, so that no address is used again for another.
-struct Slot {
-    telemetry: Weak<Telemetry>,
-    reporter: Reporter,
-    security: Security,
-    source: Option<Arc<Workload>>,
-    source_identity: Option<SpiffeId>,
-    destination: Option<Arc<Workload>>,
-    destination_identity: Option<SpiffeId>,
-    service: Option<Arc<Service>>,
-    /// Weak, so that the table sees from the strong ones whether a connection is open.
-    pair: Weak<Pair>,
-}
-
-thread_local! {
-    /// Direct-mapped: a collision only costs the slow look-up, and the size is bounded without any bookkeeping.
-    static CACHE: RefCell<(RandomState, Vec<Option<Box<Slot>>>)> = RefCell::default();
-}
-
-fn cached(telemetry: &Arc<Telemetry>, flow: &Flow, seconds: u32) -> Arc<Pair> {
-    CACHE.with_borrow_mut(|(hasher, slots)| {
-        if slots.is_empty() {
-            slots.resize_with(CACHE_SLOTS, || None);
-        }
-        let key = (
-            flow.source.as_ref().map(Arc::as_ptr),
-            flow.destination.as_ref().map(Arc::as_ptr),
-            flow.service.as_ref().map(Arc::as_ptr),
-            flow.reporter,
-        );
-        let at = (hasher.hash_one(key) as usize) % CACHE_SLOTS;
-        let Some(slot) = slots.get_mut(at) else { return telemetry.metrics.traffic.pair(flow, seconds) };
-        if let Some(pair) = slot.as_ref().filter(|s| s.is_for(telemetry, flow)).and_then(|s| s.pair.upgrade())
-        {
-            return pair;
-        }
-        let pair = telemetry.metrics.traffic.pair(flow, seconds);
-        if !pair.shared {
-            *slot = Some(Box::new(Slot::new(telemetry, flow, &pair)));
-        }
-        pair
-    })
-}
-
-impl Slot {
-    fn new(telemetry: &Arc<Telemetry>, flow: &Flow, pair: &Arc<Pair>) -> Self {
-        Self {
-            telemetry: Arc::downgrade(telemetry),
-            reporter: flow.reporter,
-            security: flow.security,
-            source: flow.source.clone(),
-            source_identity: flow.source_identity.clone(),
-            destination: flow.destination.clone(),
-            destination_identity: flow.destination_identity.clone(),
-            service: flow.service.clone(),
-            pair: Arc::downgrade(pair),
-        }
-    }
-
-    fn is_for(&self, telemetry: &Arc<Telemetry>, flow: &Flow) -> bool {
-        fn same<T>(a: Option<&Arc<T>>, b: Option<&Arc<T>>) -> bool {
-            a.map(Arc::as_ptr) == b.map(Arc::as_ptr)
-        }
-        self.reporter == flow.reporter
-            && self.security == flow.security
-            && std::ptr::eq(self.telemetry.as_ptr(), Arc::as_ptr(telemetry))
-            && same(self.source.as_ref(), flow.source.as_ref())
-            && same(self.destination.as_ref(), flow.destination.as_ref())
-            && same(self.service.as_ref(), flow.service.as_ref())
-            && self.source_identity == flow.source_identity
-            && self.destination_identity == flow.destination_identity
     }
 }
 

@@ -61,7 +61,7 @@ impl Denial {
             source: Party::new(Some(flow.src_addr), flow.source.as_deref(), flow.source_identity.as_ref()),
             destination: Party::new(Some(flow.dst_addr), flow.destination.as_deref(), known),
             service: flow.service.as_ref().map(|s| text(&s.key.hostname)),
-            authority: flow.hbone_addr.as_deref().map(text),
+            authority: flow.hbone_addr.as_ref().map(|target| text(&target.to_string())),
             ..Self::new(flow.reporter, failure, at)
         }
     }

@@ -62,7 +62,7 @@ impl Visit for Fields<'_, '_> {
             let text = format!("{value:?}");
             let address =
                 text.parse::<std::net::SocketAddr>().is_ok() || text.parse::<std::net::IpAddr>().is_ok();
-            if address { self.0.address(field.name(), text) } else { self.0.text(field.name(), &text) }
+            if address { self.0.address_text(field.name(), &text) } else { self.0.text(field.name(), &text) }
         }
     }
 

@@ -114,8 +114,8 @@ pub(super) fn outbound() -> Flow {
         security: Security::MutualTls,
         src_addr: "10.0.0.1:40000".parse().unwrap(),
         dst_addr: "10.0.1.2:15008".parse().unwrap(),
-        hbone_addr: Some("10.0.1.2:8080".into()),
-        trace_id: None,
+        hbone_addr: Some(Target::Addr("10.0.1.2:8080".parse().unwrap())),
+        trace: None,
     }
 }
 

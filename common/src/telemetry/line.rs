@@ -2,7 +2,10 @@
 
 use std::cell::RefCell;
 use std::fmt::{self, Display, Write};
+use std::net::SocketAddr;
 use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::types::{push_addr, push_hex, push_number, push_padded};
 
 /// Longest text of one value; what is longer is cut and marked.
 const MAX_VALUE: usize = 2048;
@@ -65,14 +68,55 @@ impl<'a> Line<'a> {
         self.out.push('"');
     }
 
+    /// The fields behind others: what it writes is for [`Line::fields`] of lines of this format.
+    pub(super) fn part(out: &'a mut String, format: LogFormat) -> Self {
+        Self { out, format, fields: true }
+    }
+
+    /// Fields that were written before, as a part of a line.
+    pub(super) fn fields(&mut self, written: &str) {
+        self.out.push_str(written);
+    }
+
+    /// How it looks.
+    pub(super) fn format(&self) -> LogFormat {
+        self.format
+    }
+
     /// A field whose value is our own rendering of an address: not quoted in plain lines.
-    pub(super) fn address(&mut self, key: &str, value: impl Display) {
+    pub(super) fn address(&mut self, key: &str, value: SocketAddr) {
+        self.unless_plain(key, |out| push_addr(out, value));
+    }
+
+    /// The same of an address that is text.
+    pub(super) fn address_text(&mut self, key: &str, value: &str) {
+        self.unless_plain(key, |out| out.push_str(value));
+    }
+
+    /// A field whose value is so many digits in hex.
+    pub(super) fn hex(&mut self, key: &str, value: u128, digits: usize) {
+        self.key(key);
+        self.out.push('"');
+        push_hex(self.out, value, digits);
+        self.out.push('"');
+    }
+
+    /// A field whose value is a time span.
+    pub(super) fn milliseconds(&mut self, key: &str, value: u64) {
+        self.key(key);
+        self.out.push('"');
+        push_number(self.out, value);
+        self.out.push_str("ms\"");
+    }
+
+    /// A field whose value `push` adds, of which nothing has to be escaped: quoted but in plain lines.
+    fn unless_plain(&mut self, key: &str, push: impl FnOnce(&mut String)) {
         self.key(key);
         match self.format {
-            LogFormat::Plain => push_display(self.out, value),
+            LogFormat::Plain => push(self.out),
             LogFormat::Json => {
                 self.out.push('"');
-                push_display(self.out, value);
+                push(self.out);
                 self.out.push('"');
             }
         }
@@ -82,7 +126,7 @@ impl<'a> Line<'a> {
     pub(super) fn address_or_text(&mut self, key: &str, value: &str) {
         let plain = |b: u8| b.is_ascii_alphanumeric() || b".:-_[]".contains(&b);
         if !value.is_empty() && value.len() <= MAX_VALUE && value.bytes().all(plain) {
-            self.address(key, value);
+            self.address_text(key, value);
         } else {
             self.text(key, value);
         }
@@ -169,7 +213,9 @@ pub(super) fn push_time(out: &mut String, time: SystemTime) {
         }
         out.push_str(text);
     });
-    push_display(out, format_args!(".{:06}Z", since.subsec_micros()));
+    out.push('.');
+    push_padded(out, since.subsec_micros().into(), 6);
+    out.push('Z');
 }
 
 fn push_second(out: &mut String, unix: u64) {
@@ -191,7 +237,7 @@ mod tests {
         let mut out = String::new();
         let mut line = Line::start(&mut out, format, Head { time, level: "info", scope: "access", message });
         line.text("a.b", value);
-        line.address("addr", "10.0.0.1:80");
+        line.address("addr", "10.0.0.1:80".parse().unwrap());
         line.number("n", 7);
         line.end();
         out

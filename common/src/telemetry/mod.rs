@@ -19,12 +19,13 @@ mod flag;
 mod line;
 mod logging;
 mod metrics;
+mod pairs;
 mod reach;
 mod traffic;
 
 pub use capture::CaptureMetrics;
 pub use connection::{
-    ByteCounts, Connection, DenialNote, Early, Failure, Flow, Reporter, Security, Telemetry,
+    ByteCounts, Connection, DenialNote, Early, Failure, Flow, Reporter, Security, Target, Telemetry,
 };
 pub use denials::{Denial, Denials, Party};
 pub use flag::ResponseFlag;

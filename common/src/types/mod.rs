@@ -6,7 +6,9 @@
 mod authority;
 mod clock;
 mod id;
+mod text;
 
 pub use authority::{Authority, NotAnAuthority};
 pub use clock::{Clock, SystemClock};
 pub use id::{NotASpiffeId, PolicyKey, ServiceKey, SpiffeId, WorkloadUid};
+pub use text::{push_addr, push_hex, push_number, push_padded};

@@ -10,12 +10,12 @@ use std::time::Duration;
 use culvert_common::decide::{Choice, Downgrade, NextHop, Outbound, OutboundRefusal, next_hop};
 use culvert_common::hbone::Limits;
 use culvert_common::hbone::client::{AnswerWait, Connect, Context, OpenError, Tunnel};
-use culvert_common::hbone::headers::{TraceParent, baggage_of, forwarded};
+use culvert_common::hbone::headers::TraceParent;
 use culvert_common::hbone::pool::{Key, Opened};
 use culvert_common::identity::Role;
 use culvert_common::model::Workload;
 use culvert_common::net::socket::ConnectError;
-use culvert_common::telemetry::{Connection, Flow, Handshake, HoldResult, Reporter, Security, Side};
+use culvert_common::telemetry::{Connection, Flow, Handshake, HoldResult, Reporter, Security, Side, Target};
 use culvert_common::types::WorkloadUid;
 use http::StatusCode;
 use tokio::net::TcpStream;
@@ -23,6 +23,7 @@ use tokio::time::Instant;
 
 use super::OutboundError;
 use super::hold::Hold;
+use super::prepared::Between;
 use crate::shared::{CERTIFICATE_WAIT, Pod, Shared, random};
 use crate::worker::Worker;
 
@@ -268,7 +269,7 @@ fn is_refused(error: &io::Error) -> bool {
 /// One try at one next hop.
 async fn attempt(
     call: &Call<'_>,
-    source: &Workload,
+    source: &Arc<Workload>,
     hop: &NextHop,
     limits: &Limits,
 ) -> Result<Upstream, OutboundError> {
@@ -283,23 +284,21 @@ async fn attempt(
         }
         NextHop::Hold(why) => return Err(OutboundRefusal::Downgrade(why.clone()).into()),
         NextHop::Hbone { peer, authority, expected, workload, service, .. } => {
-            let key = Key {
-                source: Arc::clone(&pod.local.uid),
-                identity: source.identity.clone(),
-                destination: workload.uid.clone(),
-                peer: *peer,
-                expected: expected.clone(),
-            };
+            let (destination, peer, authority) = (workload, *peer, *authority);
+            let between = Between { pod: &pod.local.uid, source, destination, peer, authority, expected };
+            let prepared = worker.routes.prepared(between)?;
+            let key = &prepared.key;
             let connect = Connect {
-                authority: *authority,
-                baggage: baggage_of(source),
-                forwarded: forwarded(call.src, service.as_deref().map(|s| &*s.key.hostname)),
-                traceparent: call.trace.to_string(),
+                authority: &prepared.authority,
+                baggage: &prepared.baggage,
+                source: call.src,
+                host: service.as_deref().map(|s| &*s.key.hostname),
+                trace: call.trace,
             };
             // Boxed: few connections make a tunnel, and every one would hold the room for it.
-            let establish = || Box::pin(establish(worker, pod, &key, limits));
+            let establish = || Box::pin(establish(worker, pod, key, limits));
             let wait = AnswerWait::of(limits);
-            Upstream::Tunnel(worker.pool.open(&key, &connect, wait, establish).await?)
+            Upstream::Tunnel(worker.pool.open(key, &connect, wait, establish).await?)
         }
     };
     if let Some((uid, at)) = endpoint(hop) {
@@ -358,7 +357,7 @@ fn flow(call: &Call<'_>, source: &Arc<Workload>, decided: &Result<NextHop, Outbo
         src_addr: call.src,
         dst_addr: call.dst,
         hbone_addr: None,
-        trace_id: None,
+        trace: None,
     };
     match decided {
         Ok(NextHop::Passthrough { to, .. }) => flow.dst_addr = *to,
@@ -370,8 +369,8 @@ fn flow(call: &Call<'_>, source: &Arc<Workload>, decided: &Result<NextHop, Outbo
             (flow.dst_addr, flow.destination) = (*peer, Some(Arc::clone(workload)));
             flow.service.clone_from(service);
             flow.security = Security::MutualTls;
-            flow.hbone_addr = Some(authority.to_string());
-            flow.trace_id = Some(format!("{:032x}", call.trace.trace));
+            flow.hbone_addr = Some(Target::Addr(*authority));
+            flow.trace = Some(call.trace.trace);
         }
         Ok(NextHop::Hold(downgrade)) | Err(OutboundRefusal::Downgrade(downgrade)) => {
             flow.dst_addr = downgrade.to();

@@ -2,13 +2,8 @@ use super::*;
 use crate::hbone::fixtures::{Mesh, PATIENCE, WAIT, Wires, connect, local};
 
 fn key(mesh: &Mesh, uid: &str) -> Key {
-    Key {
-        source: "cart-1".into(),
-        identity: mesh.cart.identity.clone(),
-        destination: WorkloadUid(uid.into()),
-        peer: mesh.addr,
-        expected: vec![mesh.web.identity.clone()],
-    }
+    let (identity, expected) = (mesh.cart.identity.clone(), vec![mesh.web.identity.clone()]);
+    Key::new("cart-1".into(), identity, WorkloadUid(uid.into()), mesh.addr, expected)
 }
 
 async fn open(pool: &Pool, mesh: &Mesh, uid: &str) -> Result<Opened, OpenError> {

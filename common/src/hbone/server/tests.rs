@@ -23,6 +23,10 @@ async fn a_refusal_carries_status_id_and_class() {
             assert!(request.is_connect());
             assert_eq!(request.authority(), "10.0.0.1:80");
             assert_eq!(request.headers()["baggage"], "k8s.namespace.name=shop");
+            let host = "cart.shop.svc.cluster.local";
+            assert_eq!(request.headers()["forwarded"], format!("for=\"10.0.0.2:4242\";host={host}"));
+            let trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00";
+            assert_eq!(request.headers()["traceparent"], trace);
             let class = crate::hbone::headers::CLASSES[0];
             request.refuse(Refusal { status: StatusCode::UNAUTHORIZED, class }, "id-1");
         });

@@ -36,7 +36,7 @@ fn a_good_connection_has_one_line_in_the_documented_order() {
 fn json_has_the_same_fields() {
     let (telemetry, sink) = telemetry(LogFormat::Json, "info");
     let mut flow = outbound();
-    (flow.reporter, flow.trace_id) = (Reporter::Destination, Some("4bf92f3577b34da6".into()));
+    (flow.reporter, flow.trace) = (Reporter::Destination, Some(0x4bf9_2f35_77b3_4da6));
     let connection = telemetry.open(flow, now());
     connection.counts().add_received(84);
     connection.counts().add_sent(175);
@@ -51,7 +51,7 @@ fn json_has_the_same_fields() {
           \"dst.identity\":\"spiffe://cluster.local/ns/shop/sa/cart\",\"dst.cluster\":\"Kubernetes\",\
           \"direction\":\"inbound\",\"bytes_sent\":175,\"bytes_recv\":84,\"duration\":\"*\",\
           \"error\":\"denied by policy shop/only-web\",\"denial.id\":\"0a1b2c3d\",\"denial.class\":\"policy\",\
-          \"denial.policy\":\"shop/only-web\",\"trace.id\":\"4bf92f3577b34da6\"}"]
+          \"denial.policy\":\"shop/only-web\",\"trace.id\":\"00000000000000004bf92f3577b34da6\"}"]
     );
 }
 
