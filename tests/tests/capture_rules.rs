@@ -163,7 +163,7 @@ fn talk(one: &TcpStream, other: &TcpStream) {
 /// Takes the next connection; its original destination and who it is from.
 fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr, SocketAddr) {
     let (stream, peer) = listener.accept().unwrap();
-    let to = original_destination(&stream).unwrap();
+    let to = original_destination(&stream, peer).unwrap();
     (stream, to, SocketAddr::new(peer.ip().to_canonical(), peer.port()))
 }
 
@@ -462,8 +462,8 @@ fn a_changed_specification_replaces_the_rules_without_a_gap() {
         let (listener, stop) = (listener.try_clone().unwrap(), stop.clone());
         std::thread::spawn(move || {
             while !stop.load(Ordering::Relaxed) {
-                if let Ok((stream, _)) = listener.accept() {
-                    assert_eq!(original_destination(&stream).unwrap(), at(NODE[0], 9090));
+                if let Ok((stream, peer)) = listener.accept() {
+                    assert_eq!(original_destination(&stream, peer).unwrap(), at(NODE[0], 9090));
                 }
             }
         })

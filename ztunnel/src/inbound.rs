@@ -182,7 +182,7 @@ impl StreamError {
 
 /// A stream that was answered with 200. Boxed, so that the task that relays keeps a pointer for it.
 struct Served {
-    app: TcpStream,
+    app: Rc<TcpStream>,
     open: Open,
     admitted: Admitted,
     connection: Connection,
@@ -244,7 +244,7 @@ async fn answer(
         tokio::select! {
             biased;
             closed = open.closed() => Err(StreamError::Closed(closed)),
-            app = pod.dial(shared, to, pod.client_of(client.src, to), true) => Ok((app?, (open, admitted))),
+            app = pod.dial(worker, to, pod.client_of(client.src, to)) => Ok((app?, (open, admitted))),
             () = request.gone() => Err(StreamError::ClientGone),
         }
     }

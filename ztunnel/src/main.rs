@@ -23,6 +23,7 @@ mod successor;
 mod trim;
 mod tunnels;
 mod worker;
+mod young;
 
 use std::io::Write;
 use std::process::ExitCode;

@@ -130,7 +130,7 @@ async fn set_up(
     let start = Instant::now();
     let open = shared.telemetry.metrics().socket(Reporter::Source);
     let early = |dst, failure| shared.early(Reporter::Source, (src, dst), None, failure);
-    let dst = match original_destination(&app) {
+    let dst = match original_destination(&app, src) {
         Ok(dst) => dst,
         Err(error) => {
             early(None, failed(ResponseFlag::Connect, format!("no original destination: {error}")));

@@ -47,7 +47,7 @@ pub(crate) async fn serve(worker: &Rc<Worker>, pod: &Arc<Pod>, client: TcpStream
     let shared = &worker.shared;
     let start = Instant::now();
     let _open = shared.telemetry.metrics().socket(Reporter::Destination);
-    let dst = match original_destination(&client) {
+    let dst = match original_destination(&client, src) {
         Ok(dst) => dst,
         Err(error) => {
             let failure = failed(ResponseFlag::Connect, format!("no original destination: {error}"));
@@ -64,7 +64,7 @@ pub(crate) async fn serve(worker: &Rc<Worker>, pod: &Arc<Pod>, client: TcpStream
         let app = tokio::select! {
             biased;
             closed = open.closed() => return Err(PassthroughError::Closed(closed)),
-            app = dial(&worker.shared, pod, connection.flow()) => app?,
+            app = dial(worker, pod, connection.flow()) => app?,
         };
         tokio::select! {
             biased;
@@ -82,11 +82,11 @@ pub(crate) async fn serve(worker: &Rc<Worker>, pod: &Arc<Pod>, client: TcpStream
 
 /// Connects to the app as its client, where it may.
 fn dial<'a>(
-    shared: &'a Shared,
+    worker: &'a Worker,
     pod: &'a Pod,
     flow: &Flow,
-) -> impl Future<Output = Result<TcpStream, ConnectError>> + use<'a> {
-    pod.dial(shared, flow.dst_addr, pod.client_of(flow.src_addr, flow.dst_addr), true)
+) -> impl Future<Output = Result<Rc<TcpStream>, ConnectError>> + use<'a> {
+    pod.dial(worker, flow.dst_addr, pod.client_of(flow.src_addr, flow.dst_addr))
 }
 
 /// Boxed, as a connection's future is larger for every byte of it.

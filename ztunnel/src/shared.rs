@@ -1,12 +1,15 @@
 //! What all workers share: settings that do not change, state, certificates, telemetry; and what they know of a pod.
 
+use std::cell::RefCell;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::admission::{Admission, PodLimits, Refused};
+use crate::worker::Worker;
 use culvert_common::hbone::budget::Budget;
 use culvert_common::hbone::{Http2, Limits};
 use culvert_common::identity::Certs;
@@ -198,22 +201,33 @@ impl Pod {
     /// The socket resets its peer when it is dropped, until it is told otherwise.
     pub(crate) fn dial<'a>(
         &'a self,
-        shared: &'a Shared,
+        worker: &'a Worker,
         to: SocketAddr,
         source: Option<IpAddr>,
-        is_app: bool,
-    ) -> impl Future<Output = Result<TcpStream, ConnectError>> + 'a {
-        self.connect(shared, (to, source), is_app, &shared.limits)
+    ) -> impl Future<Output = Result<Rc<TcpStream>, ConnectError>> + 'a {
+        self.dial_app(worker, (to, source), &worker.shared.limits)
     }
 
     /// Connects to where the pod's app wanted to go, as [`Pod::dial`] does.
     pub(crate) fn dial_out<'a>(
         &'a self,
-        shared: &'a Shared,
+        worker: &'a Worker,
         to: SocketAddr,
         limits: &'a Limits,
-    ) -> impl Future<Output = Result<TcpStream, ConnectError>> + 'a {
-        self.connect(shared, (to, None), true, limits)
+    ) -> impl Future<Output = Result<Rc<TcpStream>, ConnectError>> + 'a {
+        self.dial_app(worker, (to, None), limits)
+    }
+
+    async fn dial_app(
+        &self,
+        worker: &Worker,
+        addrs: (SocketAddr, Option<IpAddr>),
+        limits: &Limits,
+    ) -> Result<Rc<TcpStream>, ConnectError> {
+        // A limit on unacknowledged data counts from the first byte on; probes can wait.
+        let keepalive = worker.shared.keepalive.filter(|keepalive| keepalive.user_timeout);
+        let app = self.connect(&worker.shared, addrs, (true, keepalive), limits).await?;
+        Ok(if keepalive.is_some() { Rc::new(app) } else { worker.young.note(app) })
     }
 
     /// Connects for a tunnel. The socket closes in order when it is dropped.
@@ -223,23 +237,18 @@ impl Pod {
         peer: SocketAddr,
         limits: &'a Limits,
     ) -> impl Future<Output = Result<TcpStream, ConnectError>> + 'a {
-        self.connect(shared, (peer, None), false, limits)
+        self.connect(shared, (peer, None), (false, shared.keepalive), limits)
     }
 
     async fn connect(
         &self,
         shared: &Shared,
         (to, source): (SocketAddr, Option<IpAddr>),
-        is_app: bool,
+        (is_app, keepalive): (bool, Option<Keepalive>),
         limits: &Limits,
     ) -> Result<TcpStream, ConnectError> {
-        let options = DialOptions {
-            mark: Some(shared.mark),
-            source,
-            nodelay: true,
-            keepalive: shared.keepalive,
-            reset_on_drop: is_app,
-        };
+        let options =
+            DialOptions { mark: Some(shared.mark), source, nodelay: true, keepalive, reset_on_drop: is_app };
         let socket = self
             .enter(|| socket::dial_socket(to, &options))
             .and_then(|made| made)
@@ -250,10 +259,19 @@ impl Pod {
 
 /// A random number; not for secrets' sake but so that ids and choices do not repeat.
 pub(crate) fn random() -> u128 {
-    let mut bytes = [0; 16];
-    // Without the kernel's randomness there is no TLS either: this cannot fail on a running agent.
-    let _filled = getrandom::fill(&mut bytes);
-    u128::from_ne_bytes(bytes)
+    thread_local! {
+        /// From the kernel, many at a time, as each connection takes some.
+        static NUMBERS: RefCell<Vec<u128>> = const { RefCell::new(Vec::new()) };
+    }
+    NUMBERS.with_borrow_mut(|numbers| {
+        if numbers.is_empty() {
+            let mut bytes = [0; 512];
+            // Without the kernel's randomness there is no TLS either: this cannot fail on a running agent.
+            let _filled = getrandom::fill(&mut bytes);
+            numbers.extend(bytes.as_chunks().0.iter().copied().map(u128::from_ne_bytes));
+        }
+        numbers.pop().unwrap_or_default()
+    })
 }
 
 /// A new denial id: 128 random bits in hex.

@@ -30,6 +30,7 @@ use crate::shared::{Pod, Shared};
 use crate::spare::Spare;
 use crate::trim::Trim;
 use crate::tunnels::Tunnels;
+use crate::young::Young;
 use crate::{inbound, outbound, passthrough, recheck, tunnels};
 
 /// Connections on their way to one worker; beyond, the worker that accepted keeps them.
@@ -109,6 +110,7 @@ pub(crate) struct Worker {
     /// Outgoing connections that wait for their destination.
     pub(crate) held: Cell<usize>,
     spare: Spare,
+    pub(crate) young: Young,
     pub(crate) tunnels: Tunnels,
     load: Arc<AtomicUsize>,
     workers: RefCell<Option<Workers>>,
@@ -157,6 +159,7 @@ impl Workers {
                     routes: Routes::default(),
                     held: Cell::new(0),
                     spare: Spare::new(),
+                    young: Young::default(),
                     tunnels: Tunnels::default(),
                     workers: RefCell::new((workers.all.len() > 1).then_some(workers)),
                     shared,
@@ -338,6 +341,7 @@ impl Worker {
             });
             drop(snapshot);
             self.board.sweep(Instant::now());
+            self.young.sweep(self.shared.keepalive);
             let (waits, waited) = self.pool.take_waits();
             self.shared.telemetry.metrics().pool_waits(waits, waited);
             self.shared.telemetry.metrics().budget_held(self.shared.budget.held());

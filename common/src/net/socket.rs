@@ -104,15 +104,14 @@ pub fn adopt(fd: OwnedFd, options: &ListenOptions) -> io::Result<(TcpListener, b
     Ok((socket.into(), transparent))
 }
 
-/// Where the connection was going before a rule redirected it, or the local address when none did.
+/// Where the connection of `peer` was going before a rule redirected it, or the local address when none did.
 ///
 /// Shape: never an IPv4-mapped IPv6 address.
 /// Errors: the kernel's, for instance when the peer is gone already.
-pub fn original_destination(fd: impl AsFd) -> io::Result<SocketAddr> {
-    let local = canonical(SockRef::from(&fd).local_addr()?.as_socket().ok_or(io::ErrorKind::InvalidInput)?);
+pub fn original_destination(fd: impl AsFd, peer: SocketAddr) -> io::Result<SocketAddr> {
     // By family, rather than IPv4 first as usual: for an IPv6 socket the IPv4 look-up uses a made-up address, and might
     // find a connection that has nothing to do with it.
-    let found = if local.is_ipv4() {
+    let found = if canonical(peer).is_ipv4() {
         getsockopt(&fd, sockopt::OriginalDst).map(|found| {
             let ip = u32::from_be(found.sin_addr.s_addr);
             SocketAddr::V4(SocketAddrV4::new(ip.into(), u16::from_be(found.sin_port)))
@@ -126,7 +125,10 @@ pub fn original_destination(fd: impl AsFd) -> io::Result<SocketAddr> {
     match found {
         Ok(addr) => Ok(canonical(addr)),
         // Not tracked, or no connection tracking in this kernel: then nothing redirected it.
-        Err(Errno::ENOENT | Errno::ENOPROTOOPT | Errno::EOPNOTSUPP) => Ok(local),
+        Err(Errno::ENOENT | Errno::ENOPROTOOPT | Errno::EOPNOTSUPP) => {
+            let local = SockRef::from(&fd).local_addr()?.as_socket();
+            Ok(canonical(local.ok_or(io::ErrorKind::InvalidInput)?))
+        }
         Err(errno) => Err(errno.into()),
     }
 }
@@ -136,7 +138,7 @@ pub fn original_destination(fd: impl AsFd) -> io::Result<SocketAddr> {
 pub struct DialOptions {
     /// SO_MARK; needs CAP_NET_ADMIN.
     pub mark: Option<u32>,
-    /// Source address, which need not be one of this machine's (IP_TRANSPARENT, IP_FREEBIND); the kernel picks the port.
+    /// Source address, which need not be one of this machine's (IP_TRANSPARENT); the kernel picks the port.
     pub source: Option<IpAddr>,
     /// TCP_NODELAY: small writes go out at once.
     pub nodelay: bool,
@@ -159,12 +161,8 @@ pub fn dial_socket(to: SocketAddr, options: &DialOptions) -> io::Result<Socket> 
         let seen = format!("source {source} and destination {to} are of different families");
         return Err(io::Error::new(io::ErrorKind::InvalidInput, seen));
     }
+    // A transparent socket may bind to what is no address of this machine, without IP_FREEBIND.
     set_transparent(&socket, to.is_ipv6(), false)?;
-    if to.is_ipv6() {
-        socket.set_freebind_v6(true)?
-    } else {
-        socket.set_freebind_v4(true)?
-    }
     // The port is chosen in connect(), per four-tuple: at bind() time it would be taken for all destinations, and one
     // busy client would run out of 28,000 ports.
     setsockopt(&socket, sockopt::IpBindAddressNoPort, &true)?;
@@ -238,6 +236,19 @@ pub fn set_reset_on_drop(socket: impl AsFd, on: bool) -> io::Result<()> {
     SockRef::from(&socket).set_linger(on.then_some(Duration::ZERO))
 }
 
+/// Asks a silent peer from time to time whether it is still there.
+///
+/// Errors: the kernel's.
+pub fn set_keepalive(socket: impl AsFd, keepalive: Keepalive) -> io::Result<()> {
+    let socket = SockRef::from(&socket);
+    let wanted = TcpKeepalive::new().with_time(keepalive.time).with_interval(keepalive.interval);
+    socket.set_tcp_keepalive(&wanted.with_retries(keepalive.retries))?;
+    if keepalive.user_timeout {
+        socket.set_tcp_user_timeout(Some(keepalive.total()))?;
+    }
+    Ok(())
+}
+
 /// Lets a write succeed only while less than `bytes` wait in the socket for being sent (TCP_NOTSENT_LOWAT).
 pub fn limit_unsent(socket: impl AsFd, bytes: u32) -> io::Result<()> {
     SockRef::from(&socket).set_tcp_notsent_lowat(bytes)
@@ -276,11 +287,7 @@ fn apply(
         socket.set_mark(mark)?;
     }
     if let Some(keepalive) = keepalive {
-        let wanted = TcpKeepalive::new().with_time(keepalive.time).with_interval(keepalive.interval);
-        socket.set_tcp_keepalive(&wanted.with_retries(keepalive.retries))?;
-        if keepalive.user_timeout {
-            socket.set_tcp_user_timeout(Some(keepalive.total()))?;
-        }
+        set_keepalive(socket, keepalive)?;
     }
     if nodelay {
         socket.set_tcp_nodelay(true)?;

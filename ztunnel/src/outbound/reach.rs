@@ -44,7 +44,7 @@ pub(super) struct Call<'a> {
 
 /// What takes the app's bytes.
 pub(super) enum Upstream {
-    Plain(TcpStream),
+    Plain(Rc<TcpStream>),
     Tunnel(Opened),
 }
 
@@ -275,12 +275,12 @@ async fn attempt(
 ) -> Result<Upstream, OutboundError> {
     let Call { worker, pod, .. } = *call;
     let upstream = match hop {
-        NextHop::Passthrough { to, .. } => Upstream::Plain(pod.dial_out(&worker.shared, *to, limits).await?),
+        NextHop::Passthrough { to, .. } => Upstream::Plain(pod.dial_out(worker, *to, limits).await?),
         NextHop::Tcp { to, downgrade, .. } => {
             if let Some(downgrade) = downgrade {
                 worker.shared.telemetry.metrics().reach().downgrade(downgrade.reason());
             }
-            Upstream::Plain(pod.dial_out(&worker.shared, *to, limits).await?)
+            Upstream::Plain(pod.dial_out(worker, *to, limits).await?)
         }
         NextHop::Hold(why) => return Err(OutboundRefusal::Downgrade(why.clone()).into()),
         NextHop::Hbone { peer, authority, expected, workload, service, .. } => {

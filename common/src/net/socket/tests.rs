@@ -74,8 +74,8 @@ fn without_redirection_the_original_destination_is_the_local_address() {
     for ip in [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()] {
         let to = SocketAddr::new(ip, addr.port());
         let _client = std::net::TcpStream::connect(to).unwrap();
-        let (accepted, _) = listener.accept().unwrap();
-        assert_eq!(original_destination(&accepted).unwrap(), to);
+        let (accepted, peer) = listener.accept().unwrap();
+        assert_eq!(original_destination(&accepted, peer).unwrap(), to);
     }
 }
 
