@@ -1,7 +1,7 @@
-//! Each text of a model once, and all of them apart from what the model was made of.
+//! A model moved into memory of its own, with each text once.
 //!
-//! Names of namespaces, nodes, service accounts and clusters repeat in every workload. And a text that is still the one
-//! that a document was read into keeps the memory around it from going back to the system when the documents are dropped.
+//! Names of namespaces, nodes, service accounts and clusters repeat in every workload. And a piece of a model that lies
+//! where documents were read keeps the memory around it from going back to the system when they are dropped.
 //! Types are taken apart field by field, so that a new field has to say what it holds.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -37,9 +37,10 @@ trait Holder {
 }
 
 impl Model {
-    /// Makes equal texts one, in memory of their own, and gives up what lists have in reserve.
-    pub fn share_texts(&mut self) {
+    /// The same model in new memory, without reserves in its lists, equal texts being one.
+    pub fn settle(mut self) -> Self {
         self.share(&mut Texts::default());
+        self
     }
 }
 
@@ -80,7 +81,7 @@ impl Holder for Workload {
         } = self;
         share!(texts: uid, name, namespace, identity, node, canonical_name, canonical_revision, workload_name, cluster);
         share!(texts: network, region, zone, subzone, authorization_policies);
-        addresses.shrink_to_fit();
+        again(addresses);
     }
 }
 
@@ -102,15 +103,17 @@ impl Holder for Service {
         for ServicePort { target: _, name } in ports.values_mut() {
             share!(texts: name);
         }
-        vips.shrink_to_fit();
-        load_balancing.routing_preference.shrink_to_fit();
+        *ports = std::mem::take(ports).into_iter().collect();
+        again(vips);
+        again(&mut load_balancing.routing_preference);
     }
 }
 
 impl Holder for Endpoint {
     fn share(&mut self, texts: &mut Texts) {
-        let Self { workload, ports: _, health: _ } = self;
+        let Self { workload, ports, health: _ } = self;
         share!(texts: workload);
+        *ports = std::mem::take(ports).into_iter().collect();
     }
 }
 
@@ -142,13 +145,17 @@ impl Holder for Match {
             not_principals,
             service_accounts,
             not_service_accounts,
-            source_ips: _,
-            not_source_ips: _,
-            destination_ips: _,
-            not_destination_ips: _,
-            destination_ports: _,
-            not_destination_ports: _,
+            source_ips,
+            not_source_ips,
+            destination_ips,
+            not_destination_ips,
+            destination_ports,
+            not_destination_ports,
         } = self;
+        let blocks = [source_ips, not_source_ips, destination_ips, not_destination_ips];
+        blocks.into_iter().flatten().for_each(again);
+        again(destination_ports);
+        again(not_destination_ports);
         share!(texts: namespaces, not_namespaces, principals, not_principals, service_accounts, not_service_accounts);
     }
 }
@@ -176,11 +183,12 @@ impl Holder for LocalPod {
             workload,
             namespace,
             name,
-            addresses: _,
+            addresses,
             netns: _,
             bypass_inbound: _,
             reroute_interfaces,
         } = self;
+        again(addresses);
         share!(texts: uid, workload, namespace, name, reroute_interfaces);
     }
 }
@@ -255,7 +263,7 @@ impl Holder for Arc<str> {
 /// Is in a map of its own, once.
 impl Holder for String {
     fn share(&mut self, _texts: &mut Texts) {
-        self.shrink_to_fit();
+        *self = self.as_str().to_owned();
     }
 }
 
@@ -279,8 +287,7 @@ impl<A: Holder, B: Holder> Holder for (A, B) {
 
 impl<T: Holder> Holder for Vec<T> {
     fn share(&mut self, texts: &mut Texts) {
-        self.shrink_to_fit();
-        self.iter_mut().for_each(|one| one.share(texts));
+        *self = self.drain(..).map(|one| shared(one, texts)).collect();
     }
 }
 
@@ -296,7 +303,55 @@ impl<K: Holder + Hash + Eq, V: Holder> Holder for HashMap<K, V> {
     }
 }
 
+/// A list of what holds no texts.
+fn again<T: Copy>(list: &mut Vec<T>) {
+    *list = list.as_slice().to_vec();
+}
+
 fn shared<T: Holder>(mut one: T, texts: &mut Texts) -> T {
     one.share(texts);
     one
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::PolicyKey;
+
+    fn policy(name: &str) -> Authorization {
+        let principal = |text: &str| StringMatch::Exact(text.into());
+        let one = Match {
+            principals: vec![principal("td/ns/shop/sa/cart"), StringMatch::Presence],
+            destination_ports: vec![80, 443],
+            ..Match::default()
+        };
+        Authorization {
+            key: PolicyKey { namespace: "shop".into(), name: name.into() },
+            scope: crate::model::Scope::WorkloadSelector,
+            action: crate::model::Action::Allow,
+            dry_run: false,
+            rules: vec![Rule { clauses: vec![Clause { matches: vec![one] }] }],
+        }
+    }
+
+    #[test]
+    fn a_settled_model_says_the_same_with_each_text_once() {
+        let mut background = Background::default();
+        background.declared_ports.insert(WorkloadUid("c//Pod/shop/a".into()), vec![80]);
+        background.bypass_inbound.insert(WorkloadUid("c//Pod/shop/a".into()));
+        let policies = vec![policy("one"), policy("two")];
+        let model = Model { policies: policies.clone(), background: background.clone(), ..Model::default() };
+        let settled = model.settle();
+        assert_eq!((&settled.policies, &settled.background), (&policies, &background));
+        let [one, two] = &settled.policies[..] else { panic!("{settled:?}") };
+        assert!(Arc::ptr_eq(&one.key.namespace, &two.key.namespace));
+        assert!(!Arc::ptr_eq(&one.key.namespace, &policies[0].key.namespace), "texts of its own");
+        let principal = |policy: &Authorization| match &policy.rules[0].clauses[0].matches[0].principals[0] {
+            StringMatch::Exact(text) => Arc::clone(text),
+            other => panic!("{other:?}"),
+        };
+        assert!(Arc::ptr_eq(&principal(one), &principal(two)));
+        let uid = settled.background.declared_ports.keys().next().unwrap();
+        assert!(settled.background.bypass_inbound.iter().all(|other| Arc::ptr_eq(&uid.0, &other.0)));
+    }
 }

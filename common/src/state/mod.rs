@@ -15,7 +15,7 @@ use tokio::sync::watch;
 
 pub use snapshot::{Completeness, Policies, Snapshot};
 
-use crate::model::{Enrolment, Model, NoDowngrade, TunnelProtocol};
+use crate::model::{Enrolment, Model, NoDowngrade, TunnelProtocol, Workload};
 use crate::types::WorkloadUid;
 
 /// The published snapshot and its revision.
@@ -84,11 +84,13 @@ impl State {
     /// Adds what is captured now to what was, forgets what is gone or has left the mesh, and returns what was but is not.
     fn remember(&self, next: &Snapshot) -> HashSet<WorkloadUid> {
         let mut captured = self.captured.lock().unwrap_or_else(PoisonError::into_inner);
-        captured.retain(|uid| next.workload(uid).is_some_and(|w| w.enrolment != Enrolment::NotLabelled));
         let (hbone, plain): (Vec<_>, Vec<_>) =
             next.workloads().partition(|w| w.protocol == TunnelProtocol::Hbone);
-        captured.extend(hbone.into_iter().map(|w| w.uid.clone()));
-        plain.into_iter().map(|w| &w.uid).filter(|uid| captured.contains(*uid)).cloned().collect()
+        let was = |w: &&Arc<Workload>| w.enrolment != Enrolment::NotLabelled && captured.contains(&w.uid);
+        let before: HashSet<_> = plain.into_iter().filter(was).map(|w| w.uid.clone()).collect();
+        // By the keys of this snapshot: an earlier one's would keep the memory that they lie in.
+        *captured = hbone.into_iter().map(|w| w.uid.clone()).chain(before.iter().cloned()).collect();
+        before
     }
 
     /// Wakes on each new revision, and when a state turns stale or is confirmed.

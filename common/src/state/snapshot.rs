@@ -121,7 +121,9 @@ impl Snapshot {
             .or_default()
             .push(Arc::clone(&service));
         for endpoint in &service.endpoints {
-            let of = self.services_by_workload.entry(endpoint.workload.clone()).or_default();
+            // Most workloads are behind one service.
+            let of = self.services_by_workload.entry(endpoint.workload.clone());
+            let of = of.or_insert_with(|| Vec::with_capacity(1));
             // An endpoint may be listed twice; its service counts once.
             if !of.last().is_some_and(|last| Arc::ptr_eq(last, &service)) {
                 of.push(Arc::clone(&service));

@@ -212,3 +212,20 @@ fn what_cannot_be_read_is_refused_and_nothing_hangs() {
     let huge = load(&temp.0, &Settings::default()).unwrap_err();
     assert!(huge.to_string().contains("holds more than 32 MiB of text"), "{huge}");
 }
+
+#[test]
+fn what_was_read_at_the_start_is_published_if_it_is_still_there() {
+    let temp = Temp::new();
+    let open = || FileSource::open(temp.0.clone(), Settings::default());
+    temp.write("a.yaml", "kind: [");
+    assert!(matches!(open(), Err(LoadError::Problems(problems)) if problems.len() == 1));
+    temp.write("a.yaml", &pod("one"));
+    let (mut same, mut changed) = (open().unwrap(), open().unwrap());
+    let state = State::default();
+    assert_eq!(same.reload(&state), Some(published(1)));
+    assert_eq!(names(&state), ["one"]);
+    temp.write("a.yaml", &pod("two"));
+    let state = State::default();
+    assert_eq!(changed.reload(&state), Some(published(1)));
+    assert_eq!(names(&state), ["two"]);
+}

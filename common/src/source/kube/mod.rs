@@ -130,7 +130,8 @@ pub fn translate(documents: &[Document<'_>], settings: &Settings) -> Result<Tran
     match report.finish() {
         (problems, warnings) if problems.is_empty() => {
             model.background = background::of(&objects, &warnings, settings);
-            model.share_texts(); // while the objects are still there: what stays lies beside itself, not among them
+            // While the objects are still there: what stays lies beside itself, not in the gaps among them.
+            let model = model.settle();
             Ok(Translated { model, warnings })
         }
         (problems, _) => Err(problems),
