@@ -85,38 +85,46 @@ struct Served {
 }
 
 /// Serves one accepted connection of port 15001. The socket resets the app when it is dropped before its orderly end.
-pub(crate) async fn serve(worker: &Rc<Worker>, pod: &Arc<Pod>, app: TcpStream, src: SocketAddr) {
+pub(crate) fn serve<'a>(
+    worker: &'a Rc<Worker>,
+    pod: &'a Arc<Pod>,
+    app: TcpStream,
+    src: SocketAddr,
+) -> impl Future<Output = ()> + 'a {
     // Boxed: what it takes to get there is not kept while bytes flow.
-    let Some((upstream, served)) = Box::pin(set_up(worker, pod, app, src)).await else { return };
-    let listed = list(worker, pod, &upstream, &served);
-    let counts = served.connection.counts();
-    let (to_server, to_client) = (|n| counts.add_received(n), |n| counts.add_sent(n));
-    // Relays until both sides have closed. In no function of its own, whose arguments would be kept a second time.
-    let outcome: Result<(), OutboundError> = match upstream {
-        Upstream::Plain(upstream) => {
-            let copied = copy_both_ways(&served.app, &upstream, to_server, to_client).await;
-            copied.map(|()| orderly(&upstream)).map_err(OutboundError::from)
-        }
-        Upstream::Tunnel(Opened { stream, slot }) => {
-            let _open = worker.shared.telemetry.metrics().stream(Side::Client);
-            let board = worker.board.of(pod.admission.memory());
-            listed.through(slot.orders());
-            tokio::select! {
-                biased;
-                closed = listed.closed() => Err(OutboundError::Closed(closed)),
-                relayed = relay(&served.app, stream, &board, to_server, to_client) => relayed.map_err(OutboundError::from),
+    let set_up = Box::pin(set_up(worker, pod, app, src));
+    // One block, not several `async fn`: each keeps its arguments beside what it makes of them.
+    async move {
+        let Some((upstream, served)) = set_up.await else { return };
+        let listed = list(worker, pod, &upstream, &served);
+        let counts = served.connection.counts();
+        let (to_server, to_client) = (|n| counts.add_received(n), |n| counts.add_sent(n));
+        let outcome: Result<(), OutboundError> = match upstream {
+            Upstream::Plain(upstream) => {
+                let copied = copy_both_ways(&served.app, &upstream, to_server, to_client).await;
+                copied.map(|()| orderly(&upstream)).map_err(OutboundError::from)
             }
+            Upstream::Tunnel(Opened { stream, slot }) => {
+                let _open = worker.shared.telemetry.metrics().stream(Side::Client);
+                let board = worker.board.of(pod.admission.memory());
+                listed.through(slot.orders());
+                tokio::select! {
+                    biased;
+                    closed = listed.closed() => Err(OutboundError::Closed(closed)),
+                    relayed = relay(&served.app, stream, &board, to_server, to_client) => relayed.map_err(OutboundError::from),
+                }
+            }
+        };
+        let Served { app, connection, .. } = *served;
+        if outcome.is_ok() {
+            orderly(&app);
         }
-    };
-    let Served { app, connection, .. } = *served;
-    if outcome.is_ok() {
-        orderly(&app);
+        drop((app, listed)); // before the log line: who reads it knows that the app has heard
+        if matches!(&outcome, Err(OutboundError::Relay(RelayError::Budget))) {
+            worker.shared.telemetry.metrics().budget_reset();
+        }
+        connection.finish(outcome.map_err(|error| error.failure()));
     }
-    drop((app, listed)); // before the log line: who reads it knows that the app has heard
-    if matches!(&outcome, Err(OutboundError::Relay(RelayError::Budget))) {
-        worker.shared.telemetry.metrics().budget_reset();
-    }
-    connection.finish(outcome.map_err(|error| error.failure()));
 }
 
 /// Finds the way. `None`: it has been refused or given up, and that has been logged and counted.

@@ -376,7 +376,7 @@ mod tests {
     #[test]
     fn connections_stay_small() {
         for (what, got, limit) in [
-            ("outbound", size(outbound::serve), 1000),
+            ("outbound", size(outbound::serve), 800),
             ("plaintext", size(passthrough::serve), 1300),
             ("tunnel", size(inbound::serve), 3400),
             (
@@ -384,7 +384,7 @@ mod tests {
                 http2(|tunnel, l, s, o| tunnel.run(l, Box::pin(s.draining()), o, |_| {})),
                 8000,
             ),
-            ("stream", inbound::stream_size(), 900),
+            ("stream", inbound::stream_size(), 700),
         ] {
             assert!(got <= limit, "{what}: {got} bytes, at most {limit}");
         }

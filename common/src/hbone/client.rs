@@ -322,6 +322,7 @@ impl Tunnel {
         let counted = metrics.tunnel(Side::Client);
         let (weak, limits, draining) = (Rc::downgrade(&tunnel), limits.clone(), scope.clone());
         let (pulse, orders) = (Rc::clone(&tunnel.pulse), Rc::clone(&tunnel.orders));
+        let connection = Box::new(connection); // 2.4 KiB, which the task would have room for four times
         scope.spawn_local(async move {
             let lost = drive(connection, (&weak, &pulse), &limits, (&draining, &orders)).await;
             drop(counted);
@@ -488,7 +489,7 @@ impl Ended {
 
 /// Moves the tunnel's frames until it ends; `None` is an orderly end. When `scope` drains it takes no new streams.
 async fn drive(
-    mut connection: h2::client::Connection<Guard<TlsStream<Wire>>, Piece>,
+    mut connection: Box<h2::client::Connection<Guard<TlsStream<Wire>>, Piece>>,
     (tunnel, pulse): (&Weak<Tunnel>, &Pulse),
     limits: &Limits,
     (scope, orders): (&Scope, &Orders),

@@ -7,6 +7,7 @@
 
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
+use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use tokio::net::TcpStream;
@@ -46,18 +47,17 @@ pub struct Stream {
 /// On an error the stream has been reset, and the caller resets the app by dropping its socket.
 ///
 /// **Errors**: see [`RelayError`]. **Cancel safety**: dropping it resets the stream.
-pub async fn relay(
-    app: &TcpStream,
+pub fn relay<'a, Up: Fn(u64) + 'a, Down: Fn(u64) + 'a>(
+    app: &'a TcpStream,
     stream: Stream,
     board: &Board,
-    from_app: impl Fn(u64),
-    to_app: impl Fn(u64),
-) -> Result<(), RelayError> {
+    from_app: Up,
+    to_app: Down,
+) -> impl Future<Output = Result<(), RelayError>> + use<'a, Up, Down> {
     stream.send.charge_to(board.budget());
-    let gate = board.gate();
+    let (gate, seat) = (board.gate(), board.join(u64::from(stream.window)));
     let mut upload = Upload {
         app,
-        gate: &gate,
         send: stream.send,
         size: ReadSize::default(),
         starved: false,
@@ -66,49 +66,51 @@ pub async fn relay(
     };
     let mut download = Download {
         app,
-        gate: &gate,
         owed: 0,
         recv: stream.recv,
         queue: Queue::default(),
-        seat: board.join(u64::from(stream.window)),
+        seat,
         ended: false,
         done: false,
     };
-    let broken = broken(app);
-    tokio::pin!(broken);
-    let result = poll_fn(|cx| {
-        let down = download.poll(cx, &to_app)?;
-        let up = match upload.poll(cx, &from_app) {
-            // The peer has sent its END_STREAM: what it says after that is no reset of what the app received.
-            Poll::Ready(Err(RelayError::Peer(_))) if download.ended => {
-                upload.done = true;
-                Poll::Ready(())
+    let mut broken: Option<Pin<Box<dyn Future<Output = io::Error> + 'a>>> = None;
+    // A block over what is made here: an `async fn` would keep each argument as well as what is made of it.
+    async move {
+        let result = poll_fn(|cx| {
+            let down = download.poll(cx, &gate, &to_app)?;
+            let up = match upload.poll(cx, &gate, &from_app) {
+                // The peer has sent its END_STREAM: what it says after that is no reset of what the app received.
+                Poll::Ready(Err(RelayError::Peer(_))) if download.ended => {
+                    upload.done = true;
+                    Poll::Ready(())
+                }
+                other => other?,
+            };
+            if down.is_ready() && up.is_ready() {
+                return Poll::Ready(Ok(()));
             }
-            other => other?,
-        };
-        if down.is_ready() && up.is_ready() {
-            return Poll::Ready(Ok(()));
+            // While the app is not read, for want of credit or because it has sent its FIN, only this tells of its reset.
+            // Boxed when it is first needed: an idle connection does not have it.
+            if upload.is_deaf()
+                && let Poll::Ready(error) =
+                    broken.get_or_insert_with(|| Box::pin(self::broken(app))).as_mut().poll(cx)
+            {
+                return Poll::Ready(Err(RelayError::App(error)));
+            }
+            Poll::Pending
+        })
+        .await;
+        match &result {
+            Ok(()) => {}
+            Err(RelayError::Budget) => upload.send.reset(ResetReason::Budget),
+            Err(_) => upload.send.reset(ResetReason::AppReset),
         }
-        // While the app is not read, for want of credit or because it has sent its FIN, only this tells of its reset.
-        if upload.is_deaf()
-            && let Poll::Ready(error) = broken.as_mut().poll(cx)
-        {
-            return Poll::Ready(Err(RelayError::App(error)));
-        }
-        Poll::Pending
-    })
-    .await;
-    match &result {
-        Ok(()) => {}
-        Err(RelayError::Budget) => upload.send.reset(ResetReason::Budget),
-        Err(_) => upload.send.reset(ResetReason::AppReset),
+        result
     }
-    result
 }
 
 struct Upload<'a> {
     app: &'a TcpStream,
-    gate: &'a Gate,
     send: SendHalf,
     size: ReadSize,
     /// There is something to read, but no credit to send it.
@@ -123,7 +125,12 @@ impl Upload<'_> {
         self.starved || self.done
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>, count: &impl Fn(u64)) -> Poll<Result<(), RelayError>> {
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        gate: &Gate,
+        count: &impl Fn(u64),
+    ) -> Poll<Result<(), RelayError>> {
         if self.done {
             return Poll::Ready(Ok(()));
         }
@@ -149,7 +156,7 @@ impl Upload<'_> {
                 }
             }
             // Over the budget each stream has one piece on its way, and no more.
-            self.starved = !self.send.is_empty() && !self.gate.may_read(cx.waker());
+            self.starved = !self.send.is_empty() && !gate.may_read(cx.waker());
             if self.starved {
                 return Poll::Pending;
             }
@@ -177,7 +184,6 @@ impl Upload<'_> {
 
 struct Download<'a> {
     app: &'a TcpStream,
-    gate: &'a Gate,
     /// Credit that the peer gets when the budget has room.
     owed: usize,
     recv: RecvHalf,
@@ -188,7 +194,12 @@ struct Download<'a> {
 }
 
 impl Download<'_> {
-    fn poll(&mut self, cx: &mut Context<'_>, count: &impl Fn(u64)) -> Poll<Result<(), RelayError>> {
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        gate: &Gate,
+        count: &impl Fn(u64),
+    ) -> Poll<Result<(), RelayError>> {
         if self.done {
             return Poll::Ready(Ok(()));
         }
@@ -208,7 +219,7 @@ impl Download<'_> {
                 count(taken as u64);
                 self.owed += taken;
             }
-            if self.owed > 0 && self.gate.may_read(cx.waker()) {
+            if self.owed > 0 && gate.may_read(cx.waker()) {
                 self.recv.credit(std::mem::take(&mut self.owed));
             }
             if self.seat.update(self.queue.cost(), taken > 0, cx.waker()) {
