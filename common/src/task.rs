@@ -95,7 +95,7 @@ impl Scope {
         self.tasks.spawn(self.until_cut(work));
     }
 
-    /// As [`Scope::spawn`], for work that stays on this thread. Needs a `LocalSet`.
+    /// As [`Scope::spawn`], for work that stays on this thread. Needs a local runtime or a `LocalSet`.
     pub fn spawn_local(&self, work: impl Future<Output = ()> + 'static) {
         self.tasks.spawn_local(self.until_cut(work));
     }

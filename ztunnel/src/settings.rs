@@ -296,7 +296,8 @@ pub(crate) struct Lifecycle {
 #[serde(rename_all = "camelCase")]
 #[command(next_help_heading = "Process")]
 pub(crate) struct Process {
-    /// Traffic threads: a number, a share of the cores such as 25%, or 0 for all cores [default: 1 up to 4 cores, then a quarter]
+    /// Traffic threads: a number, a share of the cores such as 25%, or 0 for all cores [default: 1 up to 4 cores, then a quarter].
+    /// The cores are those that the CPU limit and the affinity leave
     #[arg(long, env = "ZTUNNEL_WORKER_THREADS", value_name = "N", value_parser = worker_threads)]
     pub(crate) worker_threads: Option<usize>,
     /// Address of the Prometheus metrics

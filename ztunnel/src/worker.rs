@@ -18,6 +18,7 @@ use culvert_common::task::Scope;
 use culvert_common::telemetry::Reporter;
 use nix::time::{ClockId, clock_gettime};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::yield_now;
 use tokio::time::{Instant, interval, timeout};
@@ -201,7 +202,10 @@ impl Workers {
 
 impl Worker {
     fn run(self: Rc<Self>, number: usize, mut commands: mpsc::Receiver<Command>, scope: &Scope) {
-        let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        // A local runtime, not a `LocalSet` in one: that has queues of its own, and with each task looks at all that
+        // `block_on` waits for below.
+        let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
+        let runtime = match runtime {
             Ok(runtime) => runtime,
             Err(error) => {
                 tracing::error!(%error, "no runtime for a traffic worker");
@@ -209,8 +213,7 @@ impl Worker {
             }
         };
         self.shared.telemetry.metrics().watch_worker(number, runtime.metrics());
-        let local = tokio::task::LocalSet::new();
-        local.block_on(&runtime, async {
+        runtime.block_on(async {
             let tick = Rc::clone(&self);
             let (house, ended) = (scope.clone(), scope.clone());
             scope.spawn_local(async move { tick.keep_house(&house).await });
