@@ -10,6 +10,7 @@ use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
+use bytes::{Buf as _, Bytes};
 use tokio::net::TcpStream;
 
 use super::budget::{Board, Gate, Seat};
@@ -62,6 +63,7 @@ pub fn relay<'a, Up: Fn(u64) + 'a, Down: Fn(u64) + 'a>(
         size: ReadSize::default(),
         starved: false,
         holds_credit: false,
+        hears_nothing: false,
         done: false,
     };
     let mut download = Download {
@@ -78,6 +80,7 @@ pub fn relay<'a, Up: Fn(u64) + 'a, Down: Fn(u64) + 'a>(
     async move {
         let result = poll_fn(|cx| {
             let down = download.poll(cx, &gate, &to_app)?;
+            upload.hears_nothing = download.ended;
             let up = match upload.poll(cx, &gate, &from_app) {
                 // The peer has sent its END_STREAM: what it says after that is no reset of what the app received.
                 Poll::Ready(Err(RelayError::Peer(_))) if download.ended => {
@@ -117,6 +120,8 @@ struct Upload<'a> {
     starved: bool,
     /// Credit was asked for and not given back.
     holds_credit: bool,
+    /// The other direction, which would tell of a reset, has ended.
+    hears_nothing: bool,
     done: bool,
 }
 
@@ -134,7 +139,9 @@ impl Upload<'_> {
         if self.done {
             return Poll::Ready(Ok(()));
         }
-        if let Poll::Ready(end) = self.send.poll_end(cx) {
+        if self.hears_nothing
+            && let Poll::Ready(end) = self.send.poll_end(cx)
+        {
             self.done = end.is_orderly();
             return Poll::Ready(if self.done { Ok(()) } else { Err(RelayError::Peer(end)) });
         }
@@ -205,16 +212,17 @@ impl Download<'_> {
         }
         loop {
             // Always everything, whether the app reads or not: what stays in the codec it may take for an attack.
+            let mut last = Bytes::new();
             while !self.ended {
                 match self.recv.poll_data(cx) {
                     Poll::Pending => break,
                     Poll::Ready(None) => self.ended = true,
-                    Poll::Ready(Some(Ok(data))) => self.queue.push(data),
+                    Poll::Ready(Some(Ok(data))) => self.push(std::mem::replace(&mut last, data)),
                     Poll::Ready(Some(Err(end))) if end.is_orderly() => self.ended = true,
                     Poll::Ready(Some(Err(end))) => return Poll::Ready(Err(RelayError::Peer(end))),
                 }
             }
-            let taken = self.write()?;
+            let taken = self.write_all(last)?;
             if taken > 0 {
                 count(taken as u64);
                 self.owed += taken;
@@ -241,13 +249,43 @@ impl Download<'_> {
         }
     }
 
+    fn push(&mut self, data: Bytes) {
+        if !data.is_empty() {
+            self.queue.push(data);
+        }
+    }
+
+    /// Writes what is queued and then `last`, as much as the app takes now. A message that the app takes at once, which
+    /// is the rule, is not copied into a block of the queue.
+    fn write_all(&mut self, mut last: Bytes) -> Result<usize, RelayError> {
+        let mut taken = 0;
+        if self.queue.is_empty() && !last.is_empty() {
+            match self.app.try_write(&last) {
+                Ok(n) => {
+                    taken = n;
+                    last.advance(n);
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                Err(e) => return Err(RelayError::App(e)),
+            }
+        }
+        self.push(last);
+        Ok(taken + self.write()?)
+    }
+
     /// Writes what the app takes now, up to a turn.
     fn write(&mut self) -> Result<usize, RelayError> {
         let mut taken = 0;
         while !self.queue.is_empty() && taken < TURN {
             let mut slices = [IoSlice::new(&[]); 16];
             let filled = self.queue.slices(&mut slices);
-            match self.app.try_write_vectored(slices.get(..filled).unwrap_or(&[])) {
+            let slices = slices.get(..filled).unwrap_or_default();
+            // One piece is the rule, and send(2) the shorter way.
+            let written = match slices {
+                [one] => self.app.try_write(one),
+                _ => self.app.try_write_vectored(slices),
+            };
+            match written {
                 Ok(n) => {
                     self.queue.advance(n);
                     taken += n;
