@@ -13,8 +13,8 @@ use bytes::{BufMut, Bytes, BytesMut};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
-/// A connection starts with reads of this size.
-const READ_MIN: usize = 16 * 1024;
+/// A connection starts with reads of this size: an answer of 16 KiB comes with its headers in one.
+const READ_MIN: usize = 32 * 1024;
 /// A connection that fills its reads gets there.
 const READ_MAX: usize = 256 * 1024;
 /// A connection that always has more to move lets the others of its worker have their turn after so many bytes.
