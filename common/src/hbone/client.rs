@@ -1,9 +1,11 @@
 //! The client's end of one tunnel: TLS, HTTP/2, CONNECT.
 
 use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, SystemTime};
 
 use http::header::{FORWARDED, InvalidHeaderValue};
@@ -14,12 +16,14 @@ use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use super::gather::{Flush, Gather};
 use super::guard::{Announced, Guard, Report};
 use super::headers::{BAGGAGE, DENIAL, DENIAL_CLASS, TRACEPARENT, TraceParent, forwarded, known_class, once};
 use super::orders::{Order, Orders};
 use super::outbox::{Outbox, Piece};
 use super::pulse::Pulse;
 use super::relay::Stream;
+use super::seldom::Seldom;
 use super::stream::{RecvHalf, SendHalf};
 use super::tail::Tail;
 use super::wire::Wire;
@@ -283,6 +287,8 @@ impl Tunnel {
         let announced =
             Announced { frame: http2.frame_size, header_list: CLIENT_HEADER_LIST, limit: limits.preface };
         let report = Report { violations: metrics.peer_violations(), peer, identity: theirs.identity };
+        let tls = Gather::new(tls);
+        let flush = tls.flush();
         let tls = Guard::new(tls, Side::Client, announced, report);
         let handshake = h2::client::Builder::new()
             .initial_window_size(http2.stream_window)
@@ -324,7 +330,7 @@ impl Tunnel {
         let (pulse, orders) = (Rc::clone(&tunnel.pulse), Rc::clone(&tunnel.orders));
         let connection = Box::new(connection); // 2.4 KiB, which the task would have room for four times
         scope.spawn_local(async move {
-            let lost = drive(connection, (&weak, &pulse), &limits, (&draining, &orders)).await;
+            let lost = drive((connection, flush), (&weak, &pulse), &limits, (&draining, &orders)).await;
             drop(counted);
             if let Some(tunnel) = weak.upgrade() {
                 tunnel.lost.replace(lost.map(|error| error.of(peer, &limits)));
@@ -368,7 +374,7 @@ impl Tunnel {
             None => return true,
             Some(request) => {
                 let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
-                matches!(request.poll_ready(&mut cx), std::task::Poll::Ready(Err(_)))
+                matches!(request.poll_ready(&mut cx), Poll::Ready(Err(_)))
             }
         };
         if gone {
@@ -468,6 +474,8 @@ async fn handshake(
     }
 }
 
+type Guarded = Guard<Gather<TlsStream<Wire>>>;
+
 /// What ended a tunnel.
 enum Ended {
     Error(h2::Error),
@@ -489,40 +497,57 @@ impl Ended {
 
 /// Moves the tunnel's frames until it ends; `None` is an orderly end. When `scope` drains it takes no new streams.
 async fn drive(
-    mut connection: Box<h2::client::Connection<Guard<TlsStream<Wire>>, Piece>>,
+    (connection, flush): (Box<h2::client::Connection<Guarded, Piece>>, Flush<TlsStream<Wire>>),
+    (tunnel, pulse): (&Weak<Tunnel>, &Pulse),
+    limits: &Limits,
+    asked: (&Scope, &Orders),
+) -> Option<Ended> {
+    let mut connection = connection;
+    let pings = connection.ping_pong();
+    let ended = Seldom::new(ended_early(pings, (tunnel, pulse), limits, asked));
+    tokio::pin!(connection, ended);
+    poll_fn(|cx| {
+        if let Poll::Ready(ended) = ended.as_mut().poll(cx) {
+            return Poll::Ready(Some(ended));
+        }
+        if let Poll::Ready(ended) = connection.as_mut().poll(cx) {
+            return Poll::Ready(ended.err().map(Ended::Error));
+        }
+        flush.poll(cx);
+        Poll::Pending
+    })
+    .await
+}
+
+/// Resolves when a tunnel must end though nothing broke, and retires it before that when it should take no new streams.
+async fn ended_early(
+    pings: Option<h2::PingPong>,
     (tunnel, pulse): (&Weak<Tunnel>, &Pulse),
     limits: &Limits,
     (scope, orders): (&Scope, &Orders),
-) -> Option<Ended> {
-    let pings = connection.ping_pong();
+) -> Ended {
     let watch = async {
         match pings {
             Some(pings) => pulse.watch(pings, limits).await,
             None => std::future::pending().await,
         }
     };
-    tokio::pin!(connection, watch);
+    tokio::pin!(watch);
     let mut retired = false;
     let mut obeyed = Order::GoOn;
     loop {
         tokio::select! {
-            ended = &mut connection => return ended.err().map(Ended::Error),
-            () = &mut watch => return Some(Ended::Silent),
+            () = &mut watch => return Ended::Silent,
             order = orders.beyond(obeyed) => {
                 obeyed = order;
                 if order == Order::Cut {
-                    return Some(Ended::Cut);
-                }
-                if let Some(tunnel) = tunnel.upgrade() {
-                    tunnel.retire();
+                    return Ended::Cut;
                 }
             }
-            () = scope.draining(), if !retired => {
-                retired = true;
-                if let Some(tunnel) = tunnel.upgrade() {
-                    tunnel.retire();
-                }
-            }
+            () = scope.draining(), if !retired => retired = true,
+        }
+        if let Some(tunnel) = tunnel.upgrade() {
+            tunnel.retire();
         }
     }
 }

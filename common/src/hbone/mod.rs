@@ -7,6 +7,7 @@
 
 pub mod budget;
 pub mod client;
+mod gather;
 pub mod guard;
 pub mod headers;
 pub mod orders;
@@ -15,6 +16,7 @@ pub mod pool;
 mod pulse;
 mod queue;
 pub mod relay;
+mod seldom;
 pub mod server;
 pub mod stream;
 mod tail;

@@ -1,8 +1,11 @@
 //! The server's end of one tunnel: TLS with the client's certificate, HTTP/2, one [`ConnectRequest`] per stream.
 
+use std::cell::Cell;
+use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
@@ -10,13 +13,16 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 
 use super::client::Context;
+use super::gather::{Flush, Gather};
 use super::guard::{Announced, Guard, Report};
 use super::headers::{BAGGAGE, DENIAL, DENIAL_CLASS};
 use super::orders::{Order, Orders};
 use super::outbox::{Outbox, Piece};
 use super::relay::Stream;
+use super::seldom::Seldom;
 use super::stream::{RecvHalf, SendHalf};
 use super::tail::{Tail, read_up};
 use super::wire::Wire;
@@ -83,7 +89,8 @@ pub struct Accepted {
     /// Announced to the client.
     window: u32,
     outbox: Rc<Outbox>,
-    connection: h2::server::Connection<Guard<tokio_rustls::server::TlsStream<Wire>>, Piece>,
+    connection: h2::server::Connection<Guard<Gather<TlsStream<Wire>>>, Piece>,
+    flush: Flush<TlsStream<Wire>>,
     tail: Tail,
 }
 
@@ -127,6 +134,8 @@ pub async fn accept(
         Announced { frame: http2.frame_size, header_list: SERVER_HEADER_LIST, limit: limits.preface };
     let report =
         Report { violations: metrics.peer_violations(), peer, identity: certificate.identity.clone() };
+    let tls = Gather::new(tls);
+    let flush = tls.flush();
     let tls = Guard::new(tls, Side::Server, announced, report);
     let handshake = h2::server::Builder::new()
         .initial_window_size(http2.stream_window)
@@ -153,6 +162,7 @@ pub async fn accept(
         window,
         outbox: Rc::default(),
         connection,
+        flush,
         tail,
     })
 }
@@ -170,54 +180,95 @@ impl Accepted {
         mut serve: impl FnMut(ConnectRequest),
     ) -> Result<(), String> {
         let pings = self.connection.ping_pong();
-        let watch = async {
-            match pings {
-                Some(pings) => watch_pings(pings, limits).await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::pin!(watch, drained);
         // Whoever cannot prove its identity any more opens no new streams; those that are open go on.
         let expires = self.expires.duration_since(SystemTime::now()).unwrap_or_default();
         let expired = tokio::time::sleep(expires.min(LONGEST_SLEEP));
-        tokio::pin!(expired);
-        let mut draining = false;
-        let mut obeyed = Order::GoOn;
-        let ended = loop {
+        let close = Cell::new(false);
+        let last = async {
             tokio::select! {
-                next = self.connection.accept() => match next {
-                    None => break Ok(()),
-                    Some(Err(error)) => break Err(error.to_string()),
+                () = drained => {}
+                () = expired => {}
+            }
+        };
+        let ended = Seldom::new(ended_early(pings, last, (limits, orders), &close));
+        tokio::pin!(ended);
+        let Self { connection, flush, window, outbox, .. } = &mut self;
+        let polled = poll_fn(|cx| {
+            let early = ended.as_mut().poll(cx);
+            if close.take() {
+                connection.graceful_shutdown();
+            }
+            if let Poll::Ready(early) = early {
+                return Poll::Ready(Err(early));
+            }
+            while let Poll::Ready(next) = connection.poll_accept(cx) {
+                match next {
+                    None => return Poll::Ready(Ok(())),
+                    Some(Err(error)) => return Poll::Ready(Err(Early::Broken(error.to_string()))),
                     Some(Ok((request, respond))) => {
-                        serve(ConnectRequest { request, respond, window: self.window, outbox: Rc::clone(&self.outbox) });
+                        serve(ConnectRequest {
+                            request,
+                            respond,
+                            window: *window,
+                            outbox: Rc::clone(outbox),
+                        });
                     }
-                },
-                () = &mut drained, if !draining => {
-                    draining = true;
-                    self.connection.graceful_shutdown();
-                }
-                () = &mut expired, if !draining => {
-                    draining = true;
-                    self.connection.graceful_shutdown();
-                }
-                order = orders.beyond(obeyed) => {
-                    obeyed = order;
-                    if order == Order::Cut {
-                        // Whoever is at the other end is nobody to wait for.
-                        return Err("its owner has cut it".into());
-                    }
-                    if !std::mem::replace(&mut draining, true) {
-                        self.connection.graceful_shutdown();
-                    }
-                }
-                () = &mut watch => {
-                    break Err(format!("no PING answer within {:?}", limits.ping_timeout));
                 }
             }
+            flush.poll(cx);
+            Poll::Pending
+        });
+        let ended = match polled.await {
+            // Whoever is at the other end is nobody to wait for.
+            Err(Early::Cut) => return Err("its owner has cut it".into()),
+            Err(Early::Broken(cause)) => Err(cause),
+            Ok(()) => Ok(()),
         };
         drop(self.connection);
         self.tail.read_up().await;
         ended
+    }
+}
+
+/// Why a tunnel ends before its client has closed it.
+enum Early {
+    Cut,
+    Broken(String),
+}
+
+/// Resolves when a tunnel must end though nothing broke, and before that asks in `close` for its end behind the last
+/// stream, once, when there is a reason for it.
+async fn ended_early(
+    pings: Option<h2::PingPong>,
+    last: impl Future<Output = ()>,
+    (limits, orders): (&Limits, &Orders),
+    close: &Cell<bool>,
+) -> Early {
+    let watch = async {
+        match pings {
+            Some(pings) => watch_pings(pings, limits).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::pin!(watch, last);
+    let mut draining = false;
+    let mut obeyed = Order::GoOn;
+    loop {
+        tokio::select! {
+            () = &mut last, if !draining => {}
+            order = orders.beyond(obeyed) => {
+                obeyed = order;
+                if order == Order::Cut {
+                    return Early::Cut;
+                }
+            }
+            () = &mut watch => {
+                return Early::Broken(format!("no PING answer within {:?}", limits.ping_timeout));
+            }
+        }
+        if !std::mem::replace(&mut draining, true) {
+            close.set(true);
+        }
     }
 }
 
@@ -284,7 +335,7 @@ impl ConnectRequest {
 
     /// Resolves when the client has reset the stream or the tunnel broke. Cancel-safe.
     pub async fn gone(&mut self) {
-        let _reason = std::future::poll_fn(|cx| self.respond.poll_reset(cx)).await;
+        let _reason = poll_fn(|cx| self.respond.poll_reset(cx)).await;
     }
 }
 

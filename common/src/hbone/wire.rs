@@ -92,6 +92,16 @@ impl Wire {
         yield_turn(cx);
     }
 
+    /// Whether a read would bring anything; if not, the task is woken when it does.
+    pub(super) fn is_readable(&mut self, cx: &mut Context<'_>) -> bool {
+        let is_readable =
+            self.read >= TURN || !self.ahead.is_empty() || self.tcp.poll_read_ready(cx).is_ready();
+        if !is_readable {
+            (self.read, self.stuck) = (0, 0);
+        }
+        is_readable
+    }
+
     pub(super) fn tcp(&self) -> &TcpStream {
         &self.tcp
     }
@@ -154,7 +164,10 @@ impl AsyncWrite for Wire {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let polled = Pin::new(&mut self.tcp).poll_write_vectored(cx, bufs);
+        let polled = match bufs {
+            [one] => Pin::new(&mut self.tcp).poll_write(cx, one), // send(2), which is the shorter way
+            _ => Pin::new(&mut self.tcp).poll_write_vectored(cx, bufs),
+        };
         if polled.is_pending() {
             self.read_ahead(cx);
         }
