@@ -22,6 +22,7 @@ use super::headers::{BAGGAGE, DENIAL, DENIAL_CLASS, TRACEPARENT, TraceParent, fo
 use super::orders::{Order, Orders};
 use super::outbox::{Outbox, Piece};
 use super::pulse::Pulse;
+use super::records::Records;
 use super::relay::Stream;
 use super::seldom::Seldom;
 use super::stream::{RecvHalf, SendHalf};
@@ -281,13 +282,14 @@ impl Tunnel {
         let chain = Chain::of(tls.get_ref().1.peer_certificates());
         let expires = expires.min(theirs.not_after);
         let tail = Tail::of(tls.get_ref().0.tcp());
+        let outbox = Rc::clone(tls.get_ref().0.outbox());
         if tls.get_ref().1.alpn_protocol() != Some(b"h2") {
             return Err(OpenError::Http2 { peer, cause: "the peer did not choose ALPN h2".into() });
         }
         let announced =
             Announced { frame: http2.frame_size, header_list: CLIENT_HEADER_LIST, limit: limits.preface };
         let report = Report { violations: metrics.peer_violations(), peer, identity: theirs.identity };
-        let tls = Gather::new(tls);
+        let tls = Gather::new(Records::new(tls, Rc::clone(&outbox)));
         let flush = tls.flush();
         let tls = Guard::new(tls, Side::Client, announced, report);
         let handshake = h2::client::Builder::new()
@@ -316,7 +318,7 @@ impl Tunnel {
             streams_max: http2.client_streams,
             learned: RefCell::new(Rc::new(Cell::new(usize::MAX))),
             window: http2.stream_window,
-            outbox: Rc::default(),
+            outbox,
             idle_since: Cell::new(Instant::now()),
             established: Instant::now(),
             pulse: Rc::new(Pulse::new()),
@@ -423,7 +425,7 @@ impl Tunnel {
             let denial = Denial::of(response.headers());
             return Err(OpenError::Refused { status: response.status(), denial });
         }
-        let recv = RecvHalf::new(response.into_body());
+        let recv = RecvHalf::new(response.into_body(), &tunnel.outbox);
         Ok(Stream { send: SendHalf::new(send, &tunnel.outbox), recv, window: tunnel.window })
     }
 }
@@ -474,7 +476,7 @@ async fn handshake(
     }
 }
 
-type Guarded = Guard<Gather<TlsStream<Wire>>>;
+type Guarded = Guard<Gather<Records<TlsStream<Wire>>>>;
 
 /// What ended a tunnel.
 enum Ended {
@@ -497,7 +499,7 @@ impl Ended {
 
 /// Moves the tunnel's frames until it ends; `None` is an orderly end. When `scope` drains it takes no new streams.
 async fn drive(
-    (connection, flush): (Box<h2::client::Connection<Guarded, Piece>>, Flush<TlsStream<Wire>>),
+    (connection, flush): (Box<h2::client::Connection<Guarded, Piece>>, Flush<Records<TlsStream<Wire>>>),
     (tunnel, pulse): (&Weak<Tunnel>, &Pulse),
     limits: &Limits,
     asked: (&Scope, &Orders),

@@ -15,6 +15,7 @@ pub mod outbox;
 pub mod pool;
 mod pulse;
 mod queue;
+mod records;
 pub mod relay;
 mod seldom;
 pub mod server;

@@ -1,8 +1,9 @@
 //! Bytes on their way from apps into one tunnel: how many may wait for the socket, in pieces of what size, and who waits.
 //!
-//! The codec sends the streams that have something in turn, one piece each. So that a small request waits for little, a
-//! piece is small while several streams send, and what all of them have waiting is bounded. A stream with nothing
-//! waiting never waits for the others' room.
+//! The codec sends the streams that have something in turn, one piece each. Small messages wait for what is before them,
+//! in their tunnel and for their worker, so while a worker has any, pieces are small and what waits is little; bulk alone
+//! gets what costs least to move. The tunnel's socket (`wire.rs`), its TLS (`records.rs`) and the pool ask here which of
+//! the two it is. A stream with nothing waiting never waits for the others' room.
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::rc::{Rc, Weak};
@@ -14,36 +15,74 @@ use bytes::{Buf, Bytes};
 use super::budget::Budget;
 
 /// Bytes of one tunnel that may wait in the codec, but for one [`SMALL`] piece of each stream that has none there.
-pub(super) const TUNNEL: usize = 256 * 1024;
-/// Largest piece, and so the largest DATA frame, while several streams send.
-pub(super) const PIECE: usize = 64 * 1024;
+pub(super) const TUNNEL: usize = 1 << 20;
+/// Largest piece, and so the largest DATA frame: what the codec lets one stream have waiting.
+pub(super) const PIECE: usize = 256 * 1024;
 /// Both for a tunnel in which small messages are sent: each of them waits for what is before it.
 const TUNNEL_SHARED: usize = 64 * 1024;
 const PIECE_SHARED: usize = 16 * 1024;
-/// A piece of a stream that has nothing waiting is a small message up to this size.
+/// A piece of a stream that has nothing waiting is a small message up to this size, unless it ends a longer one.
 const MESSAGE: usize = 2 * 1024;
 /// Of a stream that has nothing waiting, so much is taken however much the others have.
 pub(super) const SMALL: usize = 16 * 1024;
 /// Less room than this is waited over.
 const SLIVER: usize = 8 * 1024;
-/// A stream after which no other has sent anything for so many bytes is alone, and may send larger frames.
-const ALONE: u64 = 16 << 20;
+/// After a small message so many bytes pass before there are none any more,
+const MESSAGE_HOLDS: u64 = 16 << 20;
+/// and after many, that all together: where bulk takes all it can get, even those who ask again and again seldom have a turn.
+const MESSAGES_HOLD: u64 = 128 << 20;
+/// A tunnel through which less has passed carries no bulk yet.
+const BULK: u64 = 1 << 20;
 /// What a piece costs beside its bytes: its place in the codec's queue, and its own allocation.
 const OVERHEAD: usize = 256;
 /// The budget is charged in steps, so that small requests cost no shared counter.
 const STEP: usize = 64 * 1024;
 
+thread_local! {
+    /// Through all tunnels of the worker.
+    static WORKER: Passing = const { Passing::new() };
+}
+
+/// What passes, either way.
+struct Passing {
+    bytes: Cell<u64>,
+    /// Up to here there are small messages.
+    messages: Cell<u64>,
+}
+
+impl Passing {
+    const fn new() -> Self {
+        Self { bytes: Cell::new(0), messages: Cell::new(0) }
+    }
+
+    fn pass(&self, bytes: usize) {
+        self.bytes.set(self.bytes.get() + bytes as u64);
+    }
+
+    fn message(&self) {
+        let now = self.bytes.get();
+        let held = self.messages.get().max(now) + MESSAGE_HOLDS;
+        self.messages.set(held.min(now + MESSAGES_HOLD));
+    }
+
+    fn has_messages(&self) -> bool {
+        self.bytes.get() < self.messages.get()
+    }
+}
+
+impl Default for Passing {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 /// What waits in one tunnel. Not `Send`: it lives on its worker.
 #[derive(Default)]
 pub struct Outbox {
     queued: Cell<usize>,
-    /// The lane that sent last, and what it has sent since another one did.
-    last: Cell<u64>,
-    run: Cell<u64>,
-    lanes: Cell<u64>,
-    /// What all have sent, and what they had when the last small message was sent.
-    sent: Cell<u64>,
-    message_at: Cell<Option<u64>>,
+    /// Streams that are open.
+    lanes: Cell<usize>,
+    passing: Passing,
     waiting: RefCell<Vec<Weak<Lane>>>,
     /// The pod's budget, and what it has been charged.
     budget: OnceCell<Arc<Budget>>,
@@ -69,8 +108,8 @@ impl Outbox {
         self.lanes.set(self.lanes.get() + 1);
         Rc::new(Lane {
             outbox: Rc::clone(self),
-            id: self.lanes.get(),
             queued: Cell::new(0),
+            sent: Run::default(),
             waker: RefCell::new(None),
         })
     }
@@ -92,9 +131,26 @@ impl Outbox {
         }
     }
 
-    /// Whether small messages are sent here, as far as the last bytes tell.
-    fn has_messages(&self) -> bool {
-        self.message_at.get().is_some_and(|at| self.sent.get() - at < ALONE)
+    /// Whether small messages pass through this or another tunnel of the worker, as far as the last bytes tell.
+    pub(super) fn has_messages(&self) -> bool {
+        self.passing.has_messages() || WORKER.with(Passing::has_messages)
+    }
+
+    /// Whether bulk passes through this one, and nothing else.
+    pub(super) fn is_bulk(&self) -> bool {
+        self.passing.bytes.get() >= BULK && !self.passing.has_messages()
+    }
+
+    /// Takes note of bytes that pass.
+    pub(super) fn pass(&self, bytes: usize) {
+        self.passing.pass(bytes);
+        WORKER.with(|worker| worker.pass(bytes));
+    }
+
+    /// Takes note of a small message.
+    pub(super) fn message(&self) {
+        self.passing.message();
+        WORKER.with(Passing::message);
     }
 
     fn release(&self, bytes: usize) {
@@ -110,12 +166,38 @@ impl Outbox {
     }
 }
 
+/// Pieces of one direction of a stream, as they come.
+#[derive(Default)]
+pub(super) struct Run {
+    last: Cell<usize>,
+}
+
+impl Run {
+    /// Whether a piece of `bytes` is a small message: not the end of something longer.
+    pub(super) fn is_message(&self, bytes: usize) -> bool {
+        let last = self.last.replace(bytes);
+        (1..=MESSAGE).contains(&bytes) && last < SMALL
+    }
+}
+
 /// One stream's bytes that wait in its tunnel.
 pub(super) struct Lane {
     outbox: Rc<Outbox>,
-    id: u64,
     queued: Cell<usize>,
+    sent: Run,
     waker: RefCell<Option<Waker>>,
+}
+
+impl Drop for Lane {
+    fn drop(&mut self) {
+        let outbox = &self.outbox;
+        outbox.lanes.set(outbox.lanes.get() - 1);
+        if outbox.lanes.get() == 0 {
+            // The next stream may be used for something else.
+            outbox.passing.bytes.set(0);
+            outbox.passing.messages.set(0);
+        }
+    }
 }
 
 impl Lane {
@@ -125,7 +207,6 @@ impl Lane {
         let (tunnel, piece) =
             if self.outbox.has_messages() { (TUNNEL_SHARED, PIECE_SHARED) } else { (TUNNEL, PIECE) };
         let room = match mine {
-            _ if self.is_alone() => TUNNEL.saturating_sub(mine),
             0 if all >= tunnel => SMALL,
             0 => piece,
             _ if all >= tunnel => 0,
@@ -141,19 +222,12 @@ impl Lane {
         Poll::Pending
     }
 
-    /// Whether no other stream has sent for a while.
-    fn is_alone(&self) -> bool {
-        self.outbox.last.get() == self.id && self.outbox.run.get() >= ALONE
-    }
-
     /// Takes the bytes into account until the piece has been written or dropped.
     pub(super) fn piece(self: &Rc<Self>, data: Bytes) -> Piece {
         let outbox = &self.outbox;
-        let run = if outbox.last.replace(self.id) == self.id { outbox.run.get() } else { 0 };
-        outbox.run.set(run.saturating_add(data.len() as u64));
-        outbox.sent.set(outbox.sent.get() + data.len() as u64);
-        if self.queued.get() == 0 && data.len() <= MESSAGE {
-            outbox.message_at.set(Some(outbox.sent.get()));
+        outbox.pass(data.len());
+        if self.sent.is_message(data.len()) && self.queued.get() == 0 {
+            outbox.message();
         }
         let cost = data.len() + OVERHEAD;
         self.queued.set(self.queued.get() + cost);
@@ -244,22 +318,69 @@ mod tests {
     }
 
     #[test]
-    fn only_a_stream_that_is_alone_gets_more_than_a_piece() {
+    fn pieces_are_small_while_there_are_small_messages() {
         let outbox = Rc::<Outbox>::default();
-        let (bulk, small) = (outbox.lane(), outbox.lane());
-        for _ in 0..ALONE / PIECE as u64 {
-            assert_eq!(room(&bulk), Some(PIECE));
-            drop(bulk.piece(vec![0; PIECE].into()));
-        }
-        assert_eq!(room(&bulk), Some(TUNNEL));
+        let (bulk, other, small) = (outbox.lane(), outbox.lane(), outbox.lane());
+        assert_eq!(room(&bulk), Some(PIECE), "nothing is known yet");
+        drop(bulk.piece(vec![0; PIECE].into()));
         drop(small.piece(vec![0; 1].into()));
         assert_eq!(room(&bulk), Some(PIECE_SHARED), "another stream has sent a small message");
-        let other = outbox.lane();
-        for _ in 0..ALONE / PIECE as u64 {
+        for _ in 0..MESSAGE_HOLDS / PIECE as u64 {
+            assert!(outbox.has_messages() && !outbox.is_bulk());
             drop(bulk.piece(vec![0; PIECE / 2].into()));
             drop(other.piece(vec![0; PIECE / 2].into()));
         }
         assert_eq!(room(&bulk), Some(PIECE), "for long all that was sent was bulk");
+        assert!(outbox.is_bulk());
+        outbox.message();
+        assert_eq!(room(&bulk), Some(PIECE_SHARED), "one that came in counts as well");
+    }
+
+    #[test]
+    fn many_messages_are_remembered_longer() {
+        let passing = Passing::new();
+        (0..1000).for_each(|_| passing.message());
+        passing.pass(MESSAGES_HOLD as usize - 1);
+        assert!(passing.has_messages());
+        passing.pass(1);
+        assert!(!passing.has_messages());
+    }
+
+    #[test]
+    fn a_message_in_one_tunnel_makes_pieces_small_in_all_of_the_worker() {
+        let (one, other) = (Rc::<Outbox>::default(), Rc::<Outbox>::default());
+        let lane = other.lane();
+        one.message();
+        assert_eq!(room(&lane), Some(PIECE_SHARED));
+        other.pass(BULK as usize);
+        assert!(other.is_bulk(), "though what is small goes elsewhere");
+    }
+
+    #[test]
+    fn the_end_of_something_longer_is_no_message() {
+        let run = Run::default();
+        let cases = [
+            (1, true),
+            (MESSAGE, true),
+            (PIECE, false),
+            (100, false),
+            (100, true),
+            (0, false),
+            (MESSAGE + 1, false),
+        ];
+        for (bytes, message) in cases {
+            assert_eq!(run.is_message(bytes), message, "{bytes}");
+        }
+    }
+
+    #[test]
+    fn a_tunnel_that_was_empty_is_used_anew() {
+        let outbox = Rc::<Outbox>::default();
+        let lane = outbox.lane();
+        outbox.pass(BULK as usize);
+        assert!(outbox.is_bulk());
+        drop((lane.piece(vec![0; 1].into()), lane));
+        assert!(!outbox.is_bulk());
     }
 
     #[test]

@@ -21,6 +21,7 @@ use super::guard::{Announced, Guard, Report};
 use super::headers::{BAGGAGE, DENIAL, DENIAL_CLASS};
 use super::orders::{Order, Orders};
 use super::outbox::{Outbox, Piece};
+use super::records::Records;
 use super::relay::Stream;
 use super::seldom::Seldom;
 use super::stream::{RecvHalf, SendHalf};
@@ -89,8 +90,8 @@ pub struct Accepted {
     /// Announced to the client.
     window: u32,
     outbox: Rc<Outbox>,
-    connection: h2::server::Connection<Guard<Gather<TlsStream<Wire>>>, Piece>,
-    flush: Flush<TlsStream<Wire>>,
+    connection: h2::server::Connection<Guard<Gather<Records<TlsStream<Wire>>>>, Piece>,
+    flush: Flush<Records<TlsStream<Wire>>>,
     tail: Tail,
 }
 
@@ -121,6 +122,7 @@ pub async fn accept(
     };
     let (tcp, session) = tls.get_ref();
     let tail = Tail::of(tcp.tcp());
+    let outbox = Rc::clone(tcp.outbox());
     let certificate = peer_certificate(session.peer_certificates()).map_err(|e| AcceptError::Tls {
         peer,
         cause: e.to_string(),
@@ -134,7 +136,7 @@ pub async fn accept(
         Announced { frame: http2.frame_size, header_list: SERVER_HEADER_LIST, limit: limits.preface };
     let report =
         Report { violations: metrics.peer_violations(), peer, identity: certificate.identity.clone() };
-    let tls = Gather::new(tls);
+    let tls = Gather::new(Records::new(tls, Rc::clone(&outbox)));
     let flush = tls.flush();
     let tls = Guard::new(tls, Side::Server, announced, report);
     let handshake = h2::server::Builder::new()
@@ -155,16 +157,7 @@ pub async fn accept(
         .map_err(|e| AcceptError::Http2 { peer, cause: e.to_string() })?;
     let expires = certificate.not_after;
     let window = http2.stream_window;
-    Ok(Accepted {
-        peer: certificate.identity,
-        chain,
-        expires,
-        window,
-        outbox: Rc::default(),
-        connection,
-        flush,
-        tail,
-    })
+    Ok(Accepted { peer: certificate.identity, chain, expires, window, outbox, connection, flush, tail })
 }
 
 impl Accepted {
@@ -316,7 +309,7 @@ impl ConnectRequest {
             response.headers_mut().insert(BAGGAGE, value);
         }
         let send = self.respond.send_response(response, false)?;
-        let recv = RecvHalf::new(self.request.into_body());
+        let recv = RecvHalf::new(self.request.into_body(), &self.outbox);
         Ok(Stream { send: SendHalf::new(send, &self.outbox), recv, window: self.window })
     }
 

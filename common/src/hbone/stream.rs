@@ -8,7 +8,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 
-use super::outbox::{Lane, Outbox, Piece};
+use super::outbox::{Lane, Outbox, Piece, Run};
 
 /// How a stream ended before its END_STREAM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -127,22 +127,32 @@ impl SendHalf {
 }
 
 /// The direction out of the tunnel to the app.
-pub struct RecvHalf(h2::RecvStream);
+pub struct RecvHalf {
+    inner: h2::RecvStream,
+    outbox: Rc<Outbox>,
+    run: Run,
+}
 
 impl RecvHalf {
-    /// Wraps the codec's half.
-    pub fn new(inner: h2::RecvStream) -> Self {
-        Self(inner)
+    /// Wraps the codec's half; `outbox` is the tunnel's.
+    pub fn new(inner: h2::RecvStream, outbox: &Rc<Outbox>) -> Self {
+        Self { inner, outbox: Rc::clone(outbox), run: Run::default() }
     }
 
     /// The next DATA; `None` is END_STREAM.
     pub fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, StreamEnd>>> {
-        self.0.poll_data(cx).map(|next| next.map(|data| data.map_err(|error| StreamEnd::from_h2(&error))))
+        let next = ready!(self.inner.poll_data(cx));
+        if let Some(Ok(data)) = &next
+            && self.run.is_message(data.len())
+        {
+            self.outbox.message();
+        }
+        Poll::Ready(next.map(|data| data.map_err(|error| StreamEnd::from_h2(&error))))
     }
 
     /// Lets the peer send `taken` bytes more: the app has taken as many.
     pub fn credit(&mut self, taken: usize) {
         // An error says that the stream is gone, which `poll_data` reports with its reason.
-        let _gone = self.0.flow_control().release_capacity(taken);
+        let _gone = self.inner.flow_control().release_capacity(taken);
     }
 }

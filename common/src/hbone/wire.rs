@@ -1,12 +1,14 @@
 //! A tunnel's TCP connection: what may wait in its buffers, and how much is read from it before others have a turn.
 //!
-//! All streams of a tunnel share one queue in each socket, and the newest byte waits behind all others. Both queues are
-//! therefore kept as short as the path allows: the sender's by TCP_NOTSENT_LOWAT, the receiver's by a buffer that fits
-//! the round trip. Left alone, the kernel lets several MiB wait there, and a small request beside a bulk stream takes
-//! milliseconds.
+//! All streams of a tunnel share one queue in each socket, and the newest byte waits behind all others. While small
+//! messages pass, both queues are therefore kept as short as the path allows: the sender's by TCP_NOTSENT_LOWAT, the
+//! receiver's by a window that fits the round trip. Left alone, the kernel lets several MiB wait there, and a small
+//! request beside a bulk stream takes milliseconds. Bulk alone gets longer ones, as each time that one runs empty or full
+//! both ends go to sleep and are woken.
 
 use std::io;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -14,15 +16,22 @@ use bytes::{BufMut as _, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+use super::outbox::Outbox;
 use crate::net::copy::yield_turn;
 use crate::net::socket;
 
 /// Bytes that may wait in the socket for being sent.
 const UNSENT: u32 = 32 * 1024;
+/// While only bulk passes.
+const UNSENT_BULK: u32 = 256 * 1024;
 /// Bytes read before the other tasks of the worker have a turn.
 const TURN: usize = 64 * 1024;
+/// While only bulk passes.
+const TURN_BULK: usize = 256 * 1024;
 /// The receive buffer of a path without length, within a machine or a rack.
 const RECEIVE_MIN: usize = 64 * 1024;
+/// At least, while only bulk passes.
+const RECEIVE_BULK: usize = 4 << 20;
 /// A longer path gets what 10 Gbit/s have under way, which is more than one tunnel moves.
 const BYTES_PER_MICROSECOND: usize = 1_250;
 /// A path that needs this much is left to the kernel, which grows the buffer by use.
@@ -41,8 +50,14 @@ pub(super) struct Wire {
     read: usize,
     /// Bytes read until the receive buffer is looked at again.
     until_fit: usize,
+    /// The receive window of the path while small messages pass; `None` is the kernel's.
+    window: Option<usize>,
     /// What the receive buffer was fixed at.
-    fixed: Option<usize>,
+    buffer: usize,
+    /// Whether it is set up for bulk.
+    bulk: bool,
+    /// What waits to be written, and what passes.
+    outbox: Rc<Outbox>,
     /// Writes that found no room since something was last read.
     stuck: u32,
     /// What was read while the codec waited for room to write.
@@ -54,23 +69,61 @@ impl Wire {
     pub(super) fn new(tcp: TcpStream) -> Self {
         // Each is an improvement where the kernel grants it, and the tunnel works without.
         let _unknown = socket::limit_unsent(&tcp, UNSENT);
-        let mut wire = Self { tcp, read: 0, until_fit: 0, fixed: None, stuck: 0, ahead: BytesMut::new() };
+        let mut wire = Self {
+            tcp,
+            read: 0,
+            until_fit: 0,
+            window: None,
+            buffer: 0,
+            bulk: false,
+            outbox: Rc::default(),
+            stuck: 0,
+            ahead: BytesMut::new(),
+        };
         wire.fit();
         wire
     }
 
-    /// Fits the receive buffer to the path as it is known now: on a busy machine the first round trip says little.
+    /// Fits the receive window to the path as it is known now: on a busy machine the first round trip says little.
     fn fit(&mut self) {
         self.until_fit = FIT_EVERY;
         let Ok(round_trip) = socket::shortest_round_trip(&self.tcp) else { return };
         // What was fixed once does not grow by itself again.
-        let wanted = receive_buffer(round_trip).or(self.fixed.map(|_| RECEIVE_MAX * 4));
-        if wanted != self.fixed
-            && let Some(bytes) = wanted
-            && socket::fix_receive_buffer(&self.tcp, bytes).is_ok()
-        {
-            self.fixed = wanted;
+        let wanted = receive_window(round_trip).or(self.window.map(|_| RECEIVE_MAX * 4));
+        if wanted != self.window {
+            self.window = wanted;
+            self.set_window();
         }
+    }
+
+    /// A buffer that grew is not made smaller, as what is under way would be lost: the window is narrowed before it, and
+    /// the peer, as it goes on, comes to know.
+    fn set_window(&mut self) {
+        let Some(window) = self.window else { return };
+        let window = if self.bulk { window.max(RECEIVE_BULK) } else { window };
+        if window > self.buffer {
+            if socket::fix_receive_buffer(&self.tcp, window).is_err() {
+                return;
+            }
+            self.buffer = window;
+        }
+        if self.bulk || window < self.buffer {
+            let _unknown = socket::limit_window(&self.tcp, window);
+        }
+    }
+
+    /// Follows what passes through the tunnel.
+    fn follow(&mut self) {
+        let bulk = self.outbox.is_bulk() && !self.outbox.has_messages();
+        if bulk != self.bulk {
+            self.bulk = bulk;
+            let _unknown = socket::limit_unsent(&self.tcp, if bulk { UNSENT_BULK } else { UNSENT });
+            self.set_window();
+        }
+    }
+
+    fn turn(&self) -> usize {
+        if self.bulk { TURN_BULK } else { TURN }
     }
 
     /// With a PING to send, the codec reads nothing before it has room to write: two full ends would wait for each
@@ -95,11 +148,16 @@ impl Wire {
     /// Whether a read would bring anything; if not, the task is woken when it does.
     pub(super) fn is_readable(&mut self, cx: &mut Context<'_>) -> bool {
         let is_readable =
-            self.read >= TURN || !self.ahead.is_empty() || self.tcp.poll_read_ready(cx).is_ready();
+            self.read >= self.turn() || !self.ahead.is_empty() || self.tcp.poll_read_ready(cx).is_ready();
         if !is_readable {
             (self.read, self.stuck) = (0, 0);
         }
         is_readable
+    }
+
+    /// What waits to be written to it.
+    pub(super) fn outbox(&self) -> &Rc<Outbox> {
+        &self.outbox
     }
 
     pub(super) fn tcp(&self) -> &TcpStream {
@@ -111,8 +169,8 @@ impl Wire {
     }
 }
 
-/// What the receive buffer of a path is fixed at, if it is.
-fn receive_buffer(round_trip: Duration) -> Option<usize> {
+/// What the receive window of a path is limited to, if it is.
+fn receive_window(round_trip: Duration) -> Option<usize> {
     let micros = usize::try_from(round_trip.as_micros()).unwrap_or(usize::MAX);
     let bytes = micros.saturating_mul(BYTES_PER_MICROSECOND);
     (bytes < RECEIVE_MAX).then_some(bytes.max(RECEIVE_MIN))
@@ -124,7 +182,8 @@ impl AsyncRead for Wire {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.read >= TURN {
+        self.follow();
+        if self.read >= self.turn() {
             self.until_fit = self.until_fit.saturating_sub(self.read);
             self.read = 0;
             if self.until_fit == 0 {
@@ -145,13 +204,16 @@ impl AsyncRead for Wire {
         }
         let before = buf.filled().len();
         let polled = Pin::new(&mut self.tcp).poll_read(cx, buf);
-        self.read = if polled.is_ready() { self.read + buf.filled().len() - before } else { 0 };
+        let read = buf.filled().len() - before;
+        self.outbox.pass(read);
+        self.read = if polled.is_ready() { self.read + read } else { 0 };
         polled
     }
 }
 
 impl AsyncWrite for Wire {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.follow();
         let polled = Pin::new(&mut self.tcp).poll_write(cx, buf);
         if polled.is_pending() {
             self.read_ahead(cx);
@@ -164,6 +226,7 @@ impl AsyncWrite for Wire {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.follow();
         let polled = match bufs {
             [one] => Pin::new(&mut self.tcp).poll_write(cx, one), // send(2), which is the shorter way
             _ => Pin::new(&mut self.tcp).poll_write_vectored(cx, bufs),
@@ -204,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn the_buffer_fits_the_path_and_never_caps_a_long_one() {
+    fn the_window_fits_the_path_and_never_caps_a_long_one() {
         for (micros, bytes) in [
             (0, Some(RECEIVE_MIN)),
             (40, Some(RECEIVE_MIN)),
@@ -213,7 +276,7 @@ mod tests {
             (3_400, None),
             (100_000, None),
         ] {
-            assert_eq!(receive_buffer(Duration::from_micros(micros)), bytes, "{micros} us");
+            assert_eq!(receive_window(Duration::from_micros(micros)), bytes, "{micros} us");
         }
     }
 
@@ -232,17 +295,20 @@ mod tests {
         assert!(written < 3 << 20, "{written} bytes wait in both sockets");
     }
 
-    #[tokio::test]
-    async fn a_reader_with_always_more_yields_after_a_turn() {
+    /// Polls that it takes to read 8 MiB.
+    async fn polls(messages: bool) -> usize {
         let (mut near, far) = pair().await;
         let sender = async {
-            let _reader_left = near.write_all(&vec![0; 4 << 20]).await;
+            let _reader_left = near.write_all(&vec![0; 8 << 20]).await;
         };
         let mut wire = Wire::new(far);
+        if messages {
+            wire.outbox().message();
+        }
         let reader = async {
             let (mut polls, mut read, mut buffer) = (0, 0, vec![0; 16 * 1024]);
             let mut whole = pin!(async {
-                while read < 4 << 20 {
+                while read < 8 << 20 {
                     read += wire.read(&mut buffer).await.unwrap();
                 }
             });
@@ -253,7 +319,36 @@ mod tests {
             .await;
             polls
         };
-        let ((), polls) = tokio::join!(sender, reader);
-        assert!(polls >= (4 << 20) / (TURN + 16 * 1024), "{polls} polls");
+        tokio::join!(sender, reader).1
+    }
+
+    #[tokio::test]
+    async fn a_reader_with_always_more_yields_after_a_turn() {
+        for (messages, turn) in [(true, TURN), (false, TURN_BULK)] {
+            let polls = polls(messages).await;
+            assert!(polls >= (8 << 20) / (turn + 16 * 1024), "{polls} polls");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_waits_follows_what_passes() {
+        let (near, far) = pair().await;
+        let (mut wire, mut far) = (Wire::new(near), Wire::new(far));
+        let (mut one, mut other) = ([0; 1024], [0; 1024]);
+        let mut set_up = async |wire: &mut Wire| {
+            wire.write_all(&one).await.unwrap();
+            far.read_exact(&mut other).await.unwrap();
+            far.write_all(&other).await.unwrap();
+            wire.read_exact(&mut one).await.unwrap();
+            (wire.bulk, wire.buffer >= RECEIVE_BULK)
+        };
+        assert_eq!(set_up(&mut wire).await, (false, false));
+        wire.outbox().pass(32 << 20);
+        let (bulk, large) = set_up(&mut wire).await;
+        assert!(bulk);
+        // Fixing it needs a right that not everybody has who runs the tests.
+        assert_eq!(large, wire.buffer > 0);
+        wire.outbox().message();
+        assert!(!set_up(&mut wire).await.0, "with the first small message");
     }
 }

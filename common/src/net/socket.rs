@@ -276,6 +276,14 @@ pub fn fix_receive_buffer(socket: impl AsFd, bytes: usize) -> io::Result<()> {
     Ok(setsockopt(&socket, sockopt::RcvBufForce, &bytes)?)
 }
 
+/// Lets the peer send at most so many bytes ahead of what was read; what it was allowed before stays allowed.
+///
+/// Errors: the kernel's.
+pub fn limit_window(socket: impl AsFd, bytes: usize) -> io::Result<()> {
+    let bytes = i32::try_from(bytes).unwrap_or(i32::MAX);
+    sys::set_socket_option(socket, libc::IPPROTO_TCP, libc::TCP_WINDOW_CLAMP, bytes)
+}
+
 fn apply(
     socket: &Socket,
     mark: Option<u32>,

@@ -59,7 +59,12 @@ async fn rig(window: u32, limit: u64) -> Rig {
         let (request, mut respond) = connection.accept().await.unwrap().unwrap();
         let send = respond.send_response(http::Response::new(()), false).unwrap();
         scope.spawn_local(async move { while let Some(Ok(_)) = connection.accept().await {} });
-        Stream { send: SendHalf::new(send, &Rc::default()), recv: RecvHalf::new(request.into_body()), window }
+        let outbox = Rc::default();
+        Stream {
+            send: SendHalf::new(send, &outbox),
+            recv: RecvHalf::new(request.into_body(), &outbox),
+            window,
+        }
     };
     let client = async {
         let (mut client, connection) = h2::client::handshake(far).await.unwrap();
