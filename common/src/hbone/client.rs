@@ -365,6 +365,11 @@ impl Tunnel {
         &self.orders
     }
 
+    /// Whether it carries bulk, and nothing else for now.
+    pub(super) fn is_bulk(&self) -> bool {
+        self.outbox.is_bulk()
+    }
+
     /// Joins the tunnels to one peer, which share what they learn of it.
     pub fn share(&self, learned: &Rc<Cell<usize>>) {
         self.learned.replace(Rc::clone(learned));

@@ -68,6 +68,8 @@ const TRIES: usize = 3;
 
 /// A tunnel beside the first of its pair is kept unused for so long: each holds about 100 KiB, and a burst opens many.
 const FURTHER_IDLE: Duration = Duration::from_secs(5);
+/// A stream beside bulk gets a tunnel of its own, if there are not as many already.
+const TUNNELS_BESIDE_BULK: usize = 2;
 
 /// All tunnels that a worker has opened. Not `Send`.
 #[derive(Default)]
@@ -182,7 +184,7 @@ impl Pool {
                     ended.await;
                 }
                 if let Some(error) = dial.failed.borrow().clone() {
-                    return Err(error);
+                    return pair.any_slot().ok_or(error);
                 }
                 continue;
             }
@@ -196,7 +198,7 @@ impl Pool {
                 }
                 Err(error) => {
                     guard.dial.failed.replace(Some(error.clone()));
-                    return Err(error);
+                    return pair.any_slot().ok_or(error);
                 }
             }
         }
@@ -237,11 +239,20 @@ impl Pool {
 }
 
 impl Pair {
+    /// A place beside no bulk, or beside bulk if a new tunnel would be one too many.
     fn free_slot(&self) -> Option<Slot> {
         let now = SystemTime::now();
         let mut tunnels = self.tunnels.borrow_mut();
         tunnels.retain(|tunnel| !tunnel.is_closed());
-        tunnels.iter().find_map(|tunnel| tunnel.claim(now))
+        let calm = tunnels.iter().filter(|tunnel| !tunnel.is_bulk()).find_map(|tunnel| tunnel.claim(now));
+        let enough = tunnels.len() >= TUNNELS_BESIDE_BULK;
+        drop(tunnels);
+        calm.or_else(|| enough.then(|| self.any_slot()).flatten())
+    }
+
+    fn any_slot(&self) -> Option<Slot> {
+        let now = SystemTime::now();
+        self.tunnels.borrow().iter().find_map(|tunnel| tunnel.claim(now))
     }
 }
 

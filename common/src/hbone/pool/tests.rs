@@ -1,3 +1,5 @@
+use std::future::poll_fn;
+
 use super::*;
 use crate::hbone::fixtures::{Mesh, PATIENCE, WAIT, Wires, connect, local};
 
@@ -24,6 +26,55 @@ async fn streams_share_a_tunnel_until_it_is_full_and_again_when_they_end() {
         let again = [open(&pool, &mesh, "web-1").await.unwrap(), open(&pool, &mesh, "web-1").await.unwrap()];
         assert_eq!((mesh.dials.get(), pool.len()), (2, 2));
         drop((third, again));
+    })
+    .await;
+}
+
+/// Sends as much on a stream as makes its tunnel one of bulk.
+async fn pour(opened: &mut Opened) {
+    let mut sent = 0;
+    while sent < 1 << 20 {
+        let credit = poll_fn(|cx| opened.stream.send.poll_credit(cx, 1 << 20)).await.unwrap();
+        opened.stream.send.send(vec![0; credit].into()).unwrap();
+        sent += credit;
+    }
+}
+
+#[tokio::test]
+async fn a_stream_beside_bulk_has_a_tunnel_of_its_own_but_bulk_beside_bulk_has_not() {
+    local(async {
+        let (mut mesh, pool) = (Mesh::new(100).await, Pool::default());
+        mesh.accept_all();
+        let mut bulk = open(&pool, &mesh, "web-1").await.unwrap();
+        pour(&mut bulk).await;
+        let mut second = open(&pool, &mesh, "web-1").await.unwrap();
+        assert_eq!((mesh.dials.get(), pool.len()), (2, 2));
+        let third = open(&pool, &mesh, "web-1").await.unwrap();
+        assert_eq!((mesh.dials.get(), pool.len()), (2, 2), "small beside small");
+        pour(&mut second).await;
+        let fourth = open(&pool, &mesh, "web-1").await.unwrap();
+        assert_eq!((mesh.dials.get(), pool.len()), (2, 2), "two are enough");
+        drop((bulk, second, third, fourth));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_stream_whose_own_tunnel_fails_goes_beside_bulk() {
+    local(async {
+        let (mut mesh, pool) = (Mesh::new(100).await, Pool::default());
+        mesh.accept_all();
+        let mut bulk = open(&pool, &mesh, "web-1").await.unwrap();
+        pour(&mut bulk).await;
+        let (key, connect) = (key(&mesh, "web-1"), connect());
+        let fail = || async {
+            tokio::task::yield_now().await;
+            Err(OpenError::Identity("none".to_owned()))
+        };
+        let (one, two) =
+            tokio::join!(pool.open(&key, &connect, WAIT, fail), pool.open(&key, &connect, WAIT, fail));
+        assert!(one.is_ok() && two.is_ok());
+        assert_eq!(pool.len(), 1);
     })
     .await;
 }
