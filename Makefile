@@ -7,7 +7,7 @@ HOST = $(shell rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')
 # As another user, cargo builds and only the test programs run as root.
 RUNNER = $(if $(SUDO),CARGO_TARGET_$(HOST)_RUNNER='sudo -E')
 
-.PHONY: help demo test setup
+.PHONY: help demo bench test setup
 .DEFAULT_GOAL := help
 
 help: ## Say what there is
@@ -16,6 +16,11 @@ help: ## Say what there is
 demo: setup ## Build, then show the mesh at work (needs root; ARGS=--keep leaves it running)
 	$(CARGO) build --release --locked -p ztunnel -p culvert
 	$(SUDO) $(TARGET)/release/culvert demo $(ARGS)
+
+# The recording names the commit also when the program has left its working tree.
+bench: setup ## Build optimised, then compare with sidecars and with no mesh (needs root; ARGS=--quick takes two minutes)
+	CULVERT_COMMIT=$$(git describe --always --dirty --abbrev=12 2>/dev/null) $(CARGO) build --profile dist --locked -p ztunnel -p culvert
+	$(SUDO) $(TARGET)/dist/culvert bench $(ARGS)
 
 # The end-to-end tests run the agent's binary; tests of namespaces need root, the build does not.
 test: setup ## Build and run all tests (needs root)

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod admin;
+mod bench;
 mod bench_modes;
 mod change;
 mod ends;
