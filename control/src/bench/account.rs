@@ -16,6 +16,8 @@ use super::mode::Proxy;
 
 /// Share of one processor that others may use: more shows in the figures.
 const FOREIGN_MAX: f64 = 0.1;
+/// The same for what is seen only by its absence, from two ways of counting that differ a little.
+const HIDDEN_MAX: f64 = 0.5;
 /// Flag of kernel threads in `/proc/PID/stat`.
 const PF_KTHREAD: u64 = 0x0020_0000;
 
@@ -122,6 +124,8 @@ impl Reading {
             seconds: self.at.duration_since(before.at).as_secs_f64(),
             foreign: self.others.since(&before.others),
             stolen: self.machine.stolen.saturating_sub(before.machine.stolen),
+            hidden: (self.machine.of_processes.saturating_sub(before.machine.of_processes))
+                .saturating_sub(self.others.visible.saturating_sub(before.others.visible)),
         };
         cost.disturbed = taken.too_much();
         cost
@@ -153,6 +157,8 @@ fn switches(pid: u32) -> BTreeMap<String, u64> {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Busy {
     busy: Duration,
+    /// Without what interrupts took.
+    of_processes: Duration,
     stolen: Duration,
 }
 
@@ -167,8 +173,9 @@ impl Busy {
         let line = text.lines().next()?.strip_prefix("cpu ")?;
         let fields: Vec<u32> = line.split_whitespace().map_while(|f| f.parse().ok()).collect();
         let at = |index: usize| fields.get(index).copied().unwrap_or_default();
-        let busy = [0, 1, 2, 5, 6].into_iter().map(at).map(|ticks| tick * ticks).sum();
-        (fields.len() >= 4).then(|| Self { busy, stolen: tick * at(7) })
+        let sum = |fields: &[usize]| fields.iter().map(|index| tick * at(*index)).sum();
+        let (busy, of_processes) = (sum(&[0, 1, 2, 5, 6]), sum(&[0, 1, 2]));
+        (fields.len() >= 4).then(|| Self { busy, of_processes, stolen: tick * at(7) })
     }
 }
 
@@ -203,7 +210,7 @@ impl Own {
             let namespace = fs::metadata(format!("/proc/{pid}/ns/net")).ok().map(|m| m.ino());
             let inside =
                 namespace.is_some_and(|n| self.namespaces.contains(&n)) || self.processes.contains(&pid);
-            (!seen.is_kernel).then_some((pid, seen, inside))
+            Some((pid, seen, inside))
         };
         Others::of(pids.filter_map(read).collect(), std::process::id())
     }
@@ -243,6 +250,8 @@ impl Seen {
 struct Others {
     /// Name and ticks, by process.
     processes: BTreeMap<u32, (String, u64)>,
+    /// Time of all processes that can be seen, the run's own and the kernel's too.
+    visible: Duration,
 }
 
 impl Others {
@@ -253,8 +262,12 @@ impl Others {
             // Bounded: the table is read while it changes, and could show a circle.
             std::iter::successors(Some(pid), |pid| parents.get(pid).copied()).take(64).any(|pid| pid == root)
         };
-        let foreign = all.into_iter().filter(|(pid, _, inside)| !inside && !descends(*pid));
-        Self { processes: foreign.map(|(pid, seen, _)| (pid, (seen.name, seen.ticks))).collect() }
+        let ticks = all.iter().map(|(_, seen, _)| seen.ticks).sum::<u64>();
+        let visible = tick() * u32::try_from(ticks).unwrap_or(u32::MAX);
+        let is_foreign =
+            |(pid, seen, inside): &(u32, Seen, bool)| !inside && !seen.is_kernel && !descends(*pid);
+        let foreign = all.into_iter().filter(is_foreign);
+        Self { processes: foreign.map(|(pid, seen, _)| (pid, (seen.name, seen.ticks))).collect(), visible }
     }
 
     /// CPU time they used, and the names of those that used most of it.
@@ -282,14 +295,17 @@ struct Taken {
     seconds: f64,
     foreign: (Duration, Vec<String>),
     stolen: Duration,
+    /// By processes that cannot be seen, such as those outside of a container.
+    hidden: Duration,
 }
 
 impl Taken {
     fn too_much(&self) -> Option<String> {
         let share = |time: Duration| time.as_secs_f64() / self.seconds.max(0.001);
-        let (foreign, stolen) = (share(self.foreign.0), share(self.stolen));
+        let (foreign, stolen, hidden) = (share(self.foreign.0), share(self.stolen), share(self.hidden));
         // Ticks are coarse: in a short sample two of them are no load.
-        if foreign + stolen <= FOREIGN_MAX || self.foreign.0 + self.stolen <= 2 * tick() {
+        let seen = foreign + stolen > FOREIGN_MAX && self.foreign.0 + self.stolen > 2 * tick();
+        if !seen && hidden <= HIDDEN_MAX {
             return None;
         }
         let mut parts = Vec::new();
@@ -298,6 +314,9 @@ impl Taken {
         }
         if stolen > 0.01 {
             parts.push(format!("the hypervisor took {stolen:.2} processors"));
+        }
+        if hidden > HIDDEN_MAX {
+            parts.push(format!("processes that cannot be seen from here used {hidden:.2} processors"));
         }
         Some(parts.join("; "))
     }

@@ -9,17 +9,17 @@ use super::work::{Kind, Work};
 pub struct Pace {
     /// Rounds of each work.
     pub rounds: u32,
-    /// Seconds of one sample.
-    pub seconds: f64,
+    /// Seconds of one sample; the load programs know whole ones only.
+    pub seconds: u32,
     /// Share of the whole run's time that may go into the repetition of disturbed samples.
     pub repeats: f64,
 }
 
 impl Pace {
     /// A full run: long enough to be quoted.
-    pub const FULL: Self = Self { rounds: 5, seconds: 2.0, repeats: 0.25 };
+    pub const FULL: Self = Self { rounds: 5, seconds: 2, repeats: 0.15 };
     /// A first answer.
-    pub const QUICK: Self = Self { rounds: 3, seconds: 1.5, repeats: 0.1 };
+    pub const QUICK: Self = Self { rounds: 3, seconds: 1, repeats: 0.1 };
 }
 
 /// Rounds of works that restart a mode: memory differs little between them, and each takes long.
@@ -69,25 +69,23 @@ pub fn restarts(work: &Work) -> bool {
 }
 
 /// How long load is applied for one sample.
-pub fn length(work: &Work, seconds: f64) -> Duration {
+pub fn length(work: &Work, seconds: u32) -> Duration {
     // A high percentile needs more requests than a constant rate gives in the time of the other works.
-    let factor = if matches!(work.kind, Kind::Open { .. }) { 2.0 } else { 1.0 };
-    Duration::from_secs_f64(seconds * factor)
+    let seconds = if matches!(work.kind, Kind::Open { .. }) { (seconds * 3).div_ceil(2) } else { seconds };
+    Duration::from_secs(seconds.into())
 }
 
 /// How long one sample takes in all.
-pub fn cost(work: &Work, seconds: f64) -> Duration {
+pub fn cost(work: &Work, seconds: u32) -> Duration {
     match work.kind {
-        Kind::Memory { .. } => Duration::from_secs(5) + Duration::from_secs_f64(2.0 * seconds) + LATER,
-        Kind::Start { workloads } => Duration::from_secs(5) + Duration::from_micros(300) * workloads,
-        // iperf3 knows whole seconds only.
-        Kind::Bulk { .. } => Duration::from_secs_f64(seconds.ceil()) + AROUND,
+        Kind::Memory { .. } => Duration::from_secs(5) + Duration::from_secs(seconds.into()) * 2 + LATER,
+        Kind::Start { workloads } => Duration::from_secs(3) + Duration::from_micros(300) * workloads,
         _ => length(work, seconds) + AROUND,
     }
 }
 
 /// How long the whole run takes without repetitions.
-pub fn estimate(works: &[Work], steps: &[Step], modes: usize, seconds: f64) -> Duration {
+pub fn estimate(works: &[Work], steps: &[Step], modes: usize, seconds: u32) -> Duration {
     let of = |step: &Step| works.get(step.work).map(|work| cost(work, seconds)).unwrap_or_default();
     let built = u32::try_from(modes).unwrap_or(u32::MAX);
     BUILD * built + steps.iter().map(of).sum::<Duration>()
@@ -149,11 +147,24 @@ mod tests {
     }
 
     #[test]
-    fn open_loops_last_longer_and_bulk_whole_seconds() {
+    fn open_loops_last_longer() {
         let open = work("o", Kind::Open { rate: 1, connections: 1 });
-        assert_eq!(length(&open, 1.5), Duration::from_secs(3));
+        assert_eq!([1, 2].map(|s| length(&open, s).as_secs()), [2, 3]);
         let bulk = work("b", Kind::Bulk { streams: 1, down: false });
-        assert_eq!(cost(&bulk, 1.5), Duration::from_secs(2) + AROUND);
+        assert_eq!(cost(&bulk, 2), Duration::from_secs(2) + AROUND);
+    }
+
+    /// What the help promises.
+    #[test]
+    fn a_first_answer_takes_less_than_two_minutes_and_all_less_than_half_an_hour() {
+        let time = |works: &[Work], modes: usize, pace: Pace| {
+            let planned = estimate(works, &steps(works, modes, pace.rounds), modes, pace.seconds);
+            planned.mul_f64(1.0 + pace.repeats).as_secs()
+        };
+        let quick = time(&super::super::work::quick(), 3, Pace::QUICK);
+        assert!((45..110).contains(&quick), "{quick} s");
+        let all = time(&super::super::work::all(), 6, Pace::FULL);
+        assert!((20 * 60..30 * 60).contains(&all), "{all} s");
     }
 
     #[test]

@@ -92,7 +92,7 @@ fn states(running: &Running<'_>, scene: &Scene, (step, idle): (Step, u32)) -> an
     let proxies = scene.mode.proxies();
     settle(&proxies)?;
     keep(MEMORY_IDLE)?;
-    let length = Duration::from_secs_f64(running.seconds());
+    let length = Duration::from_secs(running.seconds().into());
     let run = between(&scene.stage, length);
     let held = work::hold_idle(idle, &run).context("hold idle connections")?;
     settle(&proxies)?;

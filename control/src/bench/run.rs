@@ -17,7 +17,7 @@ use super::{restart, sample};
 const LOOK: Duration = Duration::from_secs(1);
 /// Load that brings every mode up to its working size; its figures are dropped.
 const WARM_UP: Kind = Kind::Closed { connections: 16, body: 100 };
-const WARM_UP_MAX: Duration = Duration::from_secs(1);
+const WARM_UP_TIME: Duration = Duration::from_secs(1);
 /// A disturbed sample is taken at most so often in all.
 const TRIES_MAX: u32 = 3;
 
@@ -70,7 +70,7 @@ pub fn run(asked: Asked, keeper: &Keeper, progress: &mut Progress) -> anyhow::Re
     ));
     keeper.update(|r| {
         r.about.rounds = pace.rounds;
-        r.about.sample_seconds = pace.seconds;
+        r.about.sample_seconds = pace.seconds.into();
         r.works = works.iter().flat_map(Work::records).collect();
     });
     let spare = estimate.mul_f64(pace.repeats);
@@ -140,12 +140,11 @@ impl Running<'_> {
     }
 
     fn warm_up(&mut self) {
-        let time = WARM_UP_MAX.min(Duration::from_secs_f64(self.pace.seconds));
         let warm = Work { name: "warm-up".to_owned(), title: String::new(), kind: WARM_UP };
         for index in 0..self.slots.len() {
             let Some(Slot { name, scene: Ok(scene) }) = self.slots.get(index) else { continue };
             self.progress.doing(&format!("warming up {name}"));
-            let run = sample::between(&scene.stage, time);
+            let run = sample::between(&scene.stage, WARM_UP_TIME);
             if let Err(e) = work::perform(&warm, &run) {
                 self.lose(index, &format!("warm-up: {e:#}"));
             }
@@ -256,7 +255,7 @@ impl Running<'_> {
     }
 
     /// Seconds of one sample.
-    pub(super) fn seconds(&self) -> f64 {
+    pub(super) fn seconds(&self) -> u32 {
         self.pace.seconds
     }
 

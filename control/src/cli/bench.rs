@@ -56,9 +56,9 @@ pub(crate) struct BenchArgs {
     /// Rounds of each work [default: 5, with --quick 3]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: Option<u32>,
-    /// Seconds of one sample [default: 2, with --quick 1.5]
-    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
-    seconds: Option<f64>,
+    /// Seconds of one sample; constant rates get half as many more [default: 2, with --quick 1]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=600))]
+    seconds: Option<u32>,
     /// Directory for bench.json, bench.html and plots; files of an earlier run there are replaced [default:
     /// culvert-bench-<time>]
     #[arg(long, value_name = "DIR")]
@@ -84,11 +84,6 @@ pub(crate) struct BenchArgs {
 enum Format {
     Text,
     Json,
-}
-
-fn seconds(text: &str) -> Result<f64, String> {
-    let seconds: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
-    if (0.2..=600.0).contains(&seconds) { Ok(seconds) } else { Err("must be from 0.2 to 600".to_owned()) }
 }
 
 /// Runs the benchmark, or makes a report or comparison of what an earlier run has written.
@@ -181,6 +176,9 @@ impl Write for Told {
 /// After a signal: what was measured is kept, and marked as incomplete.
 fn last_words(keeper: &Keeper) -> String {
     match keeper.save() {
+        Ok(Some(saved)) if keeper.recording().about.complete => {
+            format!("stopped; the whole recording is in {}", saved.json.display())
+        }
         Ok(Some(saved)) => format!(
             "stopped; {} samples are kept, as an incomplete recording, in {}",
             keeper.recording().samples.len(),

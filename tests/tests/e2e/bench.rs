@@ -4,15 +4,16 @@
 use std::fs;
 use std::io::Read as _;
 use std::os::unix::process::CommandExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use culvert::bench::record::{Measure, Recording, Sample};
 use culvert::lab::wait_until;
 use culvert_tests::binary;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, pipe};
 
 /// Longest run of the command here.
 const RUN_MAX: Duration = Duration::from_secs(60);
@@ -56,12 +57,16 @@ impl Bench {
         Self::start_by(Command::new(binary::culvert()), dir, args)
     }
 
-    fn start_by(mut command: Command, dir: &Dir, args: &str) -> Self {
+    fn start_by(command: Command, dir: &Dir, args: &str) -> Self {
+        let stdout = fs::File::create(dir.0.join("stdout")).unwrap();
+        Self::start_into(stdout.into(), command, dir, args)
+    }
+
+    fn start_into(out: Stdio, mut command: Command, dir: &Dir, args: &str) -> Self {
         let (stdout, stderr) = (dir.0.join("stdout"), dir.0.join("stderr"));
         command.args(["bench", "--ztunnel"]).arg(binary::ztunnel()).arg("--output").arg(dir.results());
         command.args(args.split_whitespace());
-        let open = |path: &Path| fs::File::create(path).unwrap();
-        command.stdin(Stdio::null()).stdout(open(&stdout)).stderr(open(&stderr));
+        command.stdin(Stdio::null()).stdout(out).stderr(fs::File::create(&stderr).unwrap());
         Self { child: command.spawn().unwrap(), stdout, stderr }
     }
 
@@ -143,7 +148,7 @@ fn a_short_run_measures_every_mode() {
     let modes = ["direct", "culvert", "culvert-one-node"];
     let mut bench = Bench::start(
         &dir,
-        "--modes direct,culvert,culvert-one-node --works c16,bulk1-down,start-2000 --rounds 1 --seconds 0.3 -o json",
+        "--modes direct,culvert,culvert-one-node --works c16,bulk1-down,start-2000 --rounds 1 --seconds 1 -o json",
     );
     let status = bench.end();
     assert!(status.success(), "{status}: {}", bench.stderr());
@@ -191,7 +196,7 @@ fn a_signal_during_start_up_leaves_nothing() {
 #[test]
 fn a_signal_in_the_middle_keeps_what_was_measured() {
     let dir = Dir::new("middle");
-    let mut bench = Bench::start(&dir, "--modes direct --works c1,c16 --rounds 500 --seconds 0.2");
+    let mut bench = Bench::start(&dir, "--modes direct --works c1,c16 --rounds 500 --seconds 1");
     bench.wait_for("round 2/500, c16");
     assert_eq!(bench.stop(Signal::SIGTERM), Some(143), "{}", bench.stderr());
     assert!(bench.stderr().contains("samples are kept, as an incomplete recording"), "{}", bench.stderr());
@@ -210,19 +215,36 @@ fn a_signal_in_the_middle_keeps_what_was_measured() {
 #[test]
 fn a_signal_during_a_memory_work_leaves_nothing() {
     let dir = Dir::new("memory");
-    let mut bench =
-        Bench::start(&dir, "--modes culvert-one-node --works c1,start-0 --rounds 1 --seconds 0.2");
-    bench.wait_for("round 1/1, start-0");
+    let mut bench = Bench::start(&dir, "--modes culvert-one-node --works c1,memory --rounds 1 --seconds 1");
+    bench.wait_for("round 1/1, memory");
     assert_eq!(bench.stop(Signal::SIGINT), Some(130), "{}", bench.stderr());
-    assert_eq!(dir.recording().samples.len(), 1);
+    assert!(dir.recording().samples.iter().any(|s| s.work == "c1" && s.failed.is_none()));
+}
+
+/// The same while the table is being printed, to someone who does not read: what was measured is whole.
+#[test]
+fn a_signal_during_the_report_keeps_all() {
+    let dir = Dir::new("report");
+    let (unread, full) = pipe().unwrap();
+    fcntl(&full, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
+    while nix::unistd::write(&full, &[0; 512]).is_ok() {}
+    fcntl(&full, FcntlArg::F_SETFL(OFlag::empty())).unwrap();
+    let command = Command::new(binary::culvert());
+    let mut bench = Bench::start_into(full.into(), command, &dir, "--modes direct --works c1 --rounds 1");
+    let written = || dir.results().join("bench.html").exists().then_some(());
+    wait_until("the report", RUN_MAX, written, || bench.stderr()).unwrap();
+    assert_eq!(bench.stop(Signal::SIGTERM), Some(143), "{}", bench.stderr());
+    assert!(bench.stderr().contains("the whole recording is in"), "{}", bench.stderr());
+    assert!(dir.recording().about.complete);
+    drop(unread);
 }
 
 /// A proxy that dies takes its own samples with it, and no others.
 #[test]
 fn a_mode_that_dies_does_not_end_the_run() {
     let dir = Dir::new("dies");
-    let mut bench = Bench::start(&dir, "--modes direct,culvert --works c1 --rounds 8 --seconds 0.2");
-    bench.wait_for("round 2/8, c1");
+    let mut bench = Bench::start(&dir, "--modes direct,culvert --works c1 --rounds 4 --seconds 1");
+    bench.wait_for("round 2/4, c1");
     let agents = with_argument(&format!("culvert-bench-{}-", bench.pid()));
     let agent = agents.iter().find(|(_, line)| line.contains("--node node-b")).unwrap();
     kill(Pid::from_raw(i32::try_from(agent.0).unwrap()), Signal::SIGKILL).unwrap();

@@ -36,6 +36,7 @@ fn what_the_run_started_is_no_foreign_load() {
     ];
     let got = Others::of(all, 10);
     assert_eq!(got.processes.keys().copied().collect::<Vec<_>>(), [14, 15, 16]);
+    assert_eq!(got.visible, tick() * 35, "all are seen, whoever they belong to");
 }
 
 #[test]
@@ -56,6 +57,7 @@ fn a_load_is_too_much_from_a_tenth_of_a_processor_on() {
         seconds,
         foreign: (tick() * foreign, vec!["rustc".to_owned(), "cc".to_owned()]),
         stolen: tick() * stolen,
+        hidden: Duration::ZERO,
     };
     assert_eq!(taken(2.0, 20, 0).too_much(), None);
     assert_eq!(taken(2.0, 50, 0).too_much().unwrap(), "rustc, cc used 0.25 processors");
@@ -64,6 +66,10 @@ fn a_load_is_too_much_from_a_tenth_of_a_processor_on() {
         taken(2.0, 50, 50).too_much().unwrap(),
         "rustc, cc used 0.25 processors; the hypervisor took 0.25 processors"
     );
+    let hidden = |ticks: u32| Taken { hidden: tick() * ticks, ..taken(1.0, 0, 0) };
+    assert_eq!(hidden(50).too_much(), None);
+    let told = hidden(80).too_much().unwrap();
+    assert_eq!(told, "processes that cannot be seen from here used 0.80 processors");
     // Two ticks in a tenth of a second are how coarse ticks are.
     assert_eq!(taken(0.1, 2, 0).too_much(), None);
 }
@@ -72,7 +78,7 @@ fn a_load_is_too_much_from_a_tenth_of_a_processor_on() {
 fn the_machines_time_is_read_from_its_first_line() {
     let tick = Duration::from_millis(10);
     let busy = Busy::parse("cpu  100 10 50 9000 5 3 7 20 0 0\ncpu0 1 1 1 1 1\n", tick).unwrap();
-    assert_eq!(busy, Busy { busy: tick * 170, stolen: tick * 20 });
+    assert_eq!(busy, Busy { busy: tick * 170, of_processes: tick * 160, stolen: tick * 20 });
     assert_eq!(Busy::parse("cpu 1 2 3 4", tick).unwrap().stolen, Duration::ZERO);
     assert_eq!(Busy::parse("intr 1 2 3 4", tick), None);
 }
