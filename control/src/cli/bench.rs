@@ -5,6 +5,7 @@ use std::io::{self, IsTerminal as _, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::builder::FalseyValueParser;
@@ -99,7 +100,10 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
     if asks_for_help(args)? {
         return Ok(ExitCode::SUCCESS);
     }
-    let (modes, works) = (modes(args)?, works(args)?);
+    let (mut modes, works) = (modes(args)?, works(args)?);
+    if args.quick {
+        modes.iter_mut().for_each(|mode| mode.hurry(QUICK_PATIENCE));
+    }
     let ztunnel = args.ztunnel.clone().map_or_else(culvert::lab::find_ztunnel, Ok);
     let missing = preflight::missing(&ztunnel, &programs(&works));
     if !missing.is_empty() {
@@ -236,6 +240,8 @@ fn modes(args: &BenchArgs) -> anyhow::Result<Vec<Box<dyn Mode>>> {
     Ok(all)
 }
 
+/// How long a first answer may wait for what a mode has to fetch.
+const QUICK_PATIENCE: Duration = Duration::from_secs(25);
 /// Modes of a first answer.
 const QUICK_MODES: [&str; 3] = ["direct", "culvert", "envoy-sidecar"];
 

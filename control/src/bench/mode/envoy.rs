@@ -43,13 +43,16 @@ enum Variant {
 struct Sidecars {
     variant: Variant,
     cache: PathBuf,
+    /// How long fetching Envoy may take.
+    patience: Duration,
     envoy: Option<Installed>,
     running: Vec<(&'static str, Process)>,
 }
 
 impl Sidecars {
     fn new(variant: Variant) -> Self {
-        Self { variant, cache: install::cache(), envoy: None, running: Vec::new() }
+        let (cache, patience) = (install::cache(), install::INSTALL_MAX);
+        Self { variant, cache, patience, envoy: None, running: Vec::new() }
     }
 
     fn bring_up(&mut self, stage: &Stage) -> anyhow::Result<Duration> {
@@ -142,8 +145,12 @@ impl Mode for Sidecars {
     }
 
     fn prepare(&mut self, say: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
-        self.envoy = Some(install::install(&self.cache, say)?);
+        self.envoy = Some(install::install(&self.cache, self.patience, say)?);
         Ok(())
+    }
+
+    fn hurry(&mut self, limit: Duration) {
+        self.patience = self.patience.min(limit);
     }
 
     fn start(&mut self, stage: &Stage, _world: &World) -> anyhow::Result<Duration> {

