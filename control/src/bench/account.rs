@@ -14,8 +14,10 @@ use nix::unistd::{Pid, SysconfVar, sysconf};
 
 use super::mode::Proxy;
 
-/// Share of one processor that others may use: more shows in the figures.
-const FOREIGN_MAX: f64 = 0.1;
+/// Processors that others may use: more shows in the figures of a small machine.
+const FOREIGN_MAX: f64 = 0.15;
+/// The same as a share of all processors, for large machines.
+const FOREIGN_SHARE: f64 = 0.02;
 /// The same for what is seen only by its absence, from two ways of counting that differ a little.
 const HIDDEN_MAX: f64 = 0.5;
 /// Flag of kernel threads in `/proc/PID/stat`.
@@ -126,6 +128,8 @@ impl Reading {
             stolen: self.machine.stolen.saturating_sub(before.machine.stolen),
             hidden: (self.machine.of_processes.saturating_sub(before.machine.of_processes))
                 .saturating_sub(self.others.visible.saturating_sub(before.others.visible)),
+            // Exact for any machine there is.
+            processors: std::thread::available_parallelism().map_or(1.0, |n| n.get() as f64),
         };
         cost.disturbed = taken.too_much();
         cost
@@ -297,6 +301,8 @@ struct Taken {
     stolen: Duration,
     /// By processes that cannot be seen, such as those outside of a container.
     hidden: Duration,
+    /// Processors of the machine.
+    processors: f64,
 }
 
 impl Taken {
@@ -304,7 +310,8 @@ impl Taken {
         let share = |time: Duration| time.as_secs_f64() / self.seconds.max(0.001);
         let (foreign, stolen, hidden) = (share(self.foreign.0), share(self.stolen), share(self.hidden));
         // Ticks are coarse: in a short sample two of them are no load.
-        let seen = foreign + stolen > FOREIGN_MAX && self.foreign.0 + self.stolen > 2 * tick();
+        let seen = foreign + stolen > FOREIGN_MAX.max(FOREIGN_SHARE * self.processors)
+            && self.foreign.0 + self.stolen > 2 * tick();
         if !seen && hidden <= HIDDEN_MAX {
             return None;
         }

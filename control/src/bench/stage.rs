@@ -87,7 +87,7 @@ fn nginx(pod: &Pod) -> anyhow::Result<Process> {
     let files = dir.join("files");
     fs::create_dir(&files).with_context(|| format!("create {}", files.display()))?;
     let mut locations = String::new();
-    for (path, bytes) in [("19", 19_usize), ("100", 100)] {
+    for (path, bytes) in [("", 2_usize), ("19", 19), ("100", 100)] {
         let _infallible =
             writeln!(locations, "    location = /{path} {{ return 200 \"{}\"; }}", "x".repeat(bytes));
     }

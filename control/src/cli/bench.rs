@@ -42,7 +42,7 @@ use super::{interrupt, preflight};
     Exit status: 0 if every mode did its work, 1 if one did not, 2 if something is missing."
 )]
 pub(crate) struct BenchArgs {
-    /// A first answer in two minutes: three modes, four works, three rounds
+    /// A first answer in two minutes: three modes, five works, three rounds
     #[arg(long)]
     quick: bool,
     /// Only these modes, besides those of --mode-file; `--modes help` lists them

@@ -145,11 +145,13 @@ fn of<'a>(recording: &'a Recording, mode: &str, work: &str) -> &'a Sample {
 #[test]
 fn a_short_run_measures_every_mode() {
     let dir = Dir::new("short");
-    let modes = ["direct", "culvert", "culvert-one-node"];
-    let mut bench = Bench::start(
-        &dir,
-        "--modes direct,culvert,culvert-one-node --works c16,bulk1-down,start-2000 --rounds 1 --seconds 1 -o json",
+    let modes = ["direct", "culvert", "culvert-one-node", "culvert-proxy"];
+    let described = concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests/examples/bench/culvert-proxy.yaml");
+    let args = format!(
+        "--modes direct,culvert,culvert-one-node --mode-file {described} --works c16,new,bulk1-down,start-0 --rounds 1 \
+         --seconds 1 -o json"
     );
+    let mut bench = Bench::start(&dir, &args);
     let status = bench.end();
     assert!(status.success(), "{status}: {}", bench.stderr());
     bench.left_nothing();
@@ -164,15 +166,17 @@ fn a_short_run_measures_every_mode() {
         assert!(http.failed.is_none(), "{http:?}");
         assert!(http.values[&Measure::RequestsPerSecond] > 0.0);
         assert_eq!(http.values.get(&Measure::Failed).copied().unwrap_or_default(), 0.0, "{http:?}");
+        let new = of(&recording, mode, "new");
+        assert!(new.values[&Measure::ConnectionsPerSecond] > 0.0, "{new:?}");
         let bulk = of(&recording, mode, "bulk1-down");
         assert!(bulk.values[&Measure::GbitPerSecond] > 0.0);
         if mode != "direct" {
-            let agents = if mode == "culvert" { 2 } else { 1 };
+            let agents = if mode == "culvert-one-node" { 1 } else { 2 };
             assert_eq!(http.by_process.len(), agents);
             assert!(http.by_process.values().all(|cpu| *cpu > 0.0), "each agent worked: {http:?}");
             assert!(http.values[&Measure::CpuUsPerRequest] > 0.0);
             assert!(bulk.values[&Measure::CpuSPerGib] > 0.0);
-            let start = of(&recording, mode, "start-2000");
+            let start = of(&recording, mode, "start-0");
             assert!(start.values[&Measure::StartMs] > 0.0, "{start:?}");
             assert!(start.values[&Measure::RssMib] >= start.values[&Measure::PssMib]);
         }

@@ -52,12 +52,13 @@ fn a_process_that_ends_is_counted_once() {
 }
 
 #[test]
-fn a_load_is_too_much_from_a_tenth_of_a_processor_on() {
+fn a_load_is_too_much_where_it_shows() {
     let taken = |seconds: f64, foreign: u32, stolen: u32| Taken {
         seconds,
         foreign: (tick() * foreign, vec!["rustc".to_owned(), "cc".to_owned()]),
         stolen: tick() * stolen,
         hidden: Duration::ZERO,
+        processors: 2.0,
     };
     assert_eq!(taken(2.0, 20, 0).too_much(), None);
     assert_eq!(taken(2.0, 50, 0).too_much().unwrap(), "rustc, cc used 0.25 processors");
@@ -66,6 +67,7 @@ fn a_load_is_too_much_from_a_tenth_of_a_processor_on() {
         taken(2.0, 50, 50).too_much().unwrap(),
         "rustc, cc used 0.25 processors; the hypervisor took 0.25 processors"
     );
+    assert_eq!(Taken { processors: 64.0, ..taken(2.0, 100, 0) }.too_much(), None, "there is room for it");
     let hidden = |ticks: u32| Taken { hidden: tick() * ticks, ..taken(1.0, 0, 0) };
     assert_eq!(hidden(50).too_much(), None);
     let told = hidden(80).too_much().unwrap();
