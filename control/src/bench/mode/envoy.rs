@@ -26,6 +26,9 @@ use crate::lab::{LabError, Pod, Process, wait_until};
 const ADMIN_PORT: u16 = 15000;
 const STOP_MAX: Duration = Duration::from_secs(5);
 
+const FILTERS: &str = "RBAC, fault, CORS and gRPC statistics as in Istio, but without its own filters (peer metadata, \
+    istio.stats, istio.alpn): real sidecars cost more";
+
 /// The variants: HTTP/2, HTTP/1.1 and TCP between the sidecars, the first by default.
 pub fn modes() -> Vec<Box<dyn Mode>> {
     [Variant::Http2, Variant::Http1, Variant::Tcp].map(|v| Box::new(Sidecars::new(v)) as Box<dyn Mode>).into()
@@ -110,25 +113,24 @@ impl Mode for Sidecars {
     }
 
     fn deviations(&self) -> Vec<String> {
-        let own = match self.variant {
-            Variant::Http2 => {
-                Some("HTTP/2 between the sidecars (Istio: h2UpgradePolicy UPGRADE; its default is HTTP/1.1)")
-            }
-            Variant::Http1 => None,
-            Variant::Tcp => Some(
-                "port 8080 is treated as TCP, with a TLS connection for each of the client's (Istio: port name tcp-...)",
-            ),
+        let own: &[&str] = match self.variant {
+            Variant::Http2 => &[
+                "HTTP/2 between the sidecars: Istio's h2UpgradePolicy UPGRADE; its default is HTTP/1.1",
+                FILTERS,
+            ],
+            Variant::Http1 => &[FILTERS],
+            Variant::Tcp => &[
+                "port 8080 is treated as TCP, as Istio treats a port named tcp-...: a TLS connection for each of the client's",
+                "without Istio's own filters (peer metadata, istio.stats): real sidecars cost more",
+            ],
         };
         let common = [
-            "TLS 1.3 only (Istio: 1.2 and later), P-256 certificates from files (Istio: SDS)",
-            "without Istio's own filters (peer metadata, istio.stats, istio.alpn), which are not in this Envoy: real sidecars cost more",
-            "with the filters of Envoy that Istio adds: TLS inspector, original destination, RBAC by SPIFFE principal, fault, CORS, gRPC statistics",
-            "access log off, tracing off, few statistics: the default of Istio's profile \"default\"",
+            "TLS 1.3 only (Istio: from 1.2), P-256 certificates from files (Istio: SDS), AES-128 as Envoy chooses",
+            "access log and tracing off, few statistics: Istio's default profile; 2 worker threads",
             "one cluster by original destination for all services, no xDS",
-            "redirected by Culvert's nftables rules, Envoy's sockets exempt by mark 1337 (Istio: iptables, uid 1337), no DNS capture",
-            "2 worker threads (Istio: concurrency 2)",
+            "redirected by Culvert's nftables rules, exempt by mark (Istio: iptables, by uid); no DNS capture",
         ];
-        own.into_iter().chain(common).map(str::to_owned).collect()
+        own.iter().copied().chain(common).map(str::to_owned).collect()
     }
 
     fn tools(&self) -> Vec<(String, String)> {

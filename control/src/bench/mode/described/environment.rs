@@ -28,9 +28,9 @@ pub(super) const CA_PORT: u16 = 15012;
 /// Name of the reference's file of workloads in the scratch directory.
 pub(super) const LOCAL_XDS: &str = "workloads.yaml";
 
-/// Path of a node's ZDS socket.
+/// Path of a node's ZDS socket, in a folder of its own: an agent looks there for one to take the place of.
 pub(super) fn zds_socket(stage: &Stage, node: NodeId) -> std::path::PathBuf {
-    stage.scratch.join(format!("zds-{}.sock", stage.lab.node_name(node)))
+    stage.scratch.join(format!("zds-{}", stage.lab.node_name(node))).join("ztunnel.sock")
 }
 
 /// All variables of one command.
