@@ -1,15 +1,14 @@
 //! Kinds of work, and how each is done with real tools.
 //!
 //! `wrk.rs` and `iperf.rs` run those programs in the client's pod and read what they counted, strictly: an answer that is
-//! not of its form is an error, never a figure. `http.rs` makes the load that they cannot make. Nothing here knows what is between the pods, or what it costs; the runner
-//! measures that around [`perform`].
+//! not of its form is an error, never a figure. `http.rs` makes the load that they cannot make. Nothing here knows what is
+//! between the pods, or what it costs; the runner measures that around [`perform`].
 //!
 //! The server answers [`path`] with a body of that many bytes, on [`super::mode::HTTP_PORT`].
 
 mod http;
 mod iperf;
 mod list;
-mod tools;
 mod wrk;
 
 use std::collections::BTreeMap;
@@ -20,7 +19,6 @@ use anyhow::bail;
 
 pub use http::hold_idle;
 pub use list::{all, quick};
-pub use tools::{missing, versions};
 
 use super::record::{Measure, WorkRecord};
 use crate::lab::Pod;

@@ -67,7 +67,10 @@ fn every_work_is_done_with_the_real_programs_over_both_families() {
             let value = |measure: Measure| outcome.values.get(&measure).copied();
             assert!(outcome.units > 0.0, "{name}: {outcome:?}");
             assert_eq!(value(Measure::Failed), Some(0.0), "{name}: {outcome:?}");
-            assert!(outcome.latency.is_sorted(), "{name}: {outcome:?}");
+            assert!(
+                outcome.latency.is_sorted_by(|one, next| one.0 < next.0 && one.1 <= next.1),
+                "{name}: {outcome:?}"
+            );
             if name.starts_with("bulk") {
                 assert!(
                     value(Measure::GbitPerSecond).is_some_and(|gbit| gbit > 0.0)
@@ -128,11 +131,4 @@ fn a_thousand_idle_connections_are_held() {
         let held = hold_idle(1_000, &run).unwrap();
         assert_eq!((held.opened(), held.still_open()), (1_000, 1_000));
     }
-}
-
-#[test]
-fn programs_of_this_machine_have_versions() {
-    assert_eq!(missing(), []);
-    let versions = versions();
-    assert_eq!(versions.keys().collect::<Vec<_>>(), ["iperf3", "nginx", "wrk"], "{versions:?}");
 }

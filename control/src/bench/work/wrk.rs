@@ -91,7 +91,7 @@ fn outcome(output: &str) -> anyhow::Result<Outcome> {
     let mut latency = vec![(0.0, counted.min_us)];
     latency.extend(counted.latency_us);
     latency.push((100.0, counted.max_us));
-    if !latency.is_sorted() {
+    if !latency.is_sorted_by(|one, next| one.0 < next.0 && one.1 <= next.1) {
         bail!("latencies of wrk do not rise: {latency:?}");
     }
     let at = |percentile: f64| latency.iter().find(|(p, _)| *p == percentile).map(|(_, us)| *us);
