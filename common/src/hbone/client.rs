@@ -280,7 +280,6 @@ impl Tunnel {
             result: Handshake::BadName,
         })?;
         let chain = Chain::of(tls.get_ref().1.peer_certificates());
-        let expires = expires.min(theirs.not_after);
         let tail = Tail::of(tls.get_ref().0.tcp());
         let outbox = Rc::clone(tls.get_ref().0.outbox());
         if tls.get_ref().1.alpn_protocol() != Some(b"h2") {
@@ -322,7 +321,7 @@ impl Tunnel {
             idle_since: Cell::new(Instant::now()),
             established: Instant::now(),
             pulse: Rc::new(Pulse::new()),
-            expires,
+            expires: expires.min(theirs.not_after),
             chain,
             orders: Rc::default(),
             lost: RefCell::new(None),
@@ -481,7 +480,8 @@ async fn handshake(
     }
 }
 
-type Guarded = Guard<Gather<Records<TlsStream<Wire>>>>;
+type Tls = Records<TlsStream<Wire>>;
+type Driven = Box<h2::client::Connection<Guard<Gather<Tls>>, Piece>>;
 
 /// What ended a tunnel.
 enum Ended {
@@ -504,7 +504,7 @@ impl Ended {
 
 /// Moves the tunnel's frames until it ends; `None` is an orderly end. When `scope` drains it takes no new streams.
 async fn drive(
-    (connection, flush): (Box<h2::client::Connection<Guarded, Piece>>, Flush<Records<TlsStream<Wire>>>),
+    (connection, flush): (Driven, Flush<Tls>),
     (tunnel, pulse): (&Weak<Tunnel>, &Pulse),
     limits: &Limits,
     asked: (&Scope, &Orders),

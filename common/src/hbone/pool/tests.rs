@@ -132,7 +132,7 @@ async fn who_waits_for_a_cancelled_establishment_tries_itself() {
         let (key, connect) = (key(&mesh, "web-1"), connect());
         let mut stuck = Box::pin(pool.open(&key, &connect, WAIT, std::future::pending));
         let mut waits = Box::pin(open(&pool, &mesh, "web-1"));
-        let both = std::future::poll_fn(|cx| {
+        let both = poll_fn(|cx| {
             let first = stuck.as_mut().poll(cx).is_pending();
             std::task::Poll::Ready(first && waits.as_mut().poll(cx).is_pending())
         });
