@@ -133,7 +133,9 @@ impl BenchArgs {
 fn measured(args: &BenchArgs, asked: Asked) -> anyhow::Result<ExitCode> {
     let now = OffsetDateTime::now_utc();
     let started = now.replace_nanosecond(0).unwrap_or(now).format(&Rfc3339).context("format the time")?;
-    let command = std::env::args().collect::<Vec<_>>().join(" ");
+    // The program by its name: where it lies says something about the machine and nothing about the figures.
+    let command =
+        ["culvert".to_owned()].into_iter().chain(std::env::args().skip(1)).collect::<Vec<_>>().join(" ");
     let output = args.output.clone().unwrap_or_else(|| {
         let name: String = started.chars().filter(|c| *c != '-' && *c != ':').collect();
         PathBuf::from(format!("culvert-bench-{name}"))
