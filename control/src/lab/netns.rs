@@ -20,15 +20,18 @@ use super::poll::pause;
 use super::process::find_program;
 use super::{LabError, wait_until};
 
+/// Tries to remove a lab's directory.
+const REMOVALS_MAX: u32 = 50;
 const NETNS_DIR: &str = "/var/run/netns";
 
-/// Labs of this process, for [`remove_all`].
-static LIVE: Mutex<Vec<Weak<Ground>>> = Mutex::new(Vec::new());
+/// Labs of this process, for [`remove_all`]; `None` once that has begun.
+static LIVE: Mutex<Option<Vec<Weak<Ground>>>> = Mutex::new(Some(Vec::new()));
 
-/// Removes every lab of this process; for a signal handler's thread, just before the process ends.
+/// Removes every lab of this process, which can make no others from then on; for a signal handler's thread, just before
+/// the process ends.
 pub fn remove_all() {
-    let live: Vec<_> = lock(&LIVE).iter().filter_map(Weak::upgrade).collect();
-    for ground in live {
+    let live = lock(&LIVE).take().unwrap_or_default();
+    for ground in live.iter().filter_map(Weak::upgrade) {
         ground.remove();
     }
 }
@@ -85,10 +88,12 @@ impl Ground {
         let unique = RandomState::new().hash_one(prefix) & 0xff_ffff;
         let prefix = format!("{prefix}-{}-{unique:06x}", std::process::id());
         let dir = std::env::temp_dir().join(&prefix);
+        // Held over the making: a lab is either known to the removal or never made.
+        let mut live = lock(&LIVE);
+        let live = live.as_mut().ok_or(LabError::Closed)?;
         fs::create_dir(&dir).at(|| format!("create {}", dir.display()))?;
         let ground =
             Arc::new(Self { prefix, dir, names: Mutex::new(Some(BTreeSet::new())), removal: Mutex::new(()) });
-        let mut live = lock(&LIVE);
         live.retain(|g| g.strong_count() > 0);
         live.push(Arc::downgrade(&ground));
         Ok(ground)
@@ -153,7 +158,20 @@ impl Ground {
         if let Some(names) = names {
             kill_inside(&names);
             delete(&names);
-            let _gone = fs::remove_dir_all(&self.dir);
+            remove_dir(&self.dir);
+        }
+    }
+}
+
+/// Removes a directory into which somebody may still write: under another name nothing new finds its way there.
+fn remove_dir(dir: &Path) {
+    let aside = dir.with_extension("gone");
+    let dir = if fs::rename(dir, &aside).is_ok() { &aside } else { dir };
+    for _ in 0..REMOVALS_MAX {
+        match fs::remove_dir_all(dir) {
+            // What was being written just now came between.
+            Err(e) if e.kind() == io::ErrorKind::DirectoryNotEmpty => pause(Duration::from_millis(5)),
+            _ => return,
         }
     }
 }

@@ -43,7 +43,8 @@ impl Place {
     /// A directory of its own, made on first use.
     pub fn dir(&self) -> Result<PathBuf, LabError> {
         let dir = self.ground.dir().join("run").join(&self.name);
-        fs::create_dir_all(&dir).at(|| format!("create {}", dir.display()))?;
+        let made = self.ground.starting(|| fs::create_dir_all(&dir))?;
+        made.at(|| format!("create {}", dir.display()))?;
         Ok(dir)
     }
 

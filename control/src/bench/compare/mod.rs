@@ -35,12 +35,12 @@ const FOREIGN: &str = "envoy-sidecar";
 #[derive(Debug, thiserror::Error)]
 pub enum NotARecording {
     /// Not JSON, or other JSON.
-    #[error("{file} is no recording of `culvert bench`: {source}; is it the JSON of a run?")]
+    #[error("{file} is no recording of `culvert bench`: {cause}; is it the JSON of a run?")]
     Shape {
         /// As the user named it.
         file: String,
         /// Where it differs.
-        source: serde_json::Error,
+        cause: serde_json::Error,
     },
     /// From another version of the program.
     #[error("{file} has format {got}, this program reads {FORMAT}; use the version of culvert that wrote it")]
@@ -60,7 +60,7 @@ pub fn parse(file: &str, json: &str) -> Result<Recording, NotARecording> {
     struct Head {
         format: u32,
     }
-    let shape = |source| NotARecording::Shape { file: file.to_owned(), source };
+    let shape = |cause| NotARecording::Shape { file: file.to_owned(), cause };
     // First the number alone: another format may have another shape.
     let Head { format: got } = serde_json::from_str(json).map_err(shape)?;
     if got != FORMAT {
