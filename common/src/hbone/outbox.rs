@@ -18,7 +18,9 @@ use super::budget::Budget;
 pub(super) const TUNNEL: usize = 1 << 20;
 /// Largest piece, and so the largest DATA frame: what the codec lets one stream have waiting.
 pub(super) const PIECE: usize = 256 * 1024;
-/// Both for a tunnel in which small messages are sent: each of them waits for what is before it.
+/// The same where other streams are open in the tunnel, which may be next.
+const PIECE_OF_MANY: usize = 64 * 1024;
+/// What may wait, and a piece, in a tunnel in which small messages are sent: each of them waits for what is before it.
 const TUNNEL_SHARED: usize = 64 * 1024;
 const PIECE_SHARED: usize = 16 * 1024;
 /// A piece of a stream that has nothing waiting is a small message up to this size, unless it ends a longer one.
@@ -204,8 +206,11 @@ impl Lane {
     /// How many bytes may be queued now, at least one. Pending while the tunnel, or the stream's part of it, is full.
     pub(super) fn poll_room(self: &Rc<Self>, cx: &Context<'_>) -> Poll<usize> {
         let (mine, all) = (self.queued.get(), self.outbox.queued());
-        let (tunnel, piece) =
-            if self.outbox.has_messages() { (TUNNEL_SHARED, PIECE_SHARED) } else { (TUNNEL, PIECE) };
+        let (tunnel, piece) = match self.outbox.lanes.get() {
+            _ if self.outbox.has_messages() => (TUNNEL_SHARED, PIECE_SHARED),
+            0 | 1 => (TUNNEL, PIECE),
+            _ => (TUNNEL, PIECE_OF_MANY),
+        };
         let room = match mine {
             0 if all >= tunnel => SMALL,
             0 => piece,
@@ -308,9 +313,9 @@ mod tests {
         let outbox = Rc::<Outbox>::default();
         let lanes: Vec<_> = (0..50).map(|_| outbox.lane()).collect();
         let held: Vec<_> = lanes.iter().map(fill).collect();
-        assert!(outbox.queued() <= TUNNEL + PIECE + 50 * (SMALL + OVERHEAD), "{}", outbox.queued());
+        assert!(outbox.queued() <= TUNNEL + PIECE_OF_MANY + 50 * (SMALL + OVERHEAD), "{}", outbox.queued());
         let sizes = || held.iter().flatten().map(Buf::remaining);
-        assert!(sizes().all(|size| size <= PIECE) && held.iter().all(|pieces| !pieces.is_empty()));
+        assert!(sizes().all(|size| size <= PIECE_OF_MANY) && held.iter().all(|pieces| !pieces.is_empty()));
         let small = outbox.lane();
         assert_eq!(room(&small), Some(SMALL), "a stream with nothing waiting does not wait for the others");
         drop(held);
@@ -320,8 +325,10 @@ mod tests {
     #[test]
     fn pieces_are_small_while_there_are_small_messages() {
         let outbox = Rc::<Outbox>::default();
-        let (bulk, other, small) = (outbox.lane(), outbox.lane(), outbox.lane());
+        let bulk = outbox.lane();
         assert_eq!(room(&bulk), Some(PIECE), "nothing is known yet");
+        let (other, small) = (outbox.lane(), outbox.lane());
+        assert_eq!(room(&bulk), Some(PIECE_OF_MANY), "another stream may be next");
         drop(bulk.piece(vec![0; PIECE].into()));
         drop(small.piece(vec![0; 1].into()));
         assert_eq!(room(&bulk), Some(PIECE_SHARED), "another stream has sent a small message");
@@ -330,7 +337,7 @@ mod tests {
             drop(bulk.piece(vec![0; PIECE / 2].into()));
             drop(other.piece(vec![0; PIECE / 2].into()));
         }
-        assert_eq!(room(&bulk), Some(PIECE), "for long all that was sent was bulk");
+        assert_eq!(room(&bulk), Some(PIECE_OF_MANY), "for long all that was sent was bulk");
         assert!(outbox.is_bulk());
         outbox.message();
         assert_eq!(room(&bulk), Some(PIECE_SHARED), "one that came in counts as well");
