@@ -426,6 +426,11 @@ fn described(baggage: &Baggage, identity: &SpiffeId, ip: IpAddr) -> Workload {
         health: Health::Healthy,
         host_network: false,
         capacity: 1,
+        hostname: "".into(),
+        waypoint: None,
+        network_gateway: None,
+        application_tunnel: None,
+        native_tunnel: false,
         authorization_policies: Vec::new(),
     }
 }

@@ -103,6 +103,11 @@ fn pod(full: &str, addresses: &str, rest: &[&str]) -> Workload {
         health: Health::Healthy,
         host_network: false,
         capacity: 1,
+        hostname: "".into(),
+        waypoint: None,
+        network_gateway: None,
+        application_tunnel: None,
+        native_tunnel: false,
         authorization_policies: vec![],
     };
     for &word in rest {
@@ -138,6 +143,9 @@ fn service(full: &str, rest: &[&str]) -> Service {
         vips: vec![],
         ports: BTreeMap::new(),
         subject_alt_names: vec![],
+        cidr_vips: vec![],
+        waypoint: None,
+        weighted_waypoints: vec![],
         load_balancing: LoadBalancing::default(),
         ip_families: IpFamilies::Automatic,
         canonical: true,

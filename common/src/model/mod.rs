@@ -3,8 +3,11 @@
 //! Sources build these from YAML or xDS and check while they do; nothing after that parses text again.
 //! Start with [`Workload`], then [`Service`].
 
+use std::sync::Arc;
+
 mod background;
 mod downgrade;
+mod gateway;
 mod pod;
 mod policy;
 mod service;
@@ -13,6 +16,7 @@ mod workload;
 
 pub use background::{Background, LeftOut, NotCaptured, PeerMode};
 pub use downgrade::{DowngradeMode, NoDowngrade};
+pub use gateway::{ApplicationTunnel, GatewayAddress, GatewayDestination, TunnelPreamble, WeightedWaypoint};
 pub use pod::LocalPod;
 pub use policy::{
     Action, Authorization, Clause, Match, PortSet, Rule, Scope, ServiceAccountMatch, StringMatch,
@@ -35,4 +39,32 @@ pub struct Model {
     pub pods: Vec<LocalPod>,
     /// For people who ask why.
     pub background: Background,
+}
+
+/// A [`Model`] whose items are shared: a source that keeps them publishes again without copying what stayed.
+#[derive(Clone, Debug, Default)]
+pub struct Parts {
+    /// See [`Model::workloads`].
+    pub workloads: Vec<Arc<Workload>>,
+    /// See [`Model::services`].
+    pub services: Vec<Arc<Service>>,
+    /// See [`Model::policies`].
+    pub policies: Vec<Arc<Authorization>>,
+    /// See [`Model::pods`].
+    pub pods: Vec<Arc<LocalPod>>,
+    /// See [`Model::background`].
+    pub background: Arc<Background>,
+}
+
+impl From<Model> for Parts {
+    fn from(model: Model) -> Self {
+        let Model { workloads, services, policies, pods, background } = model;
+        Self {
+            workloads: workloads.into_iter().map(Arc::new).collect(),
+            services: services.into_iter().map(Arc::new).collect(),
+            policies: policies.into_iter().map(Arc::new).collect(),
+            pods: pods.into_iter().map(Arc::new).collect(),
+            background: Arc::new(background),
+        }
+    }
 }

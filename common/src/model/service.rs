@@ -4,6 +4,9 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
+
+use super::{GatewayAddress, WeightedWaypoint};
 use crate::types::{ServiceKey, SpiffeId, WorkloadUid};
 
 /// A service with its endpoints. Source: `istio.workload.Service`.
@@ -15,10 +18,16 @@ pub struct Service {
     pub name: Arc<str>,
     /// Virtual addresses; empty if headless.
     pub vips: Vec<IpAddr>,
+    /// Ranges of virtual addresses; an address of [`Service::vips`] of any service comes before them.
+    pub cidr_vips: Vec<IpNet>,
     /// Ports by service port.
     pub ports: BTreeMap<u16, ServicePort>,
     /// Further identities that its endpoints may prove.
     pub subject_alt_names: Vec<SpiffeId>,
+    /// Its waypoint: what is addressed to the service goes through it.
+    pub waypoint: Option<Arc<GatewayAddress>>,
+    /// Several waypoints that share its connections; they count before [`Service::waypoint`].
+    pub weighted_waypoints: Vec<WeightedWaypoint>,
     /// How an endpoint is chosen.
     pub load_balancing: LoadBalancing,
     /// Families of its addresses.

@@ -9,8 +9,9 @@ use std::hash::Hash;
 use std::sync::Arc;
 
 use super::{
-    Authorization, Background, Clause, Endpoint, LeftOut, LocalPod, Locality, Match, Model, NotCaptured,
-    PeerMode, Rule, Service, ServiceAccountMatch, ServicePort, StringMatch, Workload,
+    Authorization, Background, Clause, Endpoint, GatewayAddress, GatewayDestination, LeftOut, LocalPod,
+    Locality, Match, Model, NotCaptured, PeerMode, Rule, Service, ServiceAccountMatch, ServicePort,
+    StringMatch, WeightedWaypoint, Workload,
 };
 use crate::types::{PolicyKey, ServiceKey, SpiffeId, WorkloadUid};
 
@@ -77,10 +78,15 @@ impl Holder for Workload {
             health: _,
             host_network: _,
             capacity: _,
+            hostname,
+            waypoint,
+            network_gateway,
+            application_tunnel: _,
+            native_tunnel: _,
             authorization_policies,
         } = self;
         share!(texts: uid, name, namespace, identity, node, canonical_name, canonical_revision, workload_name, cluster);
-        share!(texts: network, region, zone, subzone, authorization_policies);
+        share!(texts: network, region, zone, subzone, hostname, waypoint, network_gateway, authorization_policies);
         again(addresses);
     }
 }
@@ -91,20 +97,24 @@ impl Holder for Service {
             key,
             name,
             vips,
+            cidr_vips,
             ports,
             subject_alt_names,
+            waypoint,
+            weighted_waypoints,
             load_balancing,
             ip_families: _,
             canonical: _,
             visibility: _,
             endpoints,
         } = self;
-        share!(texts: key, name, subject_alt_names, endpoints);
+        share!(texts: key, name, subject_alt_names, waypoint, weighted_waypoints, endpoints);
         for ServicePort { target: _, name } in ports.values_mut() {
             share!(texts: name);
         }
         *ports = std::mem::take(ports).into_iter().collect();
         again(vips);
+        again(cidr_vips);
         again(&mut load_balancing.routing_preference);
     }
 }
@@ -114,6 +124,22 @@ impl Holder for Endpoint {
         let Self { workload, ports, health: _ } = self;
         share!(texts: workload);
         *ports = std::mem::take(ports).into_iter().collect();
+    }
+}
+
+impl Holder for GatewayAddress {
+    fn share(&mut self, texts: &mut Texts) {
+        match &mut self.destination {
+            GatewayDestination::Address { network, ip: _ } => texts.share(network),
+            GatewayDestination::Hostname(key) => Holder::share(key, texts),
+        }
+    }
+}
+
+impl Holder for WeightedWaypoint {
+    fn share(&mut self, texts: &mut Texts) {
+        let Self { gateway, weight: _ } = self;
+        share!(texts: gateway);
     }
 }
 
@@ -300,6 +326,13 @@ impl<K: Holder + Ord, V: Holder> Holder for BTreeMap<K, V> {
 impl<K: Holder + Hash + Eq, V: Holder> Holder for HashMap<K, V> {
     fn share(&mut self, texts: &mut Texts) {
         *self = std::mem::take(self).into_iter().map(|entry| shared(entry, texts)).collect();
+    }
+}
+
+/// One of its own, even where others have the same.
+impl<T: Holder + Clone> Holder for Option<Arc<T>> {
+    fn share(&mut self, texts: &mut Texts) {
+        *self = self.take().map(|one| Arc::new(shared(T::clone(&one), texts)));
     }
 }
 

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use super::{ApplicationTunnel, GatewayAddress};
 use crate::types::{PolicyKey, SpiffeId, WorkloadUid};
 
 /// A pod or another endpoint. Source: `istio.workload.Workload`.
@@ -44,6 +45,16 @@ pub struct Workload {
     pub host_network: bool,
     /// Weight in load balancing; 0 takes no traffic.
     pub capacity: u32,
+    /// Found by this name where it has no address; empty otherwise.
+    pub hostname: Arc<str>,
+    /// Its waypoint: what is addressed to the workload itself goes through it.
+    pub waypoint: Option<Arc<GatewayAddress>>,
+    /// The way to it from other networks.
+    pub network_gateway: Option<Arc<GatewayAddress>>,
+    /// How its application wants what comes out of a tunnel.
+    pub application_tunnel: Option<ApplicationTunnel>,
+    /// It ends HBONE itself, as waypoints and gateways do.
+    pub native_tunnel: bool,
     /// Policies that select it by label, those translated from PeerAuthentication included.
     pub authorization_policies: Vec<PolicyKey>,
 }

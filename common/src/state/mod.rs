@@ -15,7 +15,7 @@ use tokio::sync::watch;
 
 pub use snapshot::{Completeness, Policies, Snapshot};
 
-use crate::model::{Enrolment, Model, NoDowngrade, TunnelProtocol, Workload};
+use crate::model::{Enrolment, NoDowngrade, Parts, TunnelProtocol, Workload};
 use crate::types::WorkloadUid;
 
 /// The published snapshot and its revision.
@@ -47,8 +47,8 @@ impl State {
         self.current.load_full()
     }
 
-    /// Replaces everything by what `model` says. One writer only.
-    pub fn publish(&self, model: Model) -> u64 {
+    /// Replaces everything by what a model, or its parts, say. One writer only.
+    pub fn publish(&self, model: impl Into<Parts>) -> u64 {
         let revision = *self.revision.borrow() + 1;
         let mut next = Snapshot::build(revision, model);
         next.no_downgrade = Arc::clone(&self.no_downgrade);

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::model::{
-    Authorization, Background, Health, LocalPod, Model, NoDowngrade, Scope, Service, TunnelProtocol,
+    Authorization, Background, Health, LocalPod, NoDowngrade, Parts, Scope, Service, TunnelProtocol,
     Visibility, Workload,
 };
 use crate::types::{PolicyKey, ServiceKey, WorkloadUid};
@@ -66,25 +66,25 @@ pub struct Policies {
 }
 
 impl Snapshot {
-    /// Indexes `model`, which is complete.
-    pub fn build(revision: u64, model: Model) -> Self {
+    /// Indexes a whole [`Model`](crate::model::Model), or its parts.
+    pub fn build(revision: u64, parts: impl Into<Parts>) -> Self {
+        let parts = parts.into();
         let mut next = Self { revision, completeness: Completeness::Complete, ..Self::default() };
-        for workload in model.workloads {
-            next.add_workload(Arc::new(workload));
+        for workload in parts.workloads {
+            next.add_workload(workload);
         }
-        for service in model.services {
-            next.add_service(Arc::new(service));
+        for service in parts.services {
+            next.add_service(service);
         }
-        for policy in model.policies {
-            let policy = Arc::new(policy);
+        for policy in parts.policies {
             if policy.scope != Scope::WorkloadSelector {
                 next.wide_policies.push(Arc::clone(&policy));
             }
             next.policies.insert(policy.key.clone(), policy);
         }
         next.wide_policies.sort_by(|a, b| a.key.cmp(&b.key));
-        next.pods = model.pods.into_iter().map(Arc::new).collect();
-        next.background = Arc::new(model.background);
+        next.pods = parts.pods;
+        next.background = parts.background;
         next
     }
 

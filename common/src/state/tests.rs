@@ -3,8 +3,8 @@ use std::net::IpAddr;
 
 use super::*;
 use crate::model::{
-    Action, Authorization, Endpoint, Enrolment, Health, IpFamilies, LoadBalancing, Locality, Scope, Service,
-    TunnelProtocol, Visibility, Workload, WorkloadType,
+    Action, Authorization, Endpoint, Enrolment, Health, IpFamilies, LoadBalancing, Locality, Model, Scope,
+    Service, TunnelProtocol, Visibility, Workload, WorkloadType,
 };
 use crate::types::{PolicyKey, ServiceKey, SpiffeId, WorkloadUid};
 
@@ -30,6 +30,11 @@ fn workload(uid: &str, change: impl FnOnce(&mut Workload)) -> Workload {
         health: Health::Healthy,
         host_network: false,
         capacity: 1,
+        hostname: "".into(),
+        waypoint: None,
+        network_gateway: None,
+        application_tunnel: None,
+        native_tunnel: false,
         authorization_policies: vec![],
     };
     change(&mut workload);
@@ -43,6 +48,9 @@ fn service(namespace: &str, host: &str, change: impl FnOnce(&mut Service)) -> Se
         vips: vec![IP],
         ports: BTreeMap::new(),
         subject_alt_names: vec![],
+        cidr_vips: vec![],
+        waypoint: None,
+        weighted_waypoints: vec![],
         load_balancing: LoadBalancing::default(),
         ip_families: IpFamilies::Automatic,
         canonical: false,

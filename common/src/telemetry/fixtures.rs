@@ -83,6 +83,11 @@ pub(super) fn workload(namespace: &str, name: &str, zone: &str) -> Arc<Workload>
         health: Health::Healthy,
         host_network: false,
         capacity: 1,
+        hostname: "".into(),
+        waypoint: None,
+        network_gateway: None,
+        application_tunnel: None,
+        native_tunnel: false,
         authorization_policies: vec![],
     })
 }
@@ -94,6 +99,9 @@ pub(super) fn service() -> Arc<Service> {
         vips: vec![],
         ports: Default::default(),
         subject_alt_names: vec![],
+        cidr_vips: vec![],
+        waypoint: None,
+        weighted_waypoints: vec![],
         load_balancing: LoadBalancing::default(),
         ip_families: IpFamilies::Automatic,
         canonical: true,

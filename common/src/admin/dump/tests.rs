@@ -28,6 +28,11 @@ fn full_workload() -> Workload {
         health: Health::Healthy,
         host_network: false,
         capacity: 3,
+        hostname: "".into(),
+        waypoint: None,
+        network_gateway: None,
+        application_tunnel: None,
+        native_tunnel: false,
         authorization_policies: vec![PolicyKey { namespace: "shop".into(), name: "only-web".into() }],
     }
 }
@@ -49,6 +54,11 @@ fn bare_workload() -> Workload {
         health: Health::Terminating,
         host_network: true,
         capacity: 0,
+        hostname: "".into(),
+        waypoint: None,
+        network_gateway: None,
+        application_tunnel: None,
+        native_tunnel: false,
         authorization_policies: Vec::new(),
         ..full_workload()
     }
@@ -62,6 +72,9 @@ fn full_service() -> Service {
         vips: vec![ip("10.96.1.1"), ip("fd00:96::1")],
         ports: [(80, port(8080)), (443, port(0))].into(),
         subject_alt_names: vec![SpiffeId::new("cluster.local", "shop", "cart").unwrap()],
+        cidr_vips: vec![],
+        waypoint: None,
+        weighted_waypoints: vec![],
         load_balancing: LoadBalancing {
             routing_preference: vec![LocalityScope::Network, LocalityScope::Region, LocalityScope::Zone],
             mode: Mode::Failover,
@@ -85,6 +98,9 @@ fn bare_service() -> Service {
         vips: Vec::new(),
         ports: [].into(),
         subject_alt_names: Vec::new(),
+        cidr_vips: vec![],
+        waypoint: None,
+        weighted_waypoints: vec![],
         load_balancing: LoadBalancing::default(),
         ip_families: IpFamilies::Automatic,
         canonical: false,

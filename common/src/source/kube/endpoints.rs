@@ -202,6 +202,11 @@ impl<'a, 'o> Behind<'a, 'o> {
             health: endpoint.health,
             host_network: true,
             capacity: 1,
+            hostname: "".into(),
+            waypoint: None,
+            network_gateway: None,
+            application_tunnel: None,
+            native_tunnel: false,
             authorization_policies: Vec::new(),
         })
     }

@@ -168,6 +168,11 @@ fn workload(pod: &Pod, objects: &Objects, settings: &Settings, report: &Report) 
         health: pod.health,
         host_network: pod.host_network,
         capacity: 1,
+        hostname: "".into(),
+        waypoint: None,
+        network_gateway: None,
+        application_tunnel: None,
+        native_tunnel: false,
         authorization_policies: listed_policies(pod, objects, settings),
     })
 }
