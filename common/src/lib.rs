@@ -3,9 +3,9 @@
 //! | row | modules | may know |
 //! | --- | --- | --- |
 //! | 0 | `types`, `task` | std, tokio's task types |
-//! | 1 | `model`, `config` | plain data; checked settings |
+//! | 1 | `model`, `config`, `crypto` | plain data; checked settings; the one choice of cryptography |
 //! | 2 | `telemetry` | metrics, access log, logging; no decisions |
-//! | 3 | `authz`, `state` | pure evaluation; the one immutable snapshot |
+//! | 3 | `authz`, `state`, `grpc` | pure evaluation; the one immutable snapshot; calls to a control plane |
 //! | 4 | `decide`, `net`, `identity` | pure decisions; sockets, namespaces, rules; certificates |
 //! | 5 | `hbone`, `source`, `zds` | the tunnel; where the state comes from; how the node agent's two processes talk |
 //! | 6 | `admin` | readiness and metrics pages |
@@ -19,10 +19,12 @@ pub mod task;
 pub mod model;
 
 pub mod config;
+pub mod crypto;
 
 pub mod telemetry;
 
 pub mod authz;
+pub mod grpc;
 pub mod state;
 
 pub mod decide;

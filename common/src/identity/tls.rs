@@ -5,13 +5,12 @@
 
 use std::fmt;
 use std::net::Ipv4Addr;
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{Resumption, verify_server_cert_signed_by_trust_anchor};
-use rustls::crypto::aws_lc_rs::{self, cipher_suite, kx_group};
-use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
+use rustls::crypto::{verify_tls12_signature, verify_tls13_signature};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
@@ -21,6 +20,7 @@ use rustls::{
 };
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
+pub use crate::crypto::provider;
 use crate::telemetry::Handshake;
 use crate::types::Clock;
 use crate::types::SpiffeId;
@@ -34,29 +34,6 @@ pub const ALPN: &[u8] = b"h2";
 /// Server name for a client connection: none is sent, so any value serves.
 pub fn server_name() -> ServerName<'static> {
     ServerName::IpAddress(Ipv4Addr::UNSPECIFIED.into())
-}
-
-/// Cryptography of the mesh; the process-wide default of rustls is never used.
-///
-/// The hybrid group comes first: rustls then sends a key share for it and one for X25519, so that a peer without
-/// ML-KEM answers in one round trip too. A server takes the client's first group that it has.
-pub fn provider() -> Arc<CryptoProvider> {
-    static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
-        Arc::new(CryptoProvider {
-            cipher_suites: vec![
-                cipher_suite::TLS13_AES_256_GCM_SHA384,
-                cipher_suite::TLS13_AES_128_GCM_SHA256,
-            ],
-            kx_groups: vec![
-                kx_group::X25519MLKEM768,
-                kx_group::X25519,
-                kx_group::SECP256R1,
-                kx_group::SECP384R1,
-            ],
-            ..aws_lc_rs::default_provider()
-        })
-    });
-    PROVIDER.clone()
 }
 
 /// Text of a failed TLS connection for a log.

@@ -1,6 +1,8 @@
 use std::io::{Read, Write};
 
 use rcgen::ExtendedKeyUsagePurpose;
+use rustls::crypto::CryptoProvider;
+use rustls::crypto::aws_lc_rs::{cipher_suite, kx_group};
 use rustls::{
     AlertDescription, ClientConnection, Connection, Error, HandshakeKind, NamedGroup, ServerConnection,
 };
