@@ -7,7 +7,7 @@ HOST = $(shell rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')
 # As another user, cargo builds and only the test programs run as root.
 RUNNER = $(if $(SUDO),CARGO_TARGET_$(HOST)_RUNNER='sudo -E')
 
-.PHONY: help demo bench test setup
+.PHONY: help demo bench test setup cluster cluster-down test-cluster
 .DEFAULT_GOAL := help
 
 help: ## Say what there is
@@ -26,6 +26,23 @@ bench: setup ## Build optimised, then compare with sidecars and with no mesh (ne
 test: setup ## Build and run all tests (needs root)
 	$(CARGO) build --locked -p ztunnel -p culvert
 	$(RUNNER) $(CARGO) test --locked --workspace
+
+# docs/cluster-lab.md. The first time builds Kubernetes and Istio, which takes about 20 minutes on two cores.
+LAB = $(SUDO) env CARGO_TARGET_DIR=$(abspath $(TARGET)) NODES=$(NODES) IPV6=$(IPV6) tests/cluster/lab
+NODES ?= 2
+IPV6 ?=
+
+cluster: setup ## Start a Kubernetes with Istio's control plane and our agent here (needs root; NODES=1, IPV6=1)
+	$(CARGO) build --release --locked -p ztunnel -p culvert
+	$(LAB) up
+
+cluster-down: ## Take it down without a trace
+	$(LAB) down
+
+# Whatever the tests say, the cluster goes down, unless KEEP=1.
+test-cluster: cluster ## Run the tests of the cluster (needs root; ARGS=name picks some, KEEP=1 leaves it up)
+	$(RUNNER) $(CARGO) test --locked -p culvert-tests --test cluster -- --test-threads=1 $(ARGS); \
+	result=$$?; [ -n "$(KEEP)" ] || $(LAB) down; exit $$result
 
 setup: ## Install what is missing (Debian)
 	@hack/setup.sh
