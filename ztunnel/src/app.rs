@@ -29,7 +29,7 @@ use crate::enroll::{self, Enroll, EnrollOptions, Peers};
 use crate::inpod::{Ask, Dialer, ListenSettings, Pods, PodsOptions};
 use crate::pages::{PageSocket, PageSockets};
 use crate::sandbox::{self, Role, SandboxError};
-use crate::settings::{Capture, Mode, Settings, Source};
+use crate::settings::{Authority, Capture, Discovery, Mode, Settings, Source};
 use crate::shared::{Served, Shared};
 use crate::successor::{self, Estate, HandOverError, Heir};
 use crate::worker::Workers;
@@ -88,7 +88,13 @@ impl AppError {
 
 /// Runs the agent until it is asked to stop, or until a successor has taken its place.
 pub(crate) fn run(settings: &Settings, role: Role) -> Result<(), AppError> {
-    let problems = settings.problems();
+    let mut problems = settings.problems();
+    if let (Discovery::Xds(_) | Discovery::LocalFile(_) | Discovery::LocalText(_), _)
+    | (_, Authority::Istio(_)) = (settings.discovery(), settings.authority())
+    {
+        problems
+            .push("a control plane cannot be used yet: set XDS_ADDRESS and CA_ADDRESS to nothing".to_owned());
+    }
     if !problems.is_empty() {
         return Err(AppError::Settings(problems));
     }
@@ -96,6 +102,9 @@ pub(crate) fn run(settings: &Settings, role: Role) -> Result<(), AppError> {
     let confined = sandbox::enter(role, settings.lifecycle.syscall_filter)?;
     let logger = telemetry::init(settings.lifecycle.log_format.into(), &settings.lifecycle.log)?;
     confined.log();
+    for setting in settings.unsupported() {
+        tracing::warn!("{setting}");
+    }
     raise_descriptor_limit();
     sandbox::check_means(settings.capture.packet_mark)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

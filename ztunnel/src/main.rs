@@ -28,15 +28,23 @@ mod young;
 use std::io::Write;
 use std::process::ExitCode;
 
-use clap::Parser;
+use app::AppError;
 use sandbox::Role;
-use settings::{Cli, Command};
+use settings::{Cli, Command, Environment, ReadError};
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Environment::of_process() {
+        Ok(environment) => Cli::read(std::env::args_os(), &environment),
+        Err(problem) => Err(ReadError::Told(vec![problem])),
+    };
+    let cli = match cli {
+        Ok(cli) => cli,
+        Err(ReadError::Usage(usage)) => usage.exit(),
+        Err(ReadError::Told(problems)) => return failed(&AppError::Settings(problems)),
+    };
     let result = match cli.command {
         None => app::run(&cli.settings, Role::Enroll),
-        Some(Command::Proxy(settings)) => app::run(&settings, Role::Proxy),
+        Some(Command::Proxy(proxy)) => app::run(&proxy.settings, Role::Proxy),
         Some(Command::Enroll(settings)) => enroll::run(&settings),
         Some(Command::Release(settings)) => app::release(&settings),
         Some(Command::Version) => {
@@ -46,9 +54,11 @@ fn main() -> ExitCode {
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            let _unseen = writeln!(std::io::stderr(), "ztunnel: {error}");
-            ExitCode::from(error.exit_code())
-        }
+        Err(error) => failed(&error),
     }
+}
+
+fn failed(error: &AppError) -> ExitCode {
+    let _unseen = writeln!(std::io::stderr(), "ztunnel: {error}");
+    ExitCode::from(error.exit_code())
 }

@@ -1,22 +1,41 @@
 //! The agent's settings: flags, each with the environment name that the reference node proxy uses where it has one.
+//!
+//! Decides what a value may be and which of several sources of one setting wins; what a setting does is its reader's
+//! business. The only place that reads the environment. Each group of flags is a file: `mesh` (what the mesh is, capture,
+//! identity), `control_plane` (discovery, CA, DNS), `tunnel`, `process`; `values` has the types that they take. What is
+//! told beside flags, such as the mesh file, is in `environment`. Start with [`Cli::read`].
 
-use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+#[allow(dead_code, reason = "read by the clients of the control plane, which come one by one")]
+pub(crate) mod control_plane;
+pub(crate) mod environment;
+pub(crate) mod mesh;
+pub(crate) mod process;
+pub(crate) mod tunnel;
+pub(crate) mod values;
+
+use std::net::{IpAddr, Ipv6Addr};
 use std::path::PathBuf;
-use std::time::Duration;
 
 use crate::admission::PodLimits;
 use crate::memory;
 use clap::builder::styling::{AnsiColor, Styles};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::parser::ValueSource;
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use culvert_common::hbone::{Http2, Limits};
 use culvert_common::model;
 use culvert_common::net::netns::NetNs;
-use culvert_common::telemetry::LogFormat;
 use serde::Serialize;
 
 use crate::enroll::settings::{EnrollSettings, Enrolment};
 use crate::sandbox::Role;
+use environment::Told;
+
+pub(crate) use control_plane::{Authority, ControlPlane, Discovery};
+pub(crate) use environment::Environment;
+pub(crate) use mesh::{Capture, Identity, Source};
+pub(crate) use process::{Lifecycle, Process};
+pub(crate) use tunnel::{Budgets, Tunnel};
+pub(crate) use values::{Mode, NoDowngrade, OriginalSource, duration};
 
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Green.on_default().bold())
@@ -43,7 +62,7 @@ pub(crate) enum Command {
         after_help = "Example: serve the pods that `ztunnel enroll` of this node, or Istio's CNI agent, hands over\n\n  \
         ztunnel proxy --config ./mesh --node node-1 --zds-socket /var/run/ztunnel/ztunnel.sock"
     )]
-    Proxy(Box<Settings>),
+    Proxy(Box<ProxyArgs>),
     /// Only write the pods' capture rules, guard them, and hand the pods over to a proxy that another process is
     #[command(after_help = "Example: capture the pods of node-1 for the proxy that connects\n\n  \
         ztunnel enroll --config ./mesh --node node-1 --zds-socket /var/run/ztunnel/ztunnel.sock")]
@@ -57,11 +76,23 @@ pub(crate) enum Command {
     Version,
 }
 
+#[derive(Args, Debug)]
+pub(crate) struct ProxyArgs {
+    /// What the reference's chart says after `proxy`
+    #[arg(hide = true, value_parser = ["ztunnel"])]
+    kind: Option<String>,
+    #[command(flatten)]
+    pub(crate) settings: Settings,
+}
+
 #[derive(Args, Serialize, Debug, Clone)]
 pub(crate) struct Settings {
     #[command(flatten)]
     #[serde(flatten)]
     pub(crate) source: Source,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub(crate) control_plane: ControlPlane,
     #[command(flatten)]
     #[serde(flatten)]
     pub(crate) capture: Capture,
@@ -85,370 +116,116 @@ pub(crate) struct Settings {
     pub(crate) process: Process,
 }
 
-/// What the mesh is.
-#[derive(Args, Serialize, Debug, Clone)]
-#[serde(rename_all = "camelCase")]
-#[command(next_help_heading = "Mesh configuration")]
-pub(crate) struct Source {
-    /// Directory of the YAML that `kubectl apply` takes; re-read when it changes
-    #[arg(long, env = "CULVERT_CONFIG", value_name = "DIR", default_value = "/etc/culvert/mesh")]
-    pub(crate) config: PathBuf,
-    /// Name of this node; without it every pod that names its namespace is captured
-    #[arg(long, env = "NODE_NAME", value_name = "NAME")]
-    pub(crate) node: Option<String>,
-    /// Cluster id in telemetry and workload UIDs
-    #[arg(long, env = "CLUSTER_ID", value_name = "ID", default_value = "Kubernetes")]
-    pub(crate) cluster_id: String,
-    /// Another name of the cluster id, which wins
-    #[arg(long, env = "ISTIO_META_CLUSTER_ID", hide = true)]
-    pub(crate) istio_meta_cluster_id: Option<String>,
-    /// Domain of service host names
-    #[arg(long, env = "CLUSTER_DOMAIN", value_name = "DOMAIN", default_value = "cluster.local")]
-    pub(crate) cluster_domain: String,
-    /// Namespace whose policies apply to the whole mesh
-    #[arg(long, env = "CULVERT_ROOT_NAMESPACE", value_name = "NS", default_value = "istio-system")]
-    pub(crate) root_namespace: String,
-    /// Id of this network
-    #[arg(long, env = "NETWORK", value_name = "ID", default_value = "")]
-    pub(crate) network: String,
-    /// Ranges that service addresses are taken from; an address outside is warned of
-    #[arg(long, env = "CULVERT_SERVICE_RANGE", value_name = "CIDR", value_delimiter = ',')]
-    pub(crate) service_range: Vec<ipnet::IpNet>,
-    /// Ranges that pods' addresses are taken from; while the state is incomplete nothing unknown in them, or in the service
-    /// ranges, is sent in plaintext
-    #[arg(long, env = "CULVERT_POD_RANGE", value_name = "CIDR", value_delimiter = ',')]
-    pub(crate) pod_range: Vec<ipnet::IpNet>,
-    /// What becomes of plaintext to a pod that is labelled but not captured, or STRICT: enforce (hold, then refuse), count
-    #[arg(long, env = "CULVERT_NO_DOWNGRADE", value_name = "WHAT", default_value = "enforce")]
-    pub(crate) no_downgrade: NoDowngrade,
-    /// Namespaces that are never captured
-    #[arg(
-        long,
-        env = "CULVERT_EXCLUDE_NAMESPACES",
-        value_name = "NS",
-        value_delimiter = ',',
-        default_value = "kube-system"
-    )]
-    pub(crate) exclude_namespaces: Vec<String>,
-    /// Let a DENY rule that has only HTTP fields deny at L4, instead of warning that it has no effect
-    #[arg(long, env = "POLICY_STRICT", value_name = "BOOL", num_args = 0..=1, default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set)]
-    pub(crate) policy_strict: bool,
-}
-
-/// Where traffic is taken from.
-#[derive(Args, Serialize, Debug, Clone)]
-#[serde(rename_all = "camelCase")]
-#[command(next_help_heading = "Capture")]
-pub(crate) struct Capture {
-    /// shared: many pods, each in a namespace of its own; dedicated: one workload, the agent's own namespace
-    #[arg(long, env = "PROXY_MODE", value_name = "MODE", default_value = "shared")]
-    pub(crate) mode: Mode,
-    /// The workload of dedicated mode
-    #[arg(long, env = "PROXY_WORKLOAD_INFO", value_name = "NS/NAME/SA", required_if_eq("mode", "dedicated"))]
-    pub(crate) workload: Option<WorkloadInfo>,
-    /// Network namespace of a pod, in place of its annotation culvert.dev/netns; may be repeated
-    #[arg(long = "pod", env = "CULVERT_PODS", value_name = "NS/NAME=PATH", value_delimiter = ',')]
-    pub(crate) pods: Vec<PodPath>,
-    /// Mark of the agent's own sockets
-    #[arg(long, env = "PACKET_MARK", value_name = "N", default_value_t = 1337)]
-    pub(crate) packet_mark: u32,
-    /// Whether the app sees its client's address: auto, true (refuse if impossible), false
-    #[arg(long, env = "ENABLE_ORIG_SRC", value_name = "WHEN", default_value = "auto")]
-    pub(crate) original_source: OriginalSource,
-    /// Listen and capture on IPv6 too; with false a pod's IPv6 traffic stays outside the mesh
-    #[arg(long, env = "IPV6_ENABLED", value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
-    pub(crate) ipv6: bool,
-    /// Go on in a namespace that holds another mesh's rules
-    #[arg(long, env = "CULVERT_ADOPT")]
-    pub(crate) adopt: bool,
-}
-
-/// Who the workloads are.
-#[derive(Args, Serialize, Debug, Clone)]
-#[serde(rename_all = "camelCase")]
-#[command(next_help_heading = "Identity")]
-pub(crate) struct Identity {
-    /// Directory of the embedded CA's root (mode 0700), shared by the agents of a mesh; made if it is missing
-    #[arg(long, env = "CULVERT_CA_DIR", value_name = "DIR", default_value = "/var/lib/culvert/ca")]
-    pub(crate) ca_dir: PathBuf,
-    /// Trust domain of the mesh
-    #[arg(long, env = "TRUST_DOMAIN", value_name = "DOMAIN", default_value = "cluster.local")]
-    pub(crate) trust_domain: String,
-    /// Lifetime of a workload's certificate
-    #[arg(long, env = "SECRET_TTL", value_name = "TIME", default_value = "24h", value_parser = duration)]
-    pub(crate) secret_ttl: Duration,
-}
-
-/// How tunnels behave.
-#[derive(Args, Serialize, Debug, Clone)]
-#[serde(rename_all = "camelCase")]
-#[command(next_help_heading = "Tunnel")]
-pub(crate) struct Tunnel {
-    /// Streams that share one tunnel
-    #[arg(long, env = "POOL_MAX_STREAMS_PER_CONNECTION", value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..))]
-    pub(crate) pool_max_streams: u16,
-    /// An unused tunnel is kept so long
-    #[arg(long, env = "POOL_UNUSED_RELEASE_TIMEOUT", value_name = "TIME", default_value = "5m", value_parser = duration)]
-    pub(crate) pool_unused_release: Duration,
-    /// Bytes that one stream may send ahead
-    #[arg(long, env = "HTTP2_STREAM_WINDOW_SIZE", value_name = "BYTES", default_value_t = 4 << 20, value_parser = clap::value_parser!(u32).range(65_535..=0x7fff_ffff))]
-    pub(crate) stream_window: u32,
-    /// Bytes that all streams of a tunnel may send ahead [default: as many stream windows as a tunnel has streams]
-    #[arg(long, env = "HTTP2_CONNECTION_WINDOW_SIZE", value_name = "BYTES", value_parser = clap::value_parser!(u32).range(65_535..=0x7fff_ffff))]
-    pub(crate) connection_window: Option<u32>,
-    /// Largest HTTP/2 frame
-    #[arg(long, env = "HTTP2_FRAME_SIZE", value_name = "BYTES", default_value_t = 1 << 20, value_parser = clap::value_parser!(u32).range(16_384..=0xff_ffff))]
-    pub(crate) frame_size: u32,
-    /// Limit of a TCP connect
-    #[arg(long, env = "CULVERT_CONNECT_TIMEOUT", value_name = "TIME", default_value = "10s", value_parser = duration)]
-    pub(crate) connect_timeout: Duration,
-    /// Limit of a TLS handshake
-    #[arg(long, env = "CULVERT_TLS_TIMEOUT", value_name = "TIME", default_value = "10s", value_parser = duration)]
-    pub(crate) tls_timeout: Duration,
-    /// Limit of the HTTP/2 preface
-    #[arg(long, env = "CULVERT_PREFACE_TIMEOUT", value_name = "TIME", default_value = "10s", value_parser = duration)]
-    pub(crate) preface_timeout: Duration,
-    /// Limit of the answer to a CONNECT
-    #[arg(long, env = "CULVERT_ANSWER_TIMEOUT", value_name = "TIME", default_value = "15s", value_parser = duration)]
-    pub(crate) answer_timeout: Duration,
-    /// Limit of each of the four above while there is something else to try: another endpoint of the service, or a new
-    /// tunnel in place of one that answers nothing
-    #[arg(long, env = "CULVERT_FAILOVER_TIMEOUT", value_name = "TIME", default_value = "1500ms", value_parser = duration)]
-    pub(crate) failover_timeout: Duration,
-    /// A connection waits so long for a destination that is about to be captured or known; then it is refused
-    #[arg(long, env = "CULVERT_HOLD_TIMEOUT", value_name = "TIME", default_value = "2s", value_parser = duration)]
-    pub(crate) hold_timeout: Duration,
-    /// Pause between two HTTP/2 PINGs of a tunnel
-    #[arg(long, env = "CULVERT_PING_INTERVAL", value_name = "TIME", default_value = "10s", value_parser = duration)]
-    pub(crate) ping_interval: Duration,
-    /// Limit of the answer to a PING; a tunnel without it is ended
-    #[arg(long, env = "CULVERT_PING_TIMEOUT", value_name = "TIME", default_value = "20s", value_parser = duration)]
-    pub(crate) ping_timeout: Duration,
-    /// Say in answers who serves them
-    #[arg(long, env = "ENABLE_RESPONSE_BAGGAGE", value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
-    pub(crate) response_baggage: bool,
-    /// TCP keepalive on apps' connections and tunnels
-    #[arg(long, env = "KEEPALIVE_ENABLED", value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
-    pub(crate) keepalive: bool,
-    /// Silence before the first keepalive probe
-    #[arg(long, env = "KEEPALIVE_TIME", value_name = "TIME", default_value = "180s", value_parser = duration)]
-    pub(crate) keepalive_time: Duration,
-    /// Pause between keepalive probes
-    #[arg(long, env = "KEEPALIVE_INTERVAL", value_name = "TIME", default_value = "180s", value_parser = duration)]
-    pub(crate) keepalive_interval: Duration,
-    /// Unanswered keepalive probes until a connection is given up
-    #[arg(long, env = "KEEPALIVE_RETRIES", value_name = "N", default_value_t = 9)]
-    pub(crate) keepalive_retries: u32,
-    /// Give a connection up too when its data is not acknowledged for as long as keepalive would take
-    #[arg(long, env = "USER_TIMEOUT_ENABLED", value_name = "BOOL", default_value_t = false, action = clap::ArgAction::Set)]
-    pub(crate) user_timeout: bool,
-}
-
-/// What connections may use, so that one noisy pod leaves the others theirs. See docs/limits.md.
-#[derive(Args, Serialize, Debug, Clone)]
-#[serde(rename_all = "camelCase")]
-#[command(next_help_heading = "Limits")]
-pub(crate) struct Budgets {
-    /// Memory that bytes on their way may hold [default: half of the cgroup's memory limit; without one 512 MiB, or a quarter of the machine's memory if that is less]
-    #[arg(long, env = "CULVERT_MEMORY_BUDGET", value_name = "BYTES", value_parser = clap::value_parser!(u64).range((1 << 20)..))]
-    pub(crate) memory_budget: Option<u64>,
-    /// Of it, what one pod's may hold [default: half]
-    #[arg(long, env = "CULVERT_POD_MEMORY_BUDGET", value_name = "BYTES", value_parser = clap::value_parser!(u64).range((1 << 20)..))]
-    pub(crate) pod_memory_budget: Option<u64>,
-    /// Connections and streams that one pod may have open [default: a quarter of the limit of open files]
-    #[arg(long, env = "CULVERT_POD_CONNECTIONS", value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    pub(crate) pod_connections: Option<u32>,
-    /// New connections and streams of one pod per second, and at once after a pause; 0 for as many as come
-    #[arg(long, env = "CULVERT_POD_CONNECTION_RATE", value_name = "N", default_value_t = 0)]
-    pub(crate) pod_connection_rate: u32,
-    /// Tunnels to one pod whose handshake is unfinished; the newest beyond is refused
-    #[arg(long, env = "CULVERT_POD_HANDSHAKES", value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..))]
-    pub(crate) pod_handshakes: u32,
-    /// Of them, those from one address
-    #[arg(long, env = "CULVERT_SOURCE_HANDSHAKES", value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
-    pub(crate) source_handshakes: u32,
-}
-
-/// What any process of the agent needs: its log, what it gives up, how it ends.
-#[derive(Args, Serialize, Debug, Clone)]
-#[serde(rename_all = "camelCase")]
-#[command(next_help_heading = "Process")]
-pub(crate) struct Lifecycle {
-    /// On SIGTERM, and in a pod that leaves the mesh, open connections get so long [default: the grace period less 5 s, or 5 s]
-    #[arg(long, env = "CONNECTION_TERMINATION_DEADLINE", value_name = "TIME", value_parser = duration)]
-    pub(crate) termination_deadline: Option<Duration>,
-    /// The agent pod's grace period in seconds, from which the deadline is derived
-    #[arg(long, env = "TERMINATION_GRACE_PERIOD_SECONDS", value_name = "N")]
-    pub(crate) grace_period: Option<u64>,
-    /// plain or json
-    #[arg(long, env = "LOG_FORMAT", value_name = "FORMAT", default_value = "plain")]
-    pub(crate) log_format: Format,
-    /// Levels by scope, for example info,access=off
-    #[arg(long, env = "RUST_LOG", value_name = "FILTER", default_value = "info")]
-    pub(crate) log: String,
-    /// Deny system calls that the agent never makes; with false only capabilities are dropped
-    #[arg(long, env = "CULVERT_SYSCALL_FILTER", value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
-    pub(crate) syscall_filter: bool,
-}
-
-/// How the process that carries traffic runs.
-#[derive(Args, Serialize, Debug, Clone)]
-#[serde(rename_all = "camelCase")]
-#[command(next_help_heading = "Process")]
-pub(crate) struct Process {
-    /// Traffic threads: a number, a share of the cores such as 25%, or 0 for all cores [default: 1 up to 4 cores, then a quarter].
-    /// The cores are those that the CPU limit and the affinity leave
-    #[arg(long, env = "ZTUNNEL_WORKER_THREADS", value_name = "N", value_parser = worker_threads)]
-    pub(crate) worker_threads: Option<usize>,
-    /// Address of the Prometheus metrics
-    #[arg(long, env = "CULVERT_STATS_ADDR", value_name = "ADDR", default_value_t = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 15020))]
-    pub(crate) stats_addr: SocketAddr,
-    /// Address of the readiness probe
-    #[arg(long, env = "CULVERT_READY_ADDR", value_name = "ADDR", default_value_t = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 15021))]
-    pub(crate) ready_addr: SocketAddr,
-    /// Addresses of the admin pages; loopback only
-    #[arg(long, env = "CULVERT_ADMIN_ADDR", value_name = "ADDR", value_delimiter = ',', value_parser = loopback, default_value = "127.0.0.1:15000,[::1]:15000")]
-    pub(crate) admin_addr: Vec<SocketAddr>,
-    /// Where an agent gives its sockets to the one that follows it, or off [default: successor.sock beside the ZDS socket;
-    /// /run/culvert/net-<inode of the agent's network namespace>.sock where both parts are one process]
-    #[arg(long, env = "CULVERT_SUCCESSOR_SOCKET", value_name = "PATH")]
-    pub(crate) successor_socket: Option<PathBuf>,
-    /// Log each policy decision at info instead of debug
-    #[arg(long, env = "AUTHZ_POLICY_INFO_LOGGING", value_name = "BOOL", default_value_t = false, action = clap::ArgAction::Set)]
-    pub(crate) policy_info_logging: bool,
-    /// Set inside Kubernetes, where an agent must not hold the mesh's root
-    #[arg(long, env = "KUBERNETES_SERVICE_HOST", hide = true)]
-    pub(crate) kubernetes_service_host: Option<String>,
-}
-
-#[derive(ValueEnum, Serialize, Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Mode {
-    Shared,
-    Dedicated,
-}
-
-#[derive(ValueEnum, Serialize, Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum NoDowngrade {
-    Enforce,
-    Count,
-}
-
-#[derive(ValueEnum, Serialize, Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum OriginalSource {
-    Auto,
-    True,
-    False,
-}
-
-#[derive(ValueEnum, Serialize, Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Format {
-    Plain,
-    Json,
-}
-
-impl From<Format> for LogFormat {
-    fn from(format: Format) -> Self {
-        match format {
-            Format::Plain => Self::Plain,
-            Format::Json => Self::Json,
-        }
+impl Cli {
+    /// The command and its settings, from `args` and what the process finds around it.
+    ///
+    /// Which source wins: a flag, its environment name, `PROXY_CONFIG`, the mesh file, the default.
+    ///
+    /// **Errors**: see [`ReadError`].
+    pub(crate) fn read<I, T>(args: I, environment: &Environment) -> Result<Self, ReadError>
+    where
+        I: IntoIterator<Item = T>,
+        T: Into<std::ffi::OsString> + Clone,
+    {
+        let matches = Self::command().try_get_matches_from(args)?;
+        let mut cli = Self::from_arg_matches(&matches)?;
+        let (settings, matches) = match (&mut cli.command, matches.subcommand()) {
+            (None, _) => (&mut cli.settings, &matches),
+            (Some(Command::Proxy(proxy)), Some((_, matches))) => (&mut proxy.settings, matches),
+            (Some(Command::Release(settings)), Some((_, matches))) => (&mut **settings, matches),
+            _ => return Ok(cli),
+        };
+        settings.complete(environment, &|id| {
+            matches!(matches.value_source(id), None | Some(ValueSource::DefaultValue))
+        })?;
+        Ok(cli)
     }
 }
 
-/// `ns/name/sa`.
-#[derive(Serialize, Clone, Debug, PartialEq, Eq)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct WorkloadInfo {
-    pub(crate) namespace: String,
-    pub(crate) name: String,
-    pub(crate) service_account: String,
-}
-
-impl std::str::FromStr for WorkloadInfo {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text.split('/').collect::<Vec<_>>()[..] {
-            [ns, name, sa] if ![ns, name, sa].contains(&"") => {
-                Ok(Self { namespace: ns.into(), name: name.into(), service_account: sa.into() })
-            }
-            _ => Err("write namespace/name/service-account, for example shop/cart-0/cart".into()),
-        }
-    }
-}
-
-/// `ns/name=path`.
-#[derive(Serialize, Clone, Debug, PartialEq, Eq)]
-pub(crate) struct PodPath {
-    pub(crate) pod: String,
-    pub(crate) path: PathBuf,
-}
-
-impl std::str::FromStr for PodPath {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text.split_once('=') {
-            Some((pod, path))
-                if pod.split('/').filter(|part| !part.is_empty()).count() == 2 && !path.is_empty() =>
-            {
-                Ok(Self { pod: pod.into(), path: path.into() })
-            }
-            _ => Err("write namespace/name=path, for example shop/cart-0=/run/netns/cart-0".into()),
-        }
-    }
-}
-
-/// `250ms`, `10s`, `5m`, `24h`.
-pub(crate) fn duration(text: &str) -> Result<Duration, String> {
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let millis = match unit {
-        "ms" => 1,
-        "s" => 1_000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        _ => return Err("write a number and ms, s, m or h, for example 10s".into()),
-    };
-    let number: u64 = number.parse().map_err(|_| "write a number and ms, s, m or h, for example 10s")?;
-    number.checked_mul(millis).map(Duration::from_millis).ok_or_else(|| "the time is too long".into())
-}
-
-/// An address that only this network namespace can reach.
-fn loopback(text: &str) -> Result<SocketAddr, String> {
-    let addr: SocketAddr =
-        text.parse().map_err(|_| "write an address and a port, for example 127.0.0.1:15000")?;
-    if addr.ip().is_loopback() {
-        Ok(addr)
-    } else {
-        Err("the admin pages change the agent: choose an address of loopback".into())
-    }
-}
-
-/// `4`, `25%`, `0`.
-fn worker_threads(text: &str) -> Result<usize, String> {
-    let cores = cores();
-    let wrong = |_| "write a number of threads, 0 for all cores, or a share such as 25%".to_owned();
-    match text.strip_suffix('%') {
-        Some(share) => {
-            share.parse().map(|share: usize| (cores * share).div_ceil(100).clamp(1, cores)).map_err(wrong)
-        }
-        None => text.parse().map(|n| if n == 0 { cores } else { n }).map_err(wrong),
-    }
-}
-
-fn cores() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
+/// Why the settings cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ReadError {
+    /// A flag, or its environment name; also the wish for help.
+    #[error(transparent)]
+    Usage(#[from] clap::Error),
+    /// What is told beside them.
+    #[error("{}", .0.join("\n"))]
+    Told(Vec<String>),
 }
 
 impl Settings {
+    /// Adds what is told beside flags, where a setting `is_open`.
+    fn complete(
+        &mut self,
+        environment: &Environment,
+        is_open: &dyn Fn(&str) -> bool,
+    ) -> Result<(), ReadError> {
+        let told =
+            Told::read(environment, self.control_plane.proxy_config.as_deref()).map_err(ReadError::Told)?;
+        if let Some(port) = told.stats_port.filter(|_| is_open("stats_addr")) {
+            self.process.stats_addr.set_port(port);
+        }
+        if let Some(port) = told.admin_port.filter(|_| is_open("admin_addr")) {
+            self.process.admin_addr.iter_mut().for_each(|addr| addr.set_port(port));
+        }
+        if let Some(threads) = told.concurrency.filter(|_| is_open("worker_threads")) {
+            self.process.worker_threads = Some(threads.to_string());
+        }
+        if let Some(domain) = told.trust_domain.clone().filter(|_| is_open("trust_domain")) {
+            self.identity.trust_domain = domain;
+        }
+        if is_open("trust_domain_aliases") {
+            self.control_plane.trust_domain_aliases.clone_from(&told.trust_domain_aliases);
+        }
+        if let Some(id) = told.metadata_text("CLUSTER_ID").filter(|_| is_open("cluster_id")) {
+            self.source.istio_meta_cluster_id.get_or_insert_with(|| id.to_owned());
+        }
+        self.control_plane.told = told;
+        Ok(())
+    }
+
+    /// Where the mesh's state comes from.
+    pub(crate) fn discovery(&self) -> Discovery {
+        self.control_plane.discovery(&self.source.config, self.in_kubernetes())
+    }
+
+    /// Who signs the workloads' certificates.
+    pub(crate) fn authority(&self) -> Authority {
+        self.control_plane.authority(&self.discovery(), self.in_kubernetes())
+    }
+
+    fn in_kubernetes(&self) -> bool {
+        self.process.kubernetes_service_host.is_some()
+    }
+
+    /// Settings of the reference node proxy that were made and that this agent does not follow, one line each.
+    pub(crate) fn unsupported(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        let mut unless = |follows: bool, line: &str| {
+            if !follows {
+                lines.push(line.to_owned());
+            }
+        };
+        let process = &self.process;
+        unless(
+            process.enable_proxy,
+            "ENABLE_PROXY=false is not supported: this agent always carries traffic",
+        );
+        unless(!process.tls12, "TLS12_ENABLED=true is not supported: peers need TLS 1.3");
+        unless(!process.socks5, "UNSTABLE_ENABLE_SOCKS5=true is not supported: there is no SOCKS5 server");
+        if let Some(policy) = &process.compliance_policy {
+            lines.push(format!("COMPLIANCE_POLICY={policy} is not supported: TLS 1.3 with this agent's key exchanges and ciphers is used"));
+        }
+        lines
+    }
+
     /// What only several settings together can get wrong.
     pub(crate) fn problems(&self) -> Vec<String> {
-        let mut problems = Vec::new();
-        if self.process.kubernetes_service_host.is_some() {
+        let mut problems = self.control_plane.problems(self.in_kubernetes());
+        if self.process.fake_ca {
             problems.push(
-                "KUBERNETES_SERVICE_HOST is set: with the embedded CA this agent would hold the mesh's root key inside \
-                 Kubernetes; run it outside a pod, or unset the variable if this is no cluster"
+                "FAKE_CA is true: certificates that nobody signed prove nothing; unset it, or use the embedded CA outside \
+                 Kubernetes"
                     .into(),
             );
         }
@@ -480,8 +257,7 @@ impl Settings {
     }
 
     pub(crate) fn workers(&self) -> usize {
-        let cores = cores();
-        self.process.worker_threads.unwrap_or(if cores <= 4 { 1 } else { cores.div_ceil(4) })
+        self.process.workers()
     }
 
     pub(crate) fn http2(&self) -> Http2 {
@@ -505,9 +281,10 @@ impl Settings {
     /// What is never sent in plaintext.
     pub(crate) fn no_downgrade(&self) -> model::NoDowngrade {
         model::NoDowngrade {
-            mode: match self.source.no_downgrade {
-                NoDowngrade::Enforce => model::DowngradeMode::Enforce,
-                NoDowngrade::Count => model::DowngradeMode::Count,
+            mode: match (self.source.no_downgrade, self.discovery()) {
+                (Some(NoDowngrade::Enforce), _) => model::DowngradeMode::Enforce,
+                (Some(NoDowngrade::Count), _) | (None, Discovery::Xds(_)) => model::DowngradeMode::Count,
+                (None, _) => model::DowngradeMode::Enforce,
             },
             pod_ranges: self.source.pod_range.clone(),
             service_ranges: self.source.service_range.clone(),
@@ -533,42 +310,71 @@ impl Settings {
     }
 }
 
-impl Lifecycle {
-    /// How long open connections get: as told, or what a grace period leaves, or 5 s.
-    pub(crate) fn deadline(&self) -> Duration {
-        let of_grace = |n: u64| Duration::from_secs(if n > 10 { n - 5 } else { n.saturating_sub(1).max(1) });
-        let told = self.termination_deadline.or(self.grace_period.map(of_grace));
-        told.unwrap_or(Duration::from_secs(5))
-    }
-}
-
-impl Source {
-    pub(crate) fn cluster_id(&self) -> &str {
-        self.istio_meta_cluster_id.as_deref().unwrap_or(&self.cluster_id)
-    }
-}
-
-impl Capture {
-    /// What only several settings together can get wrong.
-    pub(crate) fn problems(&self) -> Vec<String> {
-        let lacks_workload = self.mode == Mode::Dedicated && self.workload.is_none();
-        let told = "dedicated mode needs --workload NAMESPACE/NAME/SERVICE-ACCOUNT (PROXY_WORKLOAD_INFO)";
-        lacks_workload.then(|| told.to_owned()).into_iter().collect()
-    }
-
-    pub(crate) fn netns_overrides(&self) -> HashMap<String, PathBuf> {
-        self.pods.iter().map(|p| (p.pod.clone(), p.path.clone())).collect()
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use super::values::{PodPath, WorkloadInfo};
     use super::*;
 
     #[test]
     fn the_command_line_is_sound() {
         use clap::CommandFactory;
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_arguments_of_the_reference_chart_are_taken() {
+        let of = |args: &[&str]| Cli::read(["ztunnel"].iter().chain(args), &Environment::default());
+        for args in [&["proxy", "ztunnel"][..], &["proxy"], &["version"]] {
+            assert!(of(args).is_ok(), "{args:?}");
+        }
+        assert!(of(&["proxy", "sidecar"]).is_err());
+        assert!(matches!(of(&["help"]), Err(ReadError::Usage(e)) if e.exit_code() == 0));
+    }
+
+    #[test]
+    fn what_is_not_supported_is_named() {
+        let of = |args: &[&str]| {
+            let cli = Cli::read(["ztunnel"].iter().chain(args), &Environment::default());
+            cli.unwrap().settings.unsupported().concat()
+        };
+        assert_eq!(of(&[]), "");
+        for (args, name) in [
+            (["--tls12", "true"], "TLS12_ENABLED=true"),
+            (["--enable-proxy", "false"], "ENABLE_PROXY=false"),
+            (["--socks5", "true"], "UNSTABLE_ENABLE_SOCKS5=true"),
+            (["--compliance-policy", "fips-140-2"], "COMPLIANCE_POLICY=fips-140-2"),
+        ] {
+            assert!(of(&args).starts_with(name), "{args:?}");
+        }
+        let fake = Cli::read(["ztunnel", "--fake-ca", "true"], &Environment::default()).unwrap().settings;
+        assert!(fake.problems().concat().contains("FAKE_CA"));
+    }
+
+    #[test]
+    fn threads_follow_what_the_container_may_use() {
+        let of = |args: &[&str]| {
+            let args = ["ztunnel", "--cpu-limit", "8"].iter().chain(args);
+            Cli::read(args, &Environment::default())
+                .map_err(|e| e.to_string())
+                .map(|cli| cli.settings.workers())
+        };
+        for (args, want) in [
+            (&[][..], 2),
+            (&["--worker-threads", "0"], 8),
+            (&["--worker-threads", "50%"], 4),
+            (&["--worker-threads", "3"], 3),
+            (&["--resource-cpu-limit", "1500m"], 2),
+            (&["--resource-cpu-limit", "1", "--resource-cpu-request", "2.5"], 3),
+            (&["--resource-cpu-request", "200m"], 2),
+        ] {
+            assert_eq!(of(args), Ok(want), "{args:?}");
+        }
+        for bad in ["--worker-threads=x", "--worker-threads=-1", "--cpu-limit=0", "--resource-cpu-limit=1Gi"]
+        {
+            assert!(of(&[bad]).is_err(), "{bad}");
+        }
     }
 
     #[test]
