@@ -230,6 +230,12 @@ impl Settings {
             );
         }
         problems.extend(self.capture.problems());
+        if http::HeaderValue::try_from(self.source.cluster_id()).is_err() {
+            problems.push(
+                "the cluster id (CLUSTER_ID, ISTIO_META_CLUSTER_ID) has characters that no header may have"
+                    .into(),
+            );
+        }
         if !self.capture.ipv6 {
             for (name, addr) in
                 [("--stats-addr", self.process.stats_addr), ("--ready-addr", self.process.ready_addr)]

@@ -8,6 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use culvert_common::grpc::{self, Target};
 use http::{HeaderName, HeaderValue, Uri};
 use serde::{Serialize, Serializer};
 use serde_json::{Map, Value};
@@ -131,6 +132,27 @@ pub(crate) struct Server {
     pub(crate) token: Option<Token>,
     /// For each call, beside the token and the cluster's id.
     pub(crate) headers: Vec<(HeaderName, HeaderValue)>,
+}
+
+impl Server {
+    /// What a connection to it needs; `cluster` is this cluster's id.
+    pub(crate) fn target(&self, cluster: &str) -> Target {
+        let id = HeaderValue::try_from(cluster).ok().map(|id| (HeaderName::from_static("clusterid"), id));
+        Target {
+            address: self.address.clone(),
+            roots: match &self.roots {
+                Roots::File(path) => grpc::Roots::File(path.clone()),
+                Roots::Pem(pem) => grpc::Roots::Pem(pem.clone()),
+                Roots::System => grpc::Roots::System,
+            },
+            alternative_host: self.alternative_host.clone(),
+            token: self.token.clone().map(|token| match token {
+                Token::File(path) => grpc::Token::File(path),
+                Token::Literal(text) => grpc::Token::Literal(grpc::Secret::new(text)),
+            }),
+            headers: id.into_iter().chain(self.headers.clone()).collect(),
+        }
+    }
 }
 
 /// `XDS_ADDRESS`: a server, or none at all.

@@ -120,3 +120,19 @@ fn dns_is_captured_unless_told_otherwise() {
     assert_eq!(dns_address("[::1]:53"), Ok(DnsAddress::At("[::1]:53".parse().unwrap())));
     assert!(dns_address("localhost").is_err() && dns_address("53").is_err());
 }
+
+#[test]
+fn a_server_is_told_the_cluster() {
+    let settings = settings(&["--xds-address", "h:1", "--cluster-id", "c1"], &[("XDS_HEADER_x-key", "v")]);
+    let Discovery::Xds(server) = settings.discovery() else { panic!("no server") };
+    let headers = server.target(settings.source.cluster_id()).headers;
+    let names: Vec<_> = headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect();
+    assert_eq!(names, [("clusterid", b"c1".as_slice()), ("x-key", b"v")]);
+    assert!(
+        !Cli::read(["ztunnel", "--cluster-id", "a\nb"], &Environment::default())
+            .unwrap()
+            .settings
+            .problems()
+            .is_empty()
+    );
+}
