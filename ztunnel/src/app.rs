@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use culvert_common::admin::{Readiness, serve_admin, serve_readiness, serve_stats};
 use culvert_common::hbone::budget::Budget;
-use culvert_common::identity::{Ca, CaError, Certs, EmbeddedCa, EmbeddedOptions};
+use culvert_common::identity::CaError;
 use culvert_common::net::socket::Keepalive;
 use culvert_common::source::file::{self, FileSource, LoadError, ReloadOutcome};
 use culvert_common::source::kube;
@@ -19,12 +19,12 @@ use culvert_common::task::Scope;
 use culvert_common::telemetry::Metrics;
 use culvert_common::telemetry::Telemetry;
 use culvert_common::telemetry::{self, LoggingError};
-use culvert_common::types::SystemClock;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
 use crate::admin::{self, AdminSettings, Stop, Stopping};
+use crate::authority;
 use crate::enroll::{self, Enroll, EnrollOptions, Peers};
 use crate::inpod::{Ask, Dialer, ListenSettings, Pods, PodsOptions};
 use crate::pages::{PageSocket, PageSockets};
@@ -345,12 +345,10 @@ fn spawn_admin(
 
 fn shared(settings: &Settings, telemetry: Arc<Telemetry>) -> Result<Arc<Shared>, AppError> {
     let (identity, tunnel) = (&settings.identity, &settings.tunnel);
-    let options =
-        EmbeddedOptions { ttl: identity.secret_ttl, ..EmbeddedOptions::new(&identity.trust_domain) };
-    let ca = EmbeddedCa::open_or_create(&identity.ca_dir, options)?;
     Ok(Arc::new(Shared {
         state: State::with(settings.no_downgrade()),
-        certs: Certs::new(Ca::Embedded(ca), Arc::new(SystemClock)),
+        certs: authority::certificates(settings)?,
+        certificate_wait: identity.certificate_wait,
         telemetry,
         served: Served::default(),
         budget: Budget::new(settings.memory_budget()),

@@ -33,7 +33,7 @@ use crate::admission::{Admitted, Refused};
 use crate::connections::{Closed, Entry, Kind, Open};
 use crate::outbound::orderly;
 use crate::permit::{Denied, held, is_for_now, permit};
-use crate::shared::{CERTIFICATE_WAIT, Pod, Shared, denial_id, failed};
+use crate::shared::{Pod, Shared, denial_id, failed};
 use crate::worker::Worker;
 
 /// What all streams of a tunnel have in common.
@@ -73,19 +73,19 @@ pub(crate) async fn serve(worker: &Rc<Worker>, pod: &Arc<Pod>, tcp: TcpStream, s
         Ok(addr) => SocketAddr::new(addr.ip().to_canonical(), addr.port()),
         Err(error) => return early(None, failed(ResponseFlag::Connect, error)),
     };
-    let certificate = match shared.certs.wait(&workload.identity, CERTIFICATE_WAIT).await {
-        Ok(certificate) => certificate,
-        Err(error) => {
-            count(Handshake::NoCertificate);
-            return early(Some(met), failed(ResponseFlag::Identity, error));
-        }
-    };
     let handshaking = match pod.admission.handshake(src.ip()) {
         Ok(handshaking) => handshaking,
         Err(refused) => {
             let _gone = set_reset_on_drop(&tcp, true);
             drop(tcp);
             return shared.refused(Reporter::Destination, pod, src, refused);
+        }
+    };
+    let certificate = match shared.certs.wait(&workload.identity, shared.certificate_wait).await {
+        Ok(certificate) => certificate,
+        Err(error) => {
+            count(Handshake::NoCertificate);
+            return early(Some(met), failed(ResponseFlag::Identity, error));
         }
     };
     let tls = certificate.server_config();

@@ -5,6 +5,7 @@
 mod admin;
 mod admission;
 mod app;
+mod authority;
 mod connections;
 mod enroll;
 mod inbound;

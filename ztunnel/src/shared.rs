@@ -37,6 +37,8 @@ pub(crate) struct Shared {
     pub(crate) hurried: Limits,
     /// How long a connection waits for its destination to be captured or known.
     pub(crate) hold: Duration,
+    /// How long a connection waits for the first certificate of its pod.
+    pub(crate) certificate_wait: Duration,
     pub(crate) mark: u32,
     pub(crate) keepalive: Option<Keepalive>,
     pub(crate) response_baggage: bool,
@@ -79,9 +81,6 @@ impl Shared {
 pub(crate) fn failed(flag: ResponseFlag, error: impl ToString) -> Failure {
     Failure { flag, error: error.to_string(), denial: None }
 }
-
-/// How long a connection waits for a certificate of its pod.
-pub(crate) const CERTIFICATE_WAIT: Duration = Duration::from_secs(10);
 
 /// How long a connection waits for its pod's workload: the state may be later than the pod.
 const WORKLOAD_WAIT: Duration = Duration::from_secs(5);

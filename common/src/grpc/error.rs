@@ -297,6 +297,13 @@ pub enum CallError {
 }
 
 impl CallError {
+    /// Whether the server understood and said no; otherwise it may do what was asked when it is back, or less busy.
+    pub fn is_refusal(&self) -> bool {
+        const PASSING: [&str; 6] =
+            ["CANCELLED", "UNKNOWN", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED", "UNAVAILABLE"];
+        matches!(self, Self::Status { code, .. } if !PASSING.contains(&code.name()))
+    }
+
     /// A word for metrics; one of few.
     pub fn reason(&self) -> &'static str {
         match self {

@@ -17,4 +17,4 @@ mod target;
 pub use call::{Channel, Requests, Responses};
 pub use connect::connect;
 pub use error::{CallError, Code, ConnectError, TargetError};
-pub use target::{Limits, Roots, Secret, Target, Token};
+pub use target::{Limits, Roots, Secret, Stamp, Target, Token};

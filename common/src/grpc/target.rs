@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io::Read as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -73,6 +74,13 @@ impl Roots {
         Ok(store)
     }
 
+    /// What changes when the file is replaced; `None` where there is no file, or it cannot be looked at.
+    pub fn stamp(&self) -> Option<Stamp> {
+        let Self::File(path) = self else { return None };
+        let meta = std::fs::metadata(path).ok()?;
+        Some(Stamp([meta.dev(), meta.ino(), meta.len()], meta.mtime(), meta.mtime_nsec()))
+    }
+
     /// Where they come from, for messages.
     pub(super) fn describe(&self) -> String {
         match self {
@@ -91,6 +99,10 @@ fn add(store: &mut RootCertStore, pem: &[u8], from: &str) -> Result<(), TargetEr
     }
     Ok(())
 }
+
+/// One version of a file, as far as its directory entry tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stamp([u64; 3], i64, i64);
 
 /// A bearer token.
 #[derive(Clone, Debug)]

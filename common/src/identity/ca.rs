@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use base64::Engine as _;
@@ -10,9 +11,11 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::time::Instant;
 use zeroize::{Zeroize, Zeroizing};
 
+use crate::grpc::{CallError, ConnectError};
 use crate::types::SpiffeId;
 
 use super::embedded::EmbeddedCa;
+use super::istio::IstioCa;
 use super::peer::PeerIdentityError;
 
 /// A certificate authority.
@@ -20,6 +23,8 @@ use super::peer::PeerIdentityError;
 pub enum Ca {
     /// Roots of our own in a local directory.
     Embedded(EmbeddedCa),
+    /// A server that speaks Istio's protocol.
+    Istio(IstioCa),
 }
 
 impl Ca {
@@ -30,6 +35,7 @@ impl Ca {
     pub fn refresh(&self, now: Instant) -> Option<Result<bool, CaError>> {
         match self {
             Self::Embedded(ca) => Some(ca.refresh(now)),
+            Self::Istio(_) => None,
         }
     }
 
@@ -40,6 +46,7 @@ impl Ca {
     pub async fn issue(&self, id: &SpiffeId) -> Result<Issued, CaError> {
         match self {
             Self::Embedded(ca) => ca.issue(id),
+            Self::Istio(ca) => ca.issue(id).await,
         }
     }
 }
@@ -230,6 +237,20 @@ pub enum CaError {
         /// What is wrong with it.
         seen: String,
     },
+    /// There is no connection to the authority.
+    #[error("the CA cannot be reached")]
+    Connect {
+        /// Stage and reason; shared by all who waited for the one attempt.
+        source: Arc<ConnectError>,
+    },
+    /// The authority refused, or its answer did not arrive.
+    #[error("the CA did not issue a certificate of {id}")]
+    Call {
+        /// Identity asked for.
+        id: SpiffeId,
+        /// The authority's words, or what became of the connection.
+        source: Box<CallError>,
+    },
     /// The authority did not answer in time.
     #[error("the CA did not answer within {limit:?}; check that it is reachable")]
     Timeout {
@@ -239,6 +260,40 @@ pub enum CaError {
     /// The code that asked the authority ended without an answer.
     #[error("the request to the CA ended without an answer; see the log for a panic")]
     Aborted,
+}
+
+impl CaError {
+    /// Whether the authority has answered, with a refusal or with what cannot be used.
+    pub fn is_answer(&self) -> bool {
+        match self {
+            Self::Connect { .. } | Self::Timeout { .. } | Self::Random | Self::Aborted => false,
+            Self::Call { source, .. } => source.is_refusal(),
+            _ => true,
+        }
+    }
+
+    /// A word for metrics; one of few.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Connect { source } => source.reason(),
+            Self::Call { source, .. } => source.reason(),
+            Self::Timeout { .. } => "timeout",
+            Self::WrongIdentity { .. } => "wrong_identity",
+            Self::NotValidNow { .. } => "not_valid_now",
+            Self::Unusable { .. } => "unusable",
+            Self::TrustDomain { .. } => "trust_domain",
+            Self::Directory { .. }
+            | Self::File { .. }
+            | Self::UnsafeFile { .. }
+            | Self::Content { .. }
+            | Self::RootNotValid { .. }
+            | Self::Sign { .. }
+            | Self::SignRoot(_)
+            | Self::Request { .. }
+            | Self::Service { .. } => "embedded",
+            Self::Random | Self::Aborted => "internal",
+        }
+    }
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::types::{Clock, SpiffeId};
 
 use super::ca::{Ca, CaError};
-use super::schedule::{Look, Moment, Schedule};
+use super::schedule::{Failed, Look, Moment, Schedule};
 pub use super::workload::WorkloadCert;
 
 /// Longest answer of a CA.
@@ -73,6 +73,8 @@ pub struct CertStatus {
     pub not_after: Option<SystemTime>,
     /// Why the last fetch failed, also while an older certificate still serves.
     pub error: Option<String>,
+    /// That failure was the authority's answer, not its absence.
+    pub is_refused: bool,
 }
 
 /// Whether an identity can be used.
@@ -117,7 +119,11 @@ impl Certs {
     ///
     /// An identity outside the wanted set is fetched too, and forgotten when its renewal is due.
     ///
-    /// **Errors**: none in time; or at once while the last attempt failed (the next one runs in the background).
+    /// While none has ever come, failures are waited through: a new pod is not known everywhere at once, and a CA comes
+    /// back. Attempts are then 2 s apart at most.
+    ///
+    /// **Errors**: none in time, with the last failure if there was one; at once where the last certificate has expired and
+    /// its renewal failed (the next attempt runs in the background).
     /// **Cancel safety**: a dropped call only gives up its place.
     pub async fn wait(&self, id: &SpiffeId, limit: Duration) -> Result<Arc<WorkloadCert>, IdentityError> {
         let mut look = self.schedule().ask(id, self.clock.now());
@@ -128,7 +134,7 @@ impl Certs {
                     Look::Failed(reason) => {
                         return Err(IdentityError::Unavailable {
                             id: id.clone(),
-                            reason: reason.to_string(),
+                            reason: reason.text.clone(),
                         });
                     }
                     Look::Unknown => return Err(IdentityError::Forgotten { id: id.clone() }),
@@ -141,9 +147,14 @@ impl Certs {
                 look = self.schedule().look(id, self.clock.now());
             }
         };
-        timeout(limit, waiting)
-            .await
-            .unwrap_or_else(|_| Err(IdentityError::Timeout { id: id.clone(), limit }))
+        timeout(limit, waiting).await.unwrap_or_else(|_| {
+            let failed = self.schedule().reason(id);
+            let id = id.clone();
+            Err(match failed {
+                Some(failed) => IdentityError::Unavailable { id, reason: failed.text.clone() },
+                None => IdentityError::Timeout { id, limit },
+            })
+        })
     }
 
     /// Sets the identities of this node's pods: fetched ahead and renewed. All others are forgotten.
@@ -245,15 +256,27 @@ impl Certs {
             Err(error) => (error.id(), Err(CaError::Aborted)),
         };
         let Some(id) = running.remove(&task) else { return };
-        match &fetched {
-            Ok(cert) => tracing::debug!(identity = %id, not_after = ?cert.not_after, "certificate issued"),
-            Err(error) => tracing::warn!(identity = %id, error = chain(error), "no new certificate"),
-        }
-        let fetched = fetched.map_err(|error| chain(&error));
+        let fetched = fetched
+            .inspect(
+                |cert| tracing::debug!(identity = %id, not_after = ?cert.not_after, "certificate issued"),
+            )
+            .map_err(|error| self.failed(&id, &error));
         let now = self.now();
         if self.schedule().finish(&id, fetched, now, random()) {
             self.trust.send_modify(|revision| *revision += 1);
         }
+    }
+
+    /// Logged when it is told the first time: a CA that is away is away for all identities, and for many attempts.
+    fn failed(&self, id: &SpiffeId, error: &CaError) -> Failed {
+        let failed = Failed { text: chain(error), is_answer: error.is_answer() };
+        let before = self.schedule().reason(id);
+        if before.as_deref() == Some(&failed) {
+            tracing::debug!(identity = %id, error = failed.text, "still no new certificate");
+        } else {
+            tracing::warn!(identity = %id, error = failed.text, "no new certificate; it is asked for again");
+        }
+        failed
     }
 
     fn start_next(&self) -> Option<SpiffeId> {

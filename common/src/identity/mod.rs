@@ -1,6 +1,7 @@
 //! Who a workload is, and how it proves it: certificates of the local workloads and checks of the peers'.
 //!
-//! - `ca`: where certificates come from. `embedded`: roots kept in a local directory (`root_dir`).
+//! - `ca`: where certificates come from. `embedded`: roots kept in a local directory (`root_dir`). `istio`: a server
+//!   that speaks Istio's certificate protocol (`messages`).
 //! - `certs`: one certificate per local identity, issued ahead and renewed early. `schedule` decides what is
 //!   issued when and does no I/O; start reading there.
 //! - `trust`: the roots that came with a certificate, to look at tunnels again when they change.
@@ -17,9 +18,11 @@
 pub mod ca;
 pub mod certs;
 pub mod embedded;
+pub mod istio;
 pub mod tls;
 
 mod describe;
+mod messages;
 mod peer;
 mod root_dir;
 mod schedule;
@@ -34,6 +37,7 @@ pub use ca::{Ca, CaError, Issued};
 pub use certs::{CertState, CertStatus, Certs, IdentityError, WorkloadCert};
 pub use describe::Described;
 pub use embedded::{EmbeddedCa, EmbeddedOptions};
+pub use istio::{IstioCa, IstioOptions};
 pub use peer::Role;
 pub use service::CertificateService;
 pub use tls::{PeerCertificate, PeerIdentityError, peer_certificate, peer_identity};

@@ -18,6 +18,8 @@ pub(super) const PARALLEL_MAX: usize = 8;
 const BACKOFF_MIN: Duration = Duration::from_secs(1);
 /// Longest pause, before jitter.
 const BACKOFF_MAX: Duration = Duration::from_secs(150);
+/// Longest pause, before jitter, while connections are held for a first certificate.
+const BACKOFF_HELD: Duration = Duration::from_secs(2);
 
 /// One moment on both clocks: certificates live by the wall clock, pauses must not follow its jumps.
 #[derive(Clone, Copy, Debug)]
@@ -43,9 +45,18 @@ struct Entry {
     is_outdated: bool,
     failures: u32,
     /// Why the last fetch failed; none after a success.
-    reason: Option<Arc<str>>,
+    reason: Option<Arc<Failed>>,
     /// Told after each fetch. Its receivers are those who wait.
     done: watch::Sender<()>,
+}
+
+/// Why a fetch failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Failed {
+    /// For people.
+    pub(super) text: String,
+    /// The authority was asked and said no, or gave what cannot be used: waiting for it to come back is no remedy.
+    pub(super) is_answer: bool,
 }
 
 /// When the next fetch begins.
@@ -54,13 +65,14 @@ enum Next {
     Now,
     Running,
     Renew(SystemTime),
-    Retry(Instant),
+    /// The usual pause, and that while connections are held.
+    Retry(Instant, Instant),
 }
 
 /// What a caller who needs a certificate finds.
 pub(super) enum Look {
     Ready(Arc<WorkloadCert>),
-    Failed(Arc<str>),
+    Failed(Arc<Failed>),
     Pending(watch::Receiver<()>),
     Unknown,
 }
@@ -91,6 +103,11 @@ impl Entry {
         self.done.receiver_count() > 0
     }
 
+    /// Somebody waits for the first one. It may come with any attempt: a new pod is not known everywhere at once.
+    fn is_held(&self) -> bool {
+        self.has_waiters() && !self.served
+    }
+
     fn is_running(&self) -> bool {
         matches!(self.next, Next::Running)
     }
@@ -103,7 +120,8 @@ impl Entry {
             // Set back to before its start: peers whose clocks were right all the time take it for not valid yet.
             Next::Renew(_) if self.starts_after(now.wall) => Some(Duration::ZERO),
             Next::Renew(at) => Some(at.duration_since(now.wall).unwrap_or_default()),
-            Next::Retry(at) => Some(at.saturating_duration_since(now.steady)),
+            Next::Retry(_, held) if self.is_held() => Some(held.saturating_duration_since(now.steady)),
+            Next::Retry(at, _) => Some(at.saturating_duration_since(now.steady)),
         }
     }
 }
@@ -119,9 +137,14 @@ impl Schedule {
         let Some(entry) = self.entries.get(id) else { return Look::Unknown };
         match (entry.valid(wall), &entry.reason) {
             (Some(cert), _) => Look::Ready(cert.clone()),
-            (None, Some(reason)) => Look::Failed(reason.clone()),
-            (None, None) => Look::Pending(entry.done.subscribe()),
+            (None, Some(reason)) if entry.served => Look::Failed(reason.clone()),
+            (None, _) => Look::Pending(entry.done.subscribe()),
         }
+    }
+
+    /// Why the last fetch for `id` failed.
+    pub(super) fn reason(&self, id: &SpiffeId) -> Option<Arc<Failed>> {
+        self.entries.get(id)?.reason.clone()
     }
 
     /// As [`Schedule::look`]; an identity that is not known is from now on fetched.
@@ -181,7 +204,7 @@ impl Schedule {
         for entry in self.entries.values_mut() {
             match entry.next {
                 Next::Running => entry.is_outdated = true,
-                Next::Now | Next::Renew(_) | Next::Retry(_) => entry.next = Next::Now,
+                Next::Now | Next::Renew(_) | Next::Retry(..) => entry.next = Next::Now,
             }
         }
     }
@@ -191,7 +214,7 @@ impl Schedule {
     pub(super) fn finish(
         &mut self,
         id: &SpiffeId,
-        fetched: Result<WorkloadCert, String>,
+        fetched: Result<WorkloadCert, Failed>,
         now: Moment,
         random: f64,
     ) -> bool {
@@ -210,7 +233,9 @@ impl Schedule {
                 let left =
                     entry.valid(now.wall).and_then(|cert| cert.not_after.duration_since(now.wall).ok());
                 let pause = backoff(entry.failures, random);
-                entry.next = Next::Retry(now.steady + left.map_or(pause, |left| pause.min(left)));
+                let held = BACKOFF_HELD.mul_f64(0.8 + 0.4 * random).min(pause);
+                let at = now.steady + left.map_or(pause, |left| pause.min(left));
+                entry.next = Next::Retry(at, now.steady + held);
                 entry.failures = entry.failures.saturating_add(1);
                 entry.reason = Some(reason.into());
             }
@@ -243,7 +268,8 @@ impl Schedule {
                     (None, None) => CertState::Initializing,
                 },
                 not_after: entry.cert.as_ref().map(|cert| cert.not_after),
-                error: entry.reason.as_deref().map(str::to_owned),
+                error: entry.reason.as_ref().map(|failed| failed.text.clone()),
+                is_refused: entry.reason.as_ref().is_some_and(|failed| failed.is_answer),
             })
             .collect();
         all.sort_by(|a, b| a.identity.cmp(&b.identity));
@@ -257,10 +283,8 @@ impl Schedule {
             .iter()
             .filter(|(_, entry)| entry.wanted && !entry.served)
             .map(|(id, entry)| {
-                (
-                    id.clone(),
-                    entry.reason.as_deref().unwrap_or("waiting for the first certificate").to_owned(),
-                )
+                let waiting = "waiting for the first certificate";
+                (id.clone(), entry.reason.as_ref().map_or(waiting, |failed| &failed.text).to_owned())
             })
             .collect();
         missing.sort();

@@ -3,7 +3,7 @@
 //! One method, `istio.v1.auth.IstioCertificateService/CreateCertificate`. Only listed identities are signed for, whoever
 //! asks: for a benchmark or a test on one machine, where whoever reaches it could read the root's key as well.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,13 +19,11 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
 use super::ca::{self, CaError};
+use super::messages::{Asked, IMPERSONATED, METHOD, Reply};
 use super::{EmbeddedCa, tls};
 use crate::task::Scope;
 use crate::types::SpiffeId;
 
-const METHOD: &str = "/istio.v1.auth.IstioCertificateService/CreateCertificate";
-/// Where the reference node proxy says for whom it asks.
-const IMPERSONATED: &str = "ImpersonatedIdentity";
 const HANDSHAKE_MAX: Duration = Duration::from_secs(5);
 const REQUEST_MAX: Duration = Duration::from_secs(10);
 /// A request for a P-256 key has about 600 bytes.
@@ -196,36 +194,6 @@ fn framed(reply: &Reply) -> Bytes {
     bytes.put_u32(u32::try_from(reply.encoded_len()).unwrap_or(u32::MAX));
     bytes.extend_from_slice(&reply.encode_to_vec());
     bytes.freeze()
-}
-
-/// `IstioCertificateRequest`; the asked validity is not looked at.
-#[derive(Clone, PartialEq, Message)]
-struct Asked {
-    #[prost(string, tag = "1")]
-    csr: String,
-    #[prost(message, optional, tag = "4")]
-    metadata: Option<Metadata>,
-}
-
-/// `google.protobuf.Struct`.
-#[derive(Clone, PartialEq, Message)]
-struct Metadata {
-    #[prost(map = "string, message", tag = "1")]
-    fields: HashMap<String, Text>,
-}
-
-/// `google.protobuf.Value`, if it is a string.
-#[derive(Clone, PartialEq, Message)]
-struct Text {
-    #[prost(string, tag = "3")]
-    text: String,
-}
-
-/// `IstioCertificateResponse`.
-#[derive(Clone, PartialEq, Message)]
-struct Reply {
-    #[prost(string, repeated, tag = "1")]
-    cert_chain: Vec<String>,
 }
 
 #[cfg(test)]

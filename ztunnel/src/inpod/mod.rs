@@ -18,7 +18,6 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use culvert_common::admin::{Pending, Readiness};
-use culvert_common::identity::CertState;
 use culvert_common::net::netns::NetNs;
 use culvert_common::task::Scope;
 use culvert_common::types::SpiffeId;
@@ -448,7 +447,10 @@ impl Pods {
         }
         self.certified.difference(&certified).for_each(|gone| metrics.certificate_gone(gone));
         self.certified = certified;
-        let waiting = statuses.iter().any(|s| matches!(s.state, CertState::Initializing));
+        // A refusal is an answer; a CA that is away is none, and a roll-out must not go on from node to node meanwhile.
+        let waiting = statuses
+            .iter()
+            .any(|s| s.wanted && s.not_after.is_none() && (s.error.is_none() || !s.is_refused));
         if self.is_told
             && !self.is_stale
             && !waiting

@@ -24,7 +24,7 @@ use tokio::time::Instant;
 use super::OutboundError;
 use super::hold::Hold;
 use super::prepared::Between;
-use crate::shared::{CERTIFICATE_WAIT, Pod, Shared, random};
+use crate::shared::{Pod, Shared, random};
 use crate::worker::Worker;
 
 /// Endpoints tried for one connection.
@@ -319,7 +319,7 @@ async fn establish(
     let count = |result| shared.telemetry.metrics().handshake(Side::Client, result, start.elapsed());
     let certificate = match shared.certs.current(&key.identity) {
         Some(certificate) => certificate,
-        None => shared.certs.wait(&key.identity, CERTIFICATE_WAIT).await.map_err(|error| {
+        None => shared.certs.wait(&key.identity, shared.certificate_wait).await.map_err(|error| {
             count(Handshake::NoCertificate);
             OpenError::Identity(error.to_string())
         })?,

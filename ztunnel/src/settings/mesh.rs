@@ -106,6 +106,9 @@ pub(crate) struct Identity {
     /// Lifetime of a workload's certificate
     #[arg(long, env = "SECRET_TTL", value_name = "TIME", default_value = "24h", value_parser = duration)]
     pub(crate) secret_ttl: Duration,
+    /// How long a connection waits for its pod's first certificate before it is refused
+    #[arg(long, env = "CULVERT_CERTIFICATE_WAIT", value_name = "TIME", default_value = "10s", value_parser = duration)]
+    pub(crate) certificate_wait: Duration,
 }
 
 impl Source {

@@ -9,6 +9,10 @@ fn cert(pki: &Pki, id: &SpiffeId, ttl: i64) -> WorkloadCert {
     WorkloadCert::new(id, &pki.issued(&pki.sign(&leaf)), Arc::new(Standing)).unwrap()
 }
 
+fn no(text: &str) -> Failed {
+    Failed { text: text.to_owned(), is_answer: true }
+}
+
 /// A moment so many seconds after the tests' present, on both clocks.
 fn moment(start: Instant, seconds: u64) -> Moment {
     Moment { wall: at(i64::try_from(seconds).unwrap()), steady: start + Duration::from_secs(seconds) }
@@ -30,7 +34,7 @@ fn at_most_eight_are_fetched_at_once_and_each_only_once() {
     }
     assert_eq!(schedule.start_next(now), None);
     let one = seen.iter().next().unwrap().clone();
-    schedule.finish(&one, Err("no".to_owned()), now, 0.5);
+    schedule.finish(&one, Err(no("no")), now, 0.5);
     assert!(seen.insert(schedule.start_next(now).unwrap()), "one ended, another begins");
     assert_eq!(schedule.start_next(now), None);
 }
@@ -56,12 +60,39 @@ fn waiters_for_one_identity_share_its_fetch() {
     let Look::Pending(mut two) = schedule.ask(&id, now.wall) else { panic!("unknown") };
     assert_eq!(schedule.start_next(now), Some(id.clone()));
     assert_eq!(schedule.start_next(now), None);
-    schedule.finish(&id, Err("denied".to_owned()), now, 0.5);
+    schedule.finish(&id, Err(no("denied")), now, 0.5);
     assert!(one.has_changed().unwrap() && two.has_changed().unwrap());
     one.mark_unchanged();
     two.mark_unchanged();
-    let Look::Failed(reason) = schedule.ask(&id, now.wall) else { panic!("failed at once") };
-    assert_eq!(&*reason, "denied");
+    assert!(matches!(schedule.ask(&id, now.wall), Look::Pending(_)), "the next attempt may succeed");
+    assert_eq!(schedule.reason(&id).unwrap().text, "denied");
+}
+
+#[test]
+fn who_is_held_for_a_first_certificate_is_tried_for_often() {
+    let (mut schedule, start, pki) = (Schedule::default(), Instant::now(), Pki::new("root"));
+    let id = shop("cart");
+    schedule.want(set(std::slice::from_ref(&id)));
+    let mut now = moment(start, 0);
+    for _ in 0..10 {
+        schedule.start_next(now).unwrap();
+        schedule.finish(&id, Err(no("down")), now, 0.5);
+        now.steady += schedule.due_in(now).unwrap();
+    }
+    schedule.start_next(now).unwrap();
+    schedule.finish(&id, Err(no("down")), now, 0.5);
+    assert_eq!(schedule.due_in(now), Some(Duration::from_secs(150)), "nobody waits");
+    let Look::Pending(waiting) = schedule.ask(&id, now.wall) else { panic!("held") };
+    assert_eq!(schedule.due_in(now), Some(Duration::from_secs(2)));
+    now.steady += Duration::from_secs(2);
+    assert_eq!(schedule.start_next(now), Some(id.clone()));
+    schedule.finish(&id, Ok(cert(&pki, &id, 100)), now, 0.5);
+    drop(waiting);
+    // One that has served and expired is refused at once: who waits for it learns nothing by it.
+    let late = Moment { wall: at(101), ..now };
+    schedule.start_next(late).unwrap();
+    schedule.finish(&id, Err(no("down")), late, 0.5);
+    assert!(matches!(schedule.ask(&id, late.wall), Look::Failed(failed) if failed.text == "down"));
 }
 
 #[test]
@@ -72,7 +103,7 @@ fn failures_are_retried_ever_more_slowly_and_a_success_forgets_them() {
     let mut now = moment(start, 0);
     for want in [1, 2, 4, 8, 16, 32, 64, 128, 150, 150, 150] {
         assert_eq!(schedule.start_next(now), Some(id.clone()));
-        schedule.finish(&id, Err("down".to_owned()), now, 0.5);
+        schedule.finish(&id, Err(no("down")), now, 0.5);
         assert_eq!(schedule.due_in(now), Some(Duration::from_secs(want)));
         assert_eq!(schedule.start_next(now), None, "not before the pause is over");
         // The pauses are measured on the steady clock: the wall clock stands still meanwhile.
@@ -83,7 +114,7 @@ fn failures_are_retried_ever_more_slowly_and_a_success_forgets_them() {
     assert!(schedule.status(now.wall)[0].error.is_none());
     now.wall = at(600);
     assert_eq!(schedule.start_next(now), Some(id.clone()));
-    schedule.finish(&id, Err("down".to_owned()), now, 0.5);
+    schedule.finish(&id, Err(no("down")), now, 0.5);
     assert_eq!(schedule.due_in(now), Some(Duration::from_secs(1)));
 }
 
@@ -97,7 +128,7 @@ fn the_retry_comes_no_later_than_the_expiry_of_what_is_in_use() {
     let mut now = moment(start, 50);
     for _ in 0..12 {
         assert_eq!(schedule.start_next(now), Some(id.clone()));
-        schedule.finish(&id, Err("down".to_owned()), now, 0.9);
+        schedule.finish(&id, Err(no("down")), now, 0.9);
         let pause = schedule.due_in(now).unwrap();
         if let Ok(left) = at(100).duration_since(now.wall) {
             assert!(left.is_zero() || pause <= left, "{pause:?} of {left:?}");
@@ -151,7 +182,7 @@ fn readiness_names_those_that_never_had_a_certificate() {
     assert_eq!(schedule.not_ready(), [(a.clone(), waiting.clone()), (b.clone(), waiting)]);
     while schedule.start_next(now).is_some() {}
     schedule.finish(&a, Ok(cert(&pki, &a, 100)), now, 0.5);
-    schedule.finish(&b, Err("denied".to_owned()), now, 0.5);
+    schedule.finish(&b, Err(no("denied")), now, 0.5);
     assert_eq!(schedule.not_ready(), [(b.clone(), "denied".to_owned())]);
     schedule.finish(&b, Ok(cert(&pki, &b, 100)), now, 0.5);
     assert!(schedule.not_ready().is_empty());
@@ -186,7 +217,7 @@ fn new_roots_make_everything_due_also_what_is_under_way() {
     schedule.want(set(&[served.clone(), failed.clone(), running.clone()]));
     while schedule.start_next(now).is_some() {}
     assert!(!schedule.finish(&served, Ok(cert(&pki, &served, 1_000)), now, 0.5));
-    assert!(!schedule.finish(&failed, Err("no".to_owned()), now, 0.5));
+    assert!(!schedule.finish(&failed, Err(no("no")), now, 0.5));
     assert_eq!(schedule.start_next(now), None);
     schedule.reissue();
     let again = [schedule.start_next(now), schedule.start_next(now)];

@@ -5,9 +5,12 @@ use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::ServerName;
 use rustls_pki_types::pem::PemObject as _;
 
+use std::collections::HashMap;
+
 use super::*;
 use crate::identity::EmbeddedOptions;
 use crate::identity::fixtures::TempPath;
+use crate::identity::messages::{Metadata, Text};
 use crate::identity::peer;
 
 const CLIENT: &str = "spiffe://cluster.local/ns/default/sa/client";
@@ -66,7 +69,7 @@ async fn call(world: &World, path: &str, bytes: Bytes) -> (String, Option<Reply>
 
 fn asked(csr: &str, identity: &str) -> Bytes {
     let fields = HashMap::from([(IMPERSONATED.to_owned(), Text { text: identity.to_owned() })]);
-    let asked = Asked { csr: csr.to_owned(), metadata: Some(Metadata { fields }) };
+    let asked = Asked { csr: csr.to_owned(), validity: 0, metadata: Some(Metadata { fields }) };
     let mut bytes = BytesMut::new();
     bytes.put_u8(0);
     bytes.put_u32(u32::try_from(asked.encoded_len()).unwrap());
