@@ -36,6 +36,9 @@ use crate::worker::Workers;
 
 /// Limit for the answers that the pages still owe when the traffic has ended.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
+/// How long a pod whose agent has been succeeded waits for being deleted. One that stays wants to be the node's agent: it
+/// ends, is started again, and takes over.
+const OUTLIVED: Duration = Duration::from_mins(2);
 /// Questions to the owner of the pods that may wait.
 const ASKS: usize = 64;
 /// Limit for the log's last lines.
@@ -175,6 +178,11 @@ async fn agent(settings: &Settings, role: Role, telemetry: Arc<Telemetry>) -> Re
     tracing::info!(tasks_cut = cut, "drained");
     stopping.drained();
     pages.shut_down(LAST_ANSWERS).await;
+    if shared.is_succeeded.load(Ordering::Relaxed) && settings.process.kubernetes_service_host.is_some() {
+        // The kubelet would start an ended container again, and that agent would take the successor's place.
+        tracing::info!("waiting for the end of this pod");
+        let _or_too_long = tokio::time::timeout(OUTLIVED, terminate.recv()).await;
+    }
     essential.scope.cut();
     for thread in threads {
         if thread.join().is_err() {
@@ -216,7 +224,9 @@ fn pods_options(settings: &Settings, shared: &Shared, dialer: Dialer) -> PodsOpt
             mark: settings.capture.packet_mark,
             original_source: settings.capture.original_source,
             keepalive: shared.keepalive,
+            port_reuse: settings.capture.port_reuse,
         },
+        own: settings.control_plane.own_pod(),
         cluster: kube_settings(settings).cluster.to_string(),
         grace: settings.lifecycle.deadline(),
     }

@@ -30,7 +30,7 @@ use crate::enroll::settings::{EnrollSettings, Enrolment};
 use crate::sandbox::Role;
 use environment::Told;
 
-pub(crate) use control_plane::{Authority, ControlPlane, Discovery};
+pub(crate) use control_plane::{Authority, ControlPlane, Discovery, OwnPod};
 pub(crate) use environment::Environment;
 pub(crate) use mesh::{Capture, Identity, Source};
 pub(crate) use process::{Lifecycle, Process};

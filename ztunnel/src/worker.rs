@@ -76,7 +76,7 @@ impl Port {
 }
 
 enum Command {
-    Listen { pod: Arc<Pod>, port: Port, listener: std::net::TcpListener },
+    Listen { pod: Arc<Pod>, port: Port, listener: std::net::TcpListener, until: Scope },
     Take { port: Port, stream: std::net::TcpStream, to: Placed },
     List { tell: oneshot::Sender<Vec<ConnectionInfo>> },
 }
@@ -175,7 +175,18 @@ impl Workers {
 
     /// Has the least loaded worker accept from `listener` until the pod drains.
     pub(crate) async fn listen(&self, pod: &Arc<Pod>, port: Port, listener: std::net::TcpListener) {
-        let command = Command::Listen { pod: Arc::clone(pod), port, listener };
+        self.listen_until(pod, port, listener, pod.scope.clone()).await;
+    }
+
+    /// The same until `until` drains, which is the pod's scope or one below it.
+    pub(crate) async fn listen_until(
+        &self,
+        pod: &Arc<Pod>,
+        port: Port,
+        listener: std::net::TcpListener,
+        until: Scope,
+    ) {
+        let command = Command::Listen { pod: Arc::clone(pod), port, listener, until };
         // A worker ends only with the process.
         let _ended = self.least().commands.send(command).await;
     }
@@ -233,9 +244,9 @@ impl Worker {
 
     fn obey(self: &Rc<Self>, command: Command) {
         match command {
-            Command::Listen { pod, port, listener } => {
-                let (worker, scope) = (Rc::clone(self), pod.scope.clone());
-                scope.spawn_local(async move { worker.accept(&pod, port, listener).await });
+            Command::Listen { pod, port, listener, until } => {
+                let (worker, scope) = (Rc::clone(self), until.clone());
+                scope.spawn_local(async move { worker.accept(&pod, port, listener, &until).await });
             }
             Command::Take { port, stream, to } => match TcpStream::from_std(stream) {
                 Ok(stream) => self.serve(port, stream, to),
@@ -247,19 +258,31 @@ impl Worker {
         }
     }
 
-    async fn accept(self: &Rc<Self>, pod: &Arc<Pod>, port: Port, listener: std::net::TcpListener) {
+    async fn accept(
+        self: &Rc<Self>,
+        pod: &Arc<Pod>,
+        port: Port,
+        listener: std::net::TcpListener,
+        until: &Scope,
+    ) {
         let listener = match TcpListener::from_std(listener) {
             Ok(listener) => listener,
             Err(error) => return tracing::error!(%error, ?port, "cannot watch a listener"),
         };
+        let mut closing = false;
         for turn in 1_usize.. {
             if turn.is_multiple_of(ACCEPTS_IN_TURN) {
                 yield_now().await;
             }
             let accepted = tokio::select! {
                 biased;
-                () = pod.scope.draining() => return,
+                // The pod stays and its socket is opened anew: what waits in this one is still served.
+                () = until.draining(), if !closing => {
+                    closing = !pod.scope.is_draining();
+                    if closing { continue } else { return }
+                }
                 accepted = listener.accept() => accepted,
+                () = std::future::ready(()), if closing => return,
             };
             match accepted {
                 Ok((stream, peer)) => match pod.admission.admit(std::time::Instant::now()) {

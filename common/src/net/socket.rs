@@ -50,6 +50,8 @@ pub struct ListenOptions {
     pub nodelay: bool,
     /// SO_LINGER(1, 0): a socket dropped before its orderly close sends a reset, also when the process is killed.
     pub reset_on_drop: bool,
+    /// SO_REUSEPORT: sockets of other processes of this user may stand beside this one, and get a share of the connections.
+    pub shared: bool,
 }
 
 impl Default for ListenOptions {
@@ -62,6 +64,7 @@ impl Default for ListenOptions {
             keepalive: None,
             nodelay: false,
             reset_on_drop: false,
+            shared: false,
         }
     }
 }
@@ -69,13 +72,16 @@ impl Default for ListenOptions {
 /// Opens a non-blocking listening socket in the current namespace. The flag says whether it is transparent, that is
 /// whether sockets in this namespace may take foreign source addresses ([`DialOptions::source`]).
 ///
-/// SO_REUSEADDR is set (a restart must not wait for old connections), SO_REUSEPORT never: with it, any root process in
-/// the pod could bind beside this socket and take a share of the connections.
+/// SO_REUSEADDR is set (a restart must not wait for old connections), SO_REUSEPORT only if asked for: with it, any root
+/// process in the pod can bind beside this socket and take a share of the connections.
 ///
 /// Errors: the kernel's; `EADDRINUSE` when something in the namespace has the port.
 pub fn listen(addr: SocketAddr, options: &ListenOptions) -> io::Result<(TcpListener, bool)> {
     let socket = Socket::new(Domain::for_address(addr), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
+    if options.shared {
+        socket.set_reuse_port(true)?;
+    }
     if addr.is_ipv6() {
         socket.set_only_v6(options.ipv6_only)?;
     }
@@ -85,6 +91,47 @@ pub fn listen(addr: SocketAddr, options: &ListenOptions) -> io::Result<(TcpListe
     socket.bind(&addr.into())?;
     socket.listen(i32::try_from(options.backlog).unwrap_or(i32::MAX))?;
     Ok((socket.into(), transparent))
+}
+
+/// Whether other sockets may stand beside this one (SO_REUSEPORT).
+///
+/// Errors: the kernel's.
+pub fn is_shared(socket: impl AsFd) -> io::Result<bool> {
+    SockRef::from(&socket).reuse_port()
+}
+
+/// Lets others stand beside a listening socket from now on. For good: taking the option back does not close the port to
+/// them, so that the socket has to be opened anew for that.
+///
+/// Errors: the kernel's.
+pub fn share(socket: impl AsFd) -> io::Result<()> {
+    SockRef::from(&socket).set_reuse_port(true)
+}
+
+/// How many sockets of the current network namespace listen on a TCP port, in both families.
+///
+/// Errors: `/proc` is not there or cannot be read.
+pub fn listeners_on(port: u16) -> io::Result<usize> {
+    let mut count = 0;
+    for file in ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"] {
+        match std::fs::read_to_string(file) {
+            Ok(table) => count += table.lines().filter(|line| listens_on(line, port)).count(),
+            // A kernel without IPv6.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && file.ends_with('6') => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(count)
+}
+
+/// Whether a line of the kernel's table (`sl local_address rem_address st …`) is of a socket that listens on `port`.
+fn listens_on(line: &str, port: u16) -> bool {
+    /// TCP_LISTEN, as it is written there.
+    const LISTEN: &str = "0A";
+    let mut fields = line.split_ascii_whitespace().skip(1);
+    let local = fields.next().and_then(|addr| addr.rsplit_once(':'));
+    let is_port = local.is_some_and(|(_, hex)| u16::from_str_radix(hex, 16) == Ok(port));
+    is_port && fields.nth(1) == Some(LISTEN)
 }
 
 /// Takes over a listening socket that another process handed over, and gives it `options`; both processes share them.

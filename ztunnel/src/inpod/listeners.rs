@@ -21,7 +21,10 @@ pub(super) enum StartError {
     Shared { other: String },
     #[error("cannot enter its network namespace: {0}; the agent needs CAP_SYS_ADMIN")]
     Enter(io::Error),
-    #[error("cannot listen on port {port} in its network namespace: {source}; does another proxy run there?")]
+    #[error(
+        "cannot listen on port {port} in its network namespace: {source}; does another proxy run there? \
+         INPOD_PORT_REUSE=true lets this one stand beside it while the node is handed over"
+    )]
     Listen { port: u16, source: io::Error },
     #[error("the kernel does not let sockets take the clients' addresses (ENABLE_ORIG_SRC=true asks for it)")]
     NotTransparent,
@@ -36,6 +39,8 @@ pub(crate) struct ListenSettings {
     pub(crate) mark: u32,
     pub(crate) original_source: OriginalSource,
     pub(crate) keepalive: Option<Keepalive>,
+    /// Stand beside another agent's sockets where it has the ports.
+    pub(crate) port_reuse: bool,
 }
 
 /// A listening socket of a pod.
@@ -53,28 +58,14 @@ pub(super) fn open(
     settings: &ListenSettings,
     mut inherited: impl FnMut(Port) -> Option<OwnedFd>,
 ) -> Result<(Vec<Opened>, bool), StartError> {
-    let options = ListenOptions {
-        mark: Some(settings.mark),
-        transparent: settings.original_source != OriginalSource::False,
-        ipv6_only: false,
-        backlog: BACKLOG,
-        keepalive: settings.keepalive,
-        nodelay: true,
-        ..ListenOptions::default()
-    };
     let mut opened = Vec::with_capacity(Port::ALL.len());
     let mut transparent = true;
     for port in Port::ALL {
-        // A tunnel's last frames wait in its socket when it closes behind its last stream: never dropped.
-        let options = ListenOptions { reset_on_drop: port != Port::Hbone, ..options.clone() };
-        let taken = inherited(port).and_then(|fd| take_over(fd, port, netns, &options));
+        let taken = inherited(port).and_then(|fd| take_over(fd, port, netns, &options(settings, port)));
         let is_inherited = taken.is_some();
-        let listen = || netns.run(|| listen_on(port.number(), settings.ipv6, &options));
         let (listener, can) = match taken {
             Some(taken) => taken,
-            None => listen()
-                .map_err(StartError::Enter)?
-                .map_err(|source| StartError::Listen { port: port.number(), source })?,
+            None => open_one(netns, settings, port)?,
         };
         transparent &= can;
         opened.push(Opened { port, listener, is_inherited });
@@ -83,6 +74,38 @@ pub(super) fn open(
         return Err(StartError::NotTransparent);
     }
     Ok((opened, transparent && settings.original_source != OriginalSource::False))
+}
+
+/// One of a pod's sockets: for this agent alone, or beside another's where that has the port and it is allowed.
+pub(super) fn open_one(
+    netns: &NetNs,
+    settings: &ListenSettings,
+    port: Port,
+) -> Result<(TcpListener, bool), StartError> {
+    let alone = options(settings, port);
+    let beside = ListenOptions { shared: true, ..alone.clone() };
+    let opened = netns.run(|| match listen_on(port.number(), settings.ipv6, &alone) {
+        Err(taken) if settings.port_reuse && taken.raw_os_error() == Some(libc::EADDRINUSE) => {
+            listen_on(port.number(), settings.ipv6, &beside)
+        }
+        opened => opened,
+    });
+    let opened = opened.map_err(StartError::Enter)?;
+    opened.map_err(|source| StartError::Listen { port: port.number(), source })
+}
+
+fn options(settings: &ListenSettings, port: Port) -> ListenOptions {
+    ListenOptions {
+        mark: Some(settings.mark),
+        transparent: settings.original_source != OriginalSource::False,
+        ipv6_only: false,
+        backlog: BACKLOG,
+        keepalive: settings.keepalive,
+        nodelay: true,
+        // A tunnel's last frames wait in its socket when it closes behind its last stream: never dropped.
+        reset_on_drop: port != Port::Hbone,
+        shared: false,
+    }
 }
 
 /// The predecessor's socket, if it is what it is said to be.

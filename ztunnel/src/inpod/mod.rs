@@ -5,10 +5,13 @@
 //! Sockets may come from a predecessor (`successor.rs`), and go to a successor.
 //!
 //! Must not know rules, paths of namespaces or why a pod is wanted: that is `enroll`. Decides nothing about
-//! connections. Start with [`Pods::run`], then `obey`; `feed` has the conversation, `listeners` the sockets.
+//! connections. Start with [`Pods::run`], then `obey`; `feed` has the conversation, `listeners` the sockets, `sharing`
+//! those that another agent's stand beside, `own` the agent's own pod.
 
 mod feed;
 mod listeners;
+mod own;
+mod sharing;
 
 use std::collections::{HashMap, HashSet};
 use std::net::TcpListener;
@@ -27,11 +30,13 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 
 use feed::{Answer, Event, Feed};
 use listeners::StartError;
+use sharing::SharedPort;
 
 pub(crate) use feed::Dialer;
 pub(crate) use listeners::ListenSettings;
 
 use crate::admission::Admission;
+use crate::settings::OwnPod;
 use crate::shared::{Pod, PodName, Serving, Shared};
 use crate::successor::{Heirloom, Inheritance, Key};
 use crate::worker::{Port, Workers};
@@ -55,6 +60,8 @@ pub(crate) struct PodsOptions {
     pub(crate) cluster: String,
     /// Open connections of a pod that leaves get so long.
     pub(crate) grace: Duration,
+    /// The agent's own pod, if it is one.
+    pub(crate) own: Option<OwnPod>,
 }
 
 /// What predecessor and successor have to do with the pods.
@@ -93,6 +100,9 @@ pub(crate) struct Pods {
     deferred: Option<Vec<(Arc<Pod>, Port, TcpListener)>>,
     successor: Option<mpsc::Sender<Heirloom>>,
     anew: Arc<Notify>,
+    own: Option<Arc<Pod>>,
+    /// Why it is not served, as was said last.
+    own_error: String,
 }
 
 /// How far the agent is with telling.
@@ -108,6 +118,8 @@ struct Running {
     pod: Arc<Pod>,
     /// Copies of its listening sockets, for a successor.
     sockets: Vec<(Port, OwnedFd)>,
+    /// Those of them that other agents' sockets may stand beside.
+    shared: Vec<SharedPort>,
 }
 
 /// A pod that could not be started.
@@ -146,11 +158,14 @@ impl Pods {
             certified: HashSet::new(),
             successor: None,
             anew: Arc::new(Notify::new()),
+            own: None,
+            own_error: String::new(),
         }
     }
 
     /// Runs until the agent drains.
     pub(crate) async fn run(mut self, mut asks: mpsc::Receiver<Ask>) {
+        let first_state = self.readiness.pending("state manager");
         let mut revisions = self.shared.state.changed();
         // An agent that knows nothing yet would have its pods' connections wait for nothing.
         while *revisions.borrow_and_update() == 0 {
@@ -159,11 +174,14 @@ impl Pods {
                 changed = revisions.changed() => if changed.is_err() { return },
             }
         }
+        first_state.ready();
         let (events, mut happened) = mpsc::channel(EVENTS);
         let feed = Feed::new(self.options.dialer.clone(), events, Arc::clone(&self.anew));
         self.scope.spawn(feed.run(self.scope.clone()));
         let mut report = interval(REPORT);
         report.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut look = interval(sharing::LOOK);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let scope = self.scope.clone();
         loop {
             let retry = self.waiting.values().map(|waiting| waiting.at).min();
@@ -181,7 +199,11 @@ impl Pods {
                 () = sleep(FIRST_CERTIFICATES), if self.uncertified.is_some() && self.is_told => {
                     self.report_certificates();
                 }
-                _ = report.tick() => self.report_certificates(),
+                _ = report.tick() => {
+                    self.report_certificates();
+                    self.open_own().await;
+                }
+                _ = look.tick() => self.open_anew().await,
             }
             self.report();
         }
@@ -332,12 +354,13 @@ impl Pods {
             is_known: AtomicBool::new(false),
         });
         let inherited = opened.iter().filter(|one| one.is_inherited).count();
+        let mut shared = Vec::new();
         for one in opened {
             match &mut self.deferred {
                 Some(deferred) if one.is_inherited => {
                     deferred.push((Arc::clone(&pod), one.port, one.listener))
                 }
-                _ => self.workers.listen(&pod, one.port, one.listener).await,
+                _ => shared.extend(sharing::listen((&pod, &self.workers), one.port, one.listener).await),
             }
         }
         tracing::info!(
@@ -346,9 +369,17 @@ impl Pods {
             sockets_taken_over = inherited,
             "pod served"
         );
+        if !shared.is_empty() {
+            tracing::warn!(
+                pod = name.to_string(),
+                ports = shared.len(),
+                "another agent's sockets are in this pod too (INPOD_PORT_REUSE): while they are, any root process of the \
+                 pod could take connections; the ports are opened anew for this agent alone once they have gone"
+            );
+        }
         self.shared.telemetry.metrics().pod_started();
         self.is_stale = true;
-        let running = Running { pod, sockets };
+        let running = Running { pod, sockets, shared };
         self.bequeath_one(&running);
         self.running.insert(Arc::clone(&name.uid), running);
         Ok(())
@@ -356,7 +387,7 @@ impl Pods {
 
     /// Its listeners close at once; tunnels get GOAWAY, and open connections their grace.
     fn stop(&mut self, uid: &str) {
-        let Some(Running { pod, sockets }) = self.running.remove(uid) else { return };
+        let Some(Running { pod, sockets, .. }) = self.running.remove(uid) else { return };
         drop(sockets);
         if let Some(deferred) = &mut self.deferred {
             deferred.retain(|(other, ..)| !Arc::ptr_eq(other, &pod));
@@ -368,6 +399,59 @@ impl Pods {
             let cut = pod.scope.shut_down(grace).await;
             tracing::info!(pod = pod.local.to_string(), connections_cut = cut, "pod released");
         });
+    }
+
+    /// Opens those ports anew that were shared with another agent, where it has gone.
+    async fn open_anew(&mut self) {
+        // A successor has copies, and will do it.
+        if self.successor.is_some() || self.deferred.is_some() {
+            return;
+        }
+        let mut failed = Vec::new();
+        for (uid, running) in self.running.iter_mut().filter(|(_, running)| !running.shared.is_empty()) {
+            let Running { pod, sockets, shared } = running;
+            for one in sharing::left_alone(&pod.netns, shared) {
+                let port = one.port;
+                sockets.retain(|(other, _)| *other != port);
+                match sharing::open_anew((pod, &self.workers), &self.options.listen, one).await {
+                    Ok((copy, still)) => {
+                        sockets.push((port, copy));
+                        shared.extend(still);
+                    }
+                    Err(error) => failed.push((Arc::clone(uid), error.to_string())),
+                }
+            }
+            if shared.is_empty() {
+                tracing::info!(pod = pod.local.to_string(), "the pod's ports are this agent's alone again");
+            }
+        }
+        for (uid, error) in failed {
+            let Some(running) = self.running.get(&uid) else { continue };
+            let (name, netns) = (running.pod.local.clone(), running.pod.netns.clone());
+            tracing::warn!(pod = name.to_string(), "the pod is not served: {error}");
+            self.stop(&uid);
+            self.wait(name, netns, RETRY_MIN, error);
+        }
+    }
+
+    /// Opens the agent's own port for tunnels, where it is a pod, and tries again until it can.
+    async fn open_own(&mut self) {
+        let (None, Some(own)) = (&self.own, &self.options.own) else { return };
+        let PodsOptions { cluster, listen, .. } = &self.options;
+        match own::open(own, cluster, listen, (&self.shared, &self.scope)) {
+            Ok((pod, listener)) => {
+                self.workers.listen(&pod, Port::Hbone, listener).await;
+                tracing::info!(pod = pod.local.to_string(), "own pages can be reached over mutual TLS");
+                (self.own, self.is_stale) = (Some(pod), true);
+            }
+            Err(error) => {
+                let error = error.to_string();
+                if error != self.own_error {
+                    tracing::warn!("own pages cannot be reached over mutual TLS: {error}");
+                    self.own_error = error;
+                }
+            }
+        }
     }
 
     async fn answer(&mut self, ask: Ask) {
@@ -389,7 +473,10 @@ impl Pods {
             }
             Ask::Accept(done) => {
                 for (pod, port, listener) in self.deferred.take().unwrap_or_default() {
-                    self.workers.listen(&pod, port, listener).await;
+                    let shared = sharing::listen((&pod, &self.workers), port, listener).await;
+                    if let Some(running) = self.running.get_mut(&pod.local.uid) {
+                        running.shared.extend(shared);
+                    }
                 }
                 // What nobody asked for is of pods that have left meanwhile.
                 self.inheritance = Inheritance::default();
@@ -420,7 +507,8 @@ impl Pods {
         let is_told = matches!(self.link, Link::Told);
         if is_told && std::mem::take(&mut self.is_stale) {
             let snapshot = self.shared.state.snapshot();
-            let workloads = self.running.values().filter_map(|running| running.pod.workload(&snapshot).ok());
+            let pods = self.running.values().map(|running| &running.pod).chain(&self.own);
+            let workloads = pods.filter_map(|pod| pod.workload(&snapshot).ok());
             self.shared.certs.want(workloads.map(|workload| workload.identity.clone()).collect());
         }
         if is_told
