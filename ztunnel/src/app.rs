@@ -29,7 +29,7 @@ use crate::enroll::{self, Enroll, EnrollOptions, Peers};
 use crate::inpod::{Ask, Dialer, ListenSettings, Pods, PodsOptions};
 use crate::pages::{PageSocket, PageSockets};
 use crate::sandbox::{self, Role, SandboxError};
-use crate::settings::{Authority, Capture, Discovery, Mode, Settings, Source};
+use crate::settings::{Capture, Discovery, Mode, Settings, Source};
 use crate::shared::{Served, Shared};
 use crate::successor::{self, Estate, HandOverError, Heir};
 use crate::worker::Workers;
@@ -92,11 +92,8 @@ impl AppError {
 /// Runs the agent until it is asked to stop, or until a successor has taken its place.
 pub(crate) fn run(settings: &Settings, role: Role) -> Result<(), AppError> {
     let mut problems = settings.problems();
-    if let (Discovery::Xds(_) | Discovery::LocalFile(_) | Discovery::LocalText(_), _)
-    | (_, Authority::Istio(_)) = (settings.discovery(), settings.authority())
-    {
-        problems
-            .push("a control plane cannot be used yet: set XDS_ADDRESS and CA_ADDRESS to nothing".to_owned());
+    if !matches!(settings.discovery(), Discovery::Directory(_)) {
+        problems.push("a discovery server cannot be used yet: set XDS_ADDRESS to nothing".to_owned());
     }
     if !problems.is_empty() {
         return Err(AppError::Settings(problems));

@@ -187,7 +187,10 @@ fn tls_error(host: &str, target: &Target, error: io::Error) -> ConnectError {
         Bad::NotValidForNameContext { presented, .. } => {
             ConnectError::WrongName { host, names: presented.join(", ") }
         }
-        Bad::UnknownIssuer => ConnectError::UnknownRoot { host, roots: target.roots.describe() },
+        // The second: another root of the same name.
+        Bad::UnknownIssuer | Bad::BadSignature => {
+            ConnectError::UnknownRoot { host, roots: target.roots.describe() }
+        }
         Bad::Expired | Bad::ExpiredContext { .. } | Bad::NotValidYet | Bad::NotValidYetContext { .. } => {
             ConnectError::NotValidNow { host, source: bad.clone().into() }
         }
