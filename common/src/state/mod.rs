@@ -3,6 +3,7 @@
 //! A decision takes one snapshot, decides and lets it go: it never mixes two configurations and never pins an old
 //! one while bytes flow. Sources publish whole snapshots; readers are lock-free. Knows nothing of files, xDS or sockets.
 
+mod ranges;
 mod snapshot;
 #[cfg(test)]
 mod tests;

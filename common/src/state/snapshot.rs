@@ -5,6 +5,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use super::ranges::Ranges;
 use crate::model::{
     Authorization, Background, Health, LocalPod, NoDowngrade, Parts, Scope, Service, TunnelProtocol,
     Visibility, Workload,
@@ -24,8 +25,10 @@ pub struct Snapshot {
     captured_before: HashSet<WorkloadUid>,
     workloads: HashMap<WorkloadUid, Arc<Workload>>,
     workloads_by_ip: HashMap<IpAddr, Arc<Workload>>,
+    workloads_by_host: HashMap<Arc<str>, Vec<Arc<Workload>>>,
     services: HashMap<ServiceKey, Arc<Service>>,
     services_by_vip: HashMap<IpAddr, Vec<Arc<Service>>>,
+    services_by_range: Ranges,
     services_by_host: HashMap<Arc<str>, Vec<Arc<Service>>>,
     services_by_workload: HashMap<WorkloadUid, Vec<Arc<Service>>>,
     policies: HashMap<PolicyKey, Arc<Authorization>>,
@@ -109,12 +112,19 @@ impl Snapshot {
                 }
             }
         }
+        if !workload.hostname.is_empty() {
+            let of = self.workloads_by_host.entry(Arc::clone(&workload.hostname));
+            of.or_default().push(Arc::clone(&workload));
+        }
         self.workloads.insert(workload.uid.clone(), workload);
     }
 
     fn add_service(&mut self, service: Arc<Service>) {
         for vip in &service.vips {
             self.services_by_vip.entry(*vip).or_default().push(Arc::clone(&service));
+        }
+        for range in &service.cidr_vips {
+            self.services_by_range.add(*range, &service);
         }
         self.services_by_host
             .entry(Arc::clone(&service.key.hostname))
@@ -147,18 +157,36 @@ impl Snapshot {
         self.workloads_by_ip.get(&ip)
     }
 
+    /// The workload that is found by this name, of that namespace.
+    pub fn workload_by_host(&self, key: &ServiceKey) -> Option<&Arc<Workload>> {
+        self.workloads_by_host.get(&key.hostname)?.iter().find(|w| w.namespace == key.namespace)
+    }
+
     /// The service with this key.
     pub fn service(&self, key: &ServiceKey) -> Option<&Arc<Service>> {
         self.services.get(key)
     }
 
-    /// The service that owns this virtual address, as seen from `client_namespace`: visible, then same namespace,
-    /// then canonical, then first.
+    /// The service that owns this virtual address, as seen from `client_namespace`: of those that have the address itself
+    /// and are visible, one of the same namespace, then the canonical one, then the first; if none is visible, of those
+    /// with a range that holds it.
     pub fn service_by_vip(&self, vip: IpAddr, client_namespace: &str) -> Option<&Arc<Service>> {
-        let all = self.services_by_vip.get(&vip)?;
         let visible =
             |s: &&Arc<Service>| s.visibility == Visibility::Public || &*s.key.namespace == client_namespace;
-        preferred(all.iter().filter(visible), client_namespace)
+        let exact = self.services_by_vip.get(&vip);
+        exact
+            .and_then(|all| preferred(all.iter().filter(visible), client_namespace))
+            .or_else(|| self.services_by_range.find(vip, client_namespace, visible))
+    }
+
+    /// All services with exactly this virtual address, whoever may see them.
+    pub fn services_at(&self, vip: IpAddr) -> &[Arc<Service>] {
+        self.services_by_vip.get(&vip).map_or(&[], Vec::as_slice)
+    }
+
+    /// All services with a range of virtual addresses that holds this one, whoever may see them; the narrowest first.
+    pub fn services_around(&self, vip: IpAddr) -> impl Iterator<Item = &Arc<Service>> {
+        self.services_by_range.holding(vip).map(|(_, service)| service)
     }
 
     /// The service with this host name: own namespace, then canonical, then first. Visibility does not matter here.

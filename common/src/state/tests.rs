@@ -1,6 +1,8 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use proptest::prelude::*;
+
 use super::*;
 use crate::model::{
     Action, Authorization, Endpoint, Enrolment, Health, IpFamilies, LoadBalancing, Locality, Model, Scope,
@@ -124,6 +126,126 @@ fn a_virtual_address_belongs_to_the_service_that_the_caller_means() {
     assert_eq!(owner(&all, "c").as_deref(), Some("c"));
     assert_eq!(owner(&all, "x").as_deref(), Some("b"));
     assert_eq!(owner(&[of("a", |_| {}), of("c", |_| {})], "x").as_deref(), Some("a"));
+}
+
+/// An address of its own comes before a range; of ranges, one of the caller's namespace, then the narrowest.
+#[test]
+fn a_range_holds_what_no_service_has_as_its_address() {
+    let ranges = |texts: &'static [&'static str]| {
+        move |s: &mut Service| {
+            s.vips = vec![];
+            s.cidr_vips = texts.iter().map(|text| text.parse().unwrap()).collect();
+        }
+    };
+    let private = |s: &mut Service| s.visibility = Visibility::Namespace;
+    let canonical = |s: &mut Service| s.canonical = true;
+    let of = |namespace, changes: &[&dyn Fn(&mut Service)]| {
+        service(namespace, "h", |s| changes.iter().for_each(|change| change(s)))
+    };
+    let wide = ranges(&["10.0.0.0/8", "fd00::/16"]);
+    let narrow = ranges(&["10.0.0.0/24", "fd00::/64"]);
+    let unaligned = ranges(&["10.0.0.9/24"]); // as somebody wrote it
+    let whole = ranges(&["0.0.0.0/0", "::/0"]);
+    let owner = |services: &[Service], ip: &str, caller: &str| {
+        let model = Model { services: services.to_vec(), ..Model::default() };
+        let snapshot = Snapshot::build(1, model);
+        let found = snapshot.service_by_vip(ip.parse().unwrap(), caller);
+        found.map_or_else(String::new, |s| s.key.namespace.to_string())
+    };
+    /// Address, namespace of the caller, namespace of the service that is found.
+    type Row = (&'static str, &'static str, &'static str);
+    let table: &[(&str, Vec<Service>, &[Row])] = &[
+        (
+            "the narrowest",
+            vec![of("wide", &[&wide]), of("narrow", &[&narrow]), of("whole", &[&whole])],
+            &[
+                ("10.0.0.1", "x", "narrow"),
+                ("10.0.1.1", "x", "wide"),
+                ("192.0.2.1", "x", "whole"),
+                ("fd00::1", "x", "narrow"),
+                ("fd00:1::1", "x", "wide"),
+                ("2001:db8::1", "x", "whole"),
+                ("10.0.0.1", "wide", "wide"), // the caller's own namespace counts more
+            ],
+        ),
+        ("what holds it not", vec![of("wide", &[&wide])], &[("11.0.0.1", "x", ""), ("fe00::1", "x", "")]),
+        (
+            "an unaligned one",
+            vec![of("a", &[&unaligned])],
+            &[("10.0.0.200", "x", "a"), ("10.0.1.1", "x", "")],
+        ),
+        (
+            "an exact one comes first",
+            vec![of("narrow", &[&narrow]), of("exact", &[])],
+            &[("10.0.0.1", "x", "exact"), ("10.0.0.1", "narrow", "exact"), ("10.0.0.2", "x", "narrow")],
+        ),
+        (
+            "exact ones that are not seen leave it to the ranges",
+            vec![of("exact", &[&private]), of("wide", &[&wide])],
+            &[("10.0.0.1", "x", "wide"), ("10.0.0.1", "exact", "exact")],
+        ),
+        (
+            "a range that is not seen",
+            vec![of("narrow", &[&narrow, &private]), of("wide", &[&wide])],
+            &[("10.0.0.1", "x", "wide"), ("10.0.0.1", "narrow", "narrow"), ("10.0.0.1", "wide", "wide")],
+        ),
+        (
+            "of equal ones the canonical, then the first",
+            vec![of("a", &[&wide]), of("b", &[&wide]), of("c", &[&wide, &canonical])],
+            &[("10.0.0.1", "x", "c"), ("10.0.0.1", "b", "b")],
+        ),
+        ("of equal ones the first", vec![of("a", &[&wide]), of("b", &[&wide])], &[("10.0.0.1", "x", "a")]),
+    ];
+    for (what, services, rows) in table {
+        for (ip, caller, want) in *rows {
+            assert_eq!(owner(services, ip, caller), *want, "{what}: {ip} from {caller}");
+        }
+    }
+}
+
+proptest! {
+    /// Whatever the ranges are, what is found is what a look at all of them finds.
+    #[test]
+    fn ranges_are_found_as_by_looking_at_all(
+        services in prop::collection::vec((0..4_u8, 0..=8_u8, any::<u8>(), any::<bool>(), any::<bool>()), 0..12),
+        last in any::<u8>(),
+        caller in 0..4_u8,
+    ) {
+        // All in one block of eight bits, so that they overlap.
+        let range = |len: u8, at: u8| ipnet::IpNet::new([10, 0, 0, at].into(), 24 + len).unwrap();
+        let all: Vec<Service> = services.iter().enumerate().map(|(n, (namespace, len, at, canonical, private))| {
+            service(&format!("ns-{namespace}"), &format!("h-{n}"), |s| {
+                s.vips = vec![];
+                s.cidr_vips = vec![range(*len, *at)];
+                s.canonical = *canonical;
+                s.visibility = if *private { Visibility::Namespace } else { Visibility::Public };
+            })
+        }).collect();
+        let (ip, caller) = (IpAddr::from([10, 0, 0, last]), format!("ns-{caller}"));
+        let own = |s: &Service| *s.key.namespace == *caller;
+        let mut want: Vec<&Service> = all.iter().filter(|s| s.cidr_vips[0].contains(&ip))
+            .filter(|s| s.visibility == Visibility::Public || own(s)).collect();
+        want.sort_by_key(|s| std::cmp::Reverse((own(s), s.cidr_vips[0].prefix_len(), s.canonical)));
+        let snapshot = Snapshot::build(1, Model { services: all.clone(), ..Model::default() });
+        let got = snapshot.service_by_vip(ip, &caller).map(|s| s.key.clone());
+        prop_assert_eq!(got, want.first().map(|s| s.key.clone()));
+    }
+}
+
+#[test]
+fn a_workload_is_found_by_its_name_in_its_namespace() {
+    let named = |uid: &str, namespace: &str, host: &str| {
+        workload(uid, |w| (w.namespace, w.hostname) = (namespace.into(), host.into()))
+    };
+    let workloads = vec![named("a", "shop", "h"), named("b", "web", "h"), named("c", "shop", "")];
+    let snapshot = Snapshot::build(1, Model { workloads, ..Model::default() });
+    let find = |namespace: &str, host: &str| {
+        let key = ServiceKey { namespace: namespace.into(), hostname: host.into() };
+        snapshot.workload_by_host(&key).map(|w| w.uid.to_string())
+    };
+    assert_eq!(find("shop", "h").as_deref(), Some("a"));
+    assert_eq!(find("web", "h").as_deref(), Some("b"));
+    assert_eq!((find("ops", "h"), find("shop", "")), (None, None));
 }
 
 #[test]
