@@ -16,6 +16,7 @@ pub mod memory;
 pub mod netlink;
 pub mod netns;
 pub mod nft;
+pub mod proxy_protocol;
 pub mod rules;
 pub mod seqpacket;
 pub mod socket;
