@@ -9,9 +9,9 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::model::{
-    Action, Authorization, Clause, Endpoint, Health, HealthPolicy, IpFamilies, LoadBalancing, Locality,
-    LocalityScope, Match, Mode, Scope, Service, ServiceAccountMatch, StringMatch, TunnelProtocol, Visibility,
-    Workload,
+    Action, ApplicationTunnel, Authorization, Clause, Endpoint, GatewayAddress, Health, HealthPolicy,
+    IpFamilies, LoadBalancing, Locality, LocalityScope, Match, Mode, Scope, Service, ServiceAccountMatch,
+    StringMatch, TunnelPreamble, TunnelProtocol, Visibility, Workload,
 };
 
 fn none(text: &&str) -> bool {
@@ -23,6 +23,10 @@ fn none(text: &&str) -> bool {
 pub(super) struct WorkloadShape<'a> {
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     workload_ips: &'a [IpAddr],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    waypoint: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    network_gateway: Option<Value>,
     protocol: &'static str,
     network_mode: &'static str,
     uid: &'a str,
@@ -50,9 +54,15 @@ pub(super) struct WorkloadShape<'a> {
     cluster_id: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     locality: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    application_tunnel: Option<Value>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     services: Vec<String>,
     capacity: u32,
+    #[serde(skip_serializing_if = "none")]
+    hostname: &'a str,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    native_tunnel: bool,
 }
 
 pub(super) fn workload<'a>(w: &'a Workload, services: &[Arc<Service>]) -> WorkloadShape<'a> {
@@ -60,6 +70,8 @@ pub(super) fn workload<'a>(w: &'a Workload, services: &[Arc<Service>]) -> Worklo
     services.sort();
     WorkloadShape {
         workload_ips: &w.addresses,
+        waypoint: w.waypoint.as_deref().map(gateway),
+        network_gateway: w.network_gateway.as_deref().map(gateway),
         protocol: match w.protocol {
             TunnelProtocol::Hbone => "HBONE",
             TunnelProtocol::Tcp => "TCP",
@@ -82,9 +94,24 @@ pub(super) fn workload<'a>(w: &'a Workload, services: &[Arc<Service>]) -> Worklo
         locality: (w.locality != Locality::default()).then(|| {
             json!({"region": *w.locality.region, "zone": *w.locality.zone, "subzone": *w.locality.subzone})
         }),
+        application_tunnel: w.application_tunnel.map(application_tunnel),
         services,
         capacity: w.capacity,
+        hostname: &w.hostname,
+        native_tunnel: w.native_tunnel,
     }
+}
+
+fn gateway(gateway: &GatewayAddress) -> Value {
+    json!({"destination": gateway.destination.to_string(), "hboneMtlsPort": gateway.port})
+}
+
+fn application_tunnel(tunnel: ApplicationTunnel) -> Value {
+    let protocol = match tunnel.protocol {
+        TunnelPreamble::None => "NONE",
+        TunnelPreamble::Proxy => "PROXY",
+    };
+    json!({"protocol": protocol, "port": Some(tunnel.port).filter(|port| *port != 0)})
 }
 
 fn status(health: Health) -> &'static str {
@@ -101,10 +128,16 @@ pub(super) struct ServiceShape<'a> {
     namespace: &'a str,
     hostname: &'a str,
     vips: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    cidr_vips: Vec<Value>,
     ports: BTreeMap<u16, u16>,
     endpoints: BTreeMap<&'a str, Value>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     subject_alt_names: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    waypoint: Option<Value>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    weighted_waypoints: Vec<Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
     load_balancer: Option<Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -119,9 +152,20 @@ pub(super) fn service<'a>(s: &'a Service, network: &str) -> ServiceShape<'a> {
         namespace: &s.key.namespace,
         hostname: &s.key.hostname,
         vips: s.vips.iter().map(|ip| format!("{network}/{ip}")).collect(),
+        cidr_vips: s
+            .cidr_vips
+            .iter()
+            .map(|range| json!({"network": network, "cidr": range.to_string()}))
+            .collect(),
         ports: s.ports.iter().map(|(port, to)| (*port, to.target)).collect(),
         endpoints: s.endpoints.iter().map(|e| (&*e.workload.0, endpoint(s, e))).collect(),
         subject_alt_names: s.subject_alt_names.iter().map(ToString::to_string).collect(),
+        waypoint: s.waypoint.as_deref().map(gateway),
+        weighted_waypoints: s
+            .weighted_waypoints
+            .iter()
+            .map(|one| json!({"destination": gateway(&one.gateway), "weight": one.weight}))
+            .collect(),
         load_balancer: (s.load_balancing != LoadBalancing::default())
             .then(|| load_balancer(&s.load_balancing)),
         ip_families: match s.ip_families {

@@ -277,3 +277,50 @@ fn certificates_are_shown_without_their_key() {
     let secret = STANDARD.encode("PRIVATE K");
     assert!(!shown.to_string().contains(&secret));
 }
+
+/// Keys as `istioctl ztunnel-config` reads them.
+#[test]
+fn what_stands_between_is_shown() {
+    let host = |name: &str| {
+        let key = ServiceKey {
+            namespace: "shop".into(),
+            hostname: format!("{name}.shop.svc.cluster.local").into(),
+        };
+        GatewayAddress { destination: GatewayDestination::Hostname(key), port: 15008 }
+    };
+    let address = |network: &str, text: &str| {
+        let destination = GatewayDestination::Address { network: network.into(), ip: ip(text) };
+        GatewayAddress { destination, port: 15443 }
+    };
+    let workload = Workload {
+        waypoint: Some(host("wp").into()),
+        network_gateway: Some(address("net-b", "203.0.113.7").into()),
+        application_tunnel: Some(ApplicationTunnel { protocol: TunnelPreamble::Proxy, port: 15088 }),
+        hostname: "cart.example".into(),
+        native_tunnel: true,
+        ..full_workload()
+    };
+    let shown = serde_json::to_value(shapes::workload(&workload, &[])).unwrap();
+    assert_eq!(
+        shown["waypoint"],
+        json!({"destination": "shop/wp.shop.svc.cluster.local", "hboneMtlsPort": 15008})
+    );
+    assert_eq!(shown["networkGateway"], json!({"destination": "net-b/203.0.113.7", "hboneMtlsPort": 15443}));
+    assert_eq!(shown["applicationTunnel"], json!({"protocol": "PROXY", "port": 15088}));
+    assert_eq!((&shown["hostname"], &shown["nativeTunnel"]), (&json!("cart.example"), &json!(true)));
+    let tunnel = ApplicationTunnel { protocol: TunnelPreamble::None, port: 0 };
+    let workload = Workload { application_tunnel: Some(tunnel), ..full_workload() };
+    let shown = serde_json::to_value(shapes::workload(&workload, &[])).unwrap();
+    assert_eq!(shown["applicationTunnel"], json!({"protocol": "NONE", "port": null}));
+    let service = Service {
+        waypoint: Some(address("", "fd96::9").into()),
+        weighted_waypoints: vec![WeightedWaypoint { gateway: host("wp2"), weight: 10 }],
+        cidr_vips: vec!["10.97.0.0/16".parse().unwrap()],
+        ..full_service()
+    };
+    let shown = serde_json::to_value(shapes::service(&service, "net-a")).unwrap();
+    assert_eq!(shown["waypoint"], json!({"destination": "/fd96::9", "hboneMtlsPort": 15443}));
+    let weighted = json!({"destination": {"destination": "shop/wp2.shop.svc.cluster.local", "hboneMtlsPort": 15008}, "weight": 10});
+    assert_eq!(shown["weightedWaypoints"], json!([weighted]));
+    assert_eq!(shown["cidrVips"], json!([{"network": "net-a", "cidr": "10.97.0.0/16"}]));
+}
