@@ -372,6 +372,7 @@ fn shared(settings: &Settings, telemetry: Arc<Telemetry>) -> Result<Arc<Shared>,
             user_timeout: tunnel.user_timeout,
         }),
         response_baggage: tunnel.response_baggage,
+        localhost_app_tunnel: settings.control_plane.localhost_app_tunnel,
         policy_info_logging: settings.process.policy_info_logging,
         is_succeeded: AtomicBool::new(false),
     }))

@@ -2,10 +2,12 @@
 //! policy, dial, 200, relay, one log line and one set of counters.
 
 use std::cell::RefCell;
-use std::net::{IpAddr, SocketAddr};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use culvert_common::authz::Facts;
 use culvert_common::decide::{InboundTarget, inbound_hbone, inbound_service_guess};
@@ -18,6 +20,7 @@ use culvert_common::hbone::relay::{RelayError, Stream, relay};
 use culvert_common::hbone::server::{self, ConnectRequest, Refusal};
 use culvert_common::identity::Role;
 use culvert_common::model::{Enrolment, Health, Locality, TunnelProtocol, Workload, WorkloadType};
+use culvert_common::net::proxy_protocol::header;
 use culvert_common::net::socket::{ConnectError, set_reset_on_drop};
 use culvert_common::state::Snapshot;
 use culvert_common::telemetry::ResponseFlag;
@@ -147,6 +150,8 @@ enum StreamError {
     Limit(#[from] Refused),
     #[error("no connection to the app: {0}")]
     Connect(#[from] ConnectError),
+    #[error("the app does not take the PROXY header: {0}; does it expect one on this port?")]
+    Tell(io::Error),
     #[error("the client left before the app had answered")]
     ClientGone,
     #[error(transparent)]
@@ -162,7 +167,7 @@ impl StreamError {
             Self::Denied(_) | Self::Closed(_) => of(StatusCode::UNAUTHORIZED, "policy"),
             Self::Limit(refused) => of(StatusCode::SERVICE_UNAVAILABLE, refused.flag().class()),
             Self::Connect(_) => of(StatusCode::SERVICE_UNAVAILABLE, "connect"),
-            Self::ClientGone | Self::Relay(_) => None,
+            Self::Tell(_) | Self::ClientGone | Self::Relay(_) => None,
         }
     }
 
@@ -172,7 +177,7 @@ impl StreamError {
             Self::Closed(closed) => return closed.failure(),
             Self::Limit(refused) => refused.flag(),
             Self::Relay(RelayError::Budget) => ResponseFlag::Budget,
-            Self::Connect(_) | Self::ClientGone => ResponseFlag::Connect,
+            Self::Connect(_) | Self::Tell(_) | Self::ClientGone => ResponseFlag::Connect,
             Self::Relay(RelayError::App(_) | RelayError::Peer(_)) => ResponseFlag::Connect,
         };
         let denial = self.refusal().map(|r| DenialNote { id: id.into(), class: r.class, policy: None });
@@ -234,7 +239,8 @@ async fn answer(
             return None;
         }
     };
-    let Routed { flow, verdict, to, revision, baggage } = *routed;
+    let Routed { flow, verdict, to, told, revision, baggage } = *routed;
+    let (app, source) = way_in(shared, pod, client, (to, told));
     let connection = shared.telemetry.open(flow, start.into_std());
     let dialled: Result<_, StreamError> = async {
         verdict?;
@@ -244,7 +250,7 @@ async fn answer(
         tokio::select! {
             biased;
             closed = open.closed() => Err(StreamError::Closed(closed)),
-            app = pod.dial(worker, to, pod.client_of(client.src, to)) => Ok((app?, (open, admitted))),
+            app = pod.dial(worker, app, source) => Ok((app?, (open, admitted))),
             () = request.gone() => Err(StreamError::ClientGone),
         }
     }
@@ -267,14 +273,56 @@ async fn answer(
             return None;
         }
     };
-    match request.accept(baggage) {
+    let started = match (request.accept(baggage), told) {
+        (Err(_), _) => Err(StreamError::ClientGone),
+        (Ok(stream), None) => Ok(stream),
+        (Ok(stream), Some(told)) => {
+            let header = header(client.src, told, &client.identity);
+            tell(&app, &header, shared.limits.connect).await.map(|()| stream).map_err(StreamError::Tell)
+        }
+    };
+    match started {
         Ok(stream) => Some((stream, Box::new(Served { app, open, admitted, connection }))),
-        Err(_) => {
+        Err(error) => {
             drop((app, open, admitted)); // before the log line, as above
-            connection.finish(Err(StreamError::ClientGone.failure("")));
+            connection.finish(Err(error.failure("")));
             None
         }
     }
+}
+
+/// Where the app is dialled, and as whom.
+///
+/// An app that is told of the connection behind its own need not see an address that it could not answer to: it is
+/// dialled on loopback, where nobody else can tell it anything. **Source**: l4.md §3.7.
+fn way_in(
+    shared: &Shared,
+    pod: &Pod,
+    client: &Client,
+    (to, told): (SocketAddr, Option<SocketAddr>),
+) -> (SocketAddr, Option<IpAddr>) {
+    if told.is_none() || !shared.localhost_app_tunnel {
+        return (to, pod.client_of(client.src, to));
+    }
+    let loopback =
+        if to.is_ipv4() { IpAddr::from(Ipv4Addr::LOCALHOST) } else { IpAddr::from(Ipv6Addr::LOCALHOST) };
+    (SocketAddr::new(loopback, to.port()), None)
+}
+
+/// Says the first bytes of a connection; they fit into a new socket's buffer.
+async fn tell(app: &TcpStream, mut header: &[u8], limit: Duration) -> io::Result<()> {
+    let said = async {
+        while !header.is_empty() {
+            app.writable().await?;
+            match app.try_write(header) {
+                Ok(count) => header = header.get(count..).unwrap_or_default(),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    };
+    tokio::time::timeout(limit, said).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
 /// Bytes that one stream's task holds.
@@ -293,6 +341,8 @@ struct Routed {
     flow: Flow,
     verdict: Result<(), Arc<Denied>>,
     to: SocketAddr,
+    /// What the app is told was asked for, before the first byte.
+    told: Option<SocketAddr>,
     /// Of the snapshot that all of it was decided from.
     revision: u64,
     baggage: Option<HeaderValue>,
@@ -363,9 +413,9 @@ fn route(
     };
     let verdict = permit(shared, &snapshot, &workload, &facts);
     let baggage = if shared.response_baggage { client.baggage(&workload) } else { None };
-    let to = target.to;
+    let (to, told) = (target.to, target.told);
     let flow = flow(&snapshot, client, &workload, target, request);
-    Ok(Box::new(Routed { flow, verdict, to, revision: snapshot.revision, baggage }))
+    Ok(Box::new(Routed { flow, verdict, to, told, revision: snapshot.revision, baggage }))
 }
 
 fn flow(

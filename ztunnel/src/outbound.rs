@@ -5,6 +5,7 @@ pub(crate) mod failing;
 mod hold;
 pub(crate) mod prepared;
 mod reach;
+mod resolve;
 
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -41,6 +42,8 @@ enum OutboundError {
     #[error("no connection to the destination: {0}")]
     Connect(#[from] ConnectError),
     #[error(transparent)]
+    Resolve(resolve::ResolveError),
+    #[error(transparent)]
     Copy(#[from] CopyError),
     #[error("{0}")]
     Closed(Rc<Closed>),
@@ -54,6 +57,7 @@ impl OutboundError {
             Self::Open(error) => error.flag(),
             Self::Relay(RelayError::Budget) => ResponseFlag::Budget,
             Self::Source(_)
+            | Self::Resolve(_)
             | Self::Relay(RelayError::App(_) | RelayError::Peer(_))
             | Self::Connect(_)
             | Self::Copy(_) => ResponseFlag::Connect,

@@ -42,6 +42,8 @@ pub(crate) struct Shared {
     pub(crate) mark: u32,
     pub(crate) keepalive: Option<Keepalive>,
     pub(crate) response_baggage: bool,
+    /// Whether an app that is told of its client is dialled on loopback.
+    pub(crate) localhost_app_tunnel: bool,
     pub(crate) policy_info_logging: bool,
     /// Whether another agent has taken this one's place: new connections are its business.
     pub(crate) is_succeeded: AtomicBool,

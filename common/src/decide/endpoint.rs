@@ -3,7 +3,7 @@
 //! **Source**: `istio.workload.LoadBalancing`; Kubernetes Service `internalTrafficPolicy`, `trafficDistribution`.
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use super::Outbound;
@@ -12,6 +12,7 @@ use crate::model::{
     Endpoint, Health, HealthPolicy, IpFamilies, LoadBalancing, LocalityScope, Mode, Service, Workload,
 };
 use crate::state::Snapshot;
+use crate::types::SpiffeId;
 
 /// Why this endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +68,7 @@ pub struct PassedOver {
 /// The endpoint to connect to.
 pub(super) struct Chosen {
     pub(super) workload: Arc<Workload>,
+    /// Without an address where the workload is found by its name.
     pub(super) target: SocketAddr,
     pub(super) choice: Choice,
 }
@@ -182,12 +184,15 @@ pub(super) fn candidate<'a>(
     if workload.capacity == 0 {
         return Err(Reason::NoWeight);
     }
-    let port = target_port(service, endpoint, facts.destination.port()).ok_or(Reason::NoPort)?;
+    let asked = facts.destination.port();
+    // Behind an application's tunnel the port of the tunnel counts, whatever the service says.
+    let tunnelled = workload.application_tunnel.map(|_| asked);
+    let port = target_port(service, endpoint, asked).or(tunnelled).ok_or(Reason::NoPort)?;
     if workload.network != facts.source.network {
         return Err(Reason::OtherNetwork);
     }
     let ip = address(service.ip_families, workload, facts.destination.ip().to_canonical());
-    let ip = ip.ok_or(Reason::NoAddress)?;
+    let ip = ip.or_else(|| by_name(workload)).ok_or(Reason::NoAddress)?;
     let rank = rank(&service.load_balancing, facts.source, workload).ok_or(Reason::OutOfScope)?;
     let target = SocketAddr::new(ip, port);
     let withheld = is_withheld(snapshot, workload, target);
@@ -200,6 +205,22 @@ pub(super) fn candidate<'a>(
 pub(super) fn target_port(service: &Service, endpoint: &Endpoint, port: u16) -> Option<u16> {
     let own = endpoint.ports.get(&port).copied();
     own.or_else(|| service.ports.get(&port).map(|p| p.target)).filter(|p| *p != 0)
+}
+
+/// In place of the address of a workload that is found by its name, until somebody has asked for it.
+fn by_name(workload: &Workload) -> Option<IpAddr> {
+    let is_named = workload.addresses.is_empty() && !workload.hostname.is_empty();
+    is_named.then_some(IpAddr::V4(Ipv4Addr::UNSPECIFIED))
+}
+
+/// Identities that the destination may prove. Sorted and without repetition, because the pool's key holds them.
+pub(super) fn expected(workload: &Workload, service: Option<&Service>) -> Vec<SpiffeId> {
+    let mut others: Vec<SpiffeId> = service.map_or(&[][..], |s| &s.subject_alt_names).to_vec();
+    others.retain(|id| *id != workload.identity);
+    others.sort();
+    others.dedup();
+    others.insert(0, workload.identity.clone());
+    others
 }
 
 /// The address asked for if the workload owns it, else one that the service may use, of the caller's family if it can be.

@@ -2,17 +2,18 @@
 //!
 //! The node agent acts on these decisions and `culvert why` prints them, so a reason is a value here and words only in
 //! `Display`. Randomness is an argument, time plays no part, nothing waits: what the snapshot does not know is unknown.
-//! Must not know sockets, TLS or metrics. Waypoints and second networks are refused or left out, never guessed at.
+//! Must not know sockets, TLS or metrics. Other networks are refused, never guessed at.
 //!
 //! Start with [`next_hop`] (a captured pod connects out), then [`inbound_hbone`] and [`inbound_plaintext`] (somebody
-//! connects to it). How a service's endpoint is chosen is in `endpoint.rs`, what is never sent in
-//! plaintext in `downgrade.rs`.
+//! connects to it). How a service's endpoint is chosen is in `endpoint.rs`, the waypoint before it in
+//! `waypoint.rs`, what is never sent in plaintext in `downgrade.rs`.
 
 mod downgrade;
 mod endpoint;
 pub mod explain;
 mod inbound;
 mod next_hop;
+mod waypoint;
 #[cfg(test)]
 mod world;
 
@@ -21,7 +22,8 @@ use std::net::{IpAddr, SocketAddr};
 pub use downgrade::{Downgrade, NotPlain};
 pub use endpoint::{Balance, Choice, PassedOver};
 pub use inbound::{InboundRefusal, InboundTarget, inbound_hbone, inbound_plaintext, inbound_service_guess};
-pub use next_hop::{NextHop, Outbound, OutboundRefusal, PassthroughReason, next_hop};
+pub use next_hop::{NextHop, Outbound, OutboundRefusal, PassthroughReason, Unresolved, next_hop, resolved};
+pub use waypoint::Waypoint;
 
 /// Port on which a captured pod accepts HBONE.
 pub const HBONE_PORT: u16 = 15008;

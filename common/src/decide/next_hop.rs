@@ -1,13 +1,14 @@
 //! Where a captured pod's outgoing connection goes.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use super::downgrade::{Downgrade, not_plain, unanswered};
-use super::endpoint::{self, Chosen};
+use super::endpoint::{self, Chosen, expected};
+use super::waypoint::{self, Before, Waypoint};
 use super::{Choice, HBONE_PORT, PassedOver, canonical, is_local, is_reserved_port};
-use crate::model::{DowngradeMode, Mode, Service, TunnelProtocol, Workload};
+use crate::model::{DowngradeMode, GatewayDestination, Mode, Service, TunnelProtocol, Workload};
 use crate::state::Snapshot;
 use crate::telemetry::ResponseFlag;
 use crate::types::{ServiceKey, SpiffeId, WorkloadUid};
@@ -53,21 +54,40 @@ pub enum NextHop {
     /// Nothing now: plaintext is not allowed, and the destination may be captured in a moment. Decide again on each new
     /// snapshot; when patience ends, refuse with [`OutboundRefusal::Downgrade`] of this.
     Hold(Box<Downgrade>),
-    /// A captured workload: a stream in a tunnel to it.
+    /// A captured workload, or a waypoint: a stream in a tunnel to it.
     Hbone {
-        /// What to dial: the workload's address and [`HBONE_PORT`].
+        /// What to dial: the workload's address and [`HBONE_PORT`], or the waypoint's address and port.
         peer: SocketAddr,
-        /// What to ask for in CONNECT: the same address and the workload's own port.
+        /// What to ask for in CONNECT: the same address and the workload's own port; of a waypoint the original
+        /// destination.
         authority: SocketAddr,
-        /// The peer must prove one of these: the workload's identity first, then the service's further ones, sorted.
+        /// The peer must prove one of these: the workload's identity first, then the further ones of the service that it
+        /// was chosen from, sorted.
         expected: Vec<SpiffeId>,
-        /// The destination.
+        /// Who ends the tunnel: the destination, or the waypoint.
         workload: Arc<Workload>,
         /// The service that was addressed, if one was.
         service: Option<Arc<Service>>,
         /// Why this workload.
         why: Choice,
+        /// The waypoint, if it goes through one.
+        waypoint: Option<Box<Waypoint>>,
     },
+    /// A workload that is found by its name: ask for its addresses, and go on with [`resolved`].
+    Resolve(Box<Unresolved>),
+}
+
+/// A destination of which only the name is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unresolved {
+    /// The destination; its `hostname` is to be asked for.
+    pub workload: Arc<Workload>,
+    /// Its port.
+    pub port: u16,
+    /// The service that was addressed.
+    pub service: Arc<Service>,
+    /// Why this workload.
+    pub why: Choice,
 }
 
 /// Why a connection goes to its original destination untouched.
@@ -124,6 +144,28 @@ pub enum OutboundRefusal {
         /// The source's.
         own: Arc<str>,
     },
+    /// It is to go through a waypoint of which nothing is known.
+    #[error(
+        "unknown waypoint: {destination} is to go through {waypoint}, and no such service or workload is known; does its Gateway exist, and is it programmed?"
+    )]
+    UnknownWaypoint {
+        /// Original destination.
+        destination: SocketAddr,
+        /// The waypoint.
+        waypoint: GatewayDestination,
+    },
+    /// It is to go through a waypoint that cannot take it.
+    #[error(
+        "no healthy upstream: {destination} is to go through waypoint {waypoint}, which has {candidates}; check the readiness of its pods"
+    )]
+    NoHealthyWaypoint {
+        /// Original destination.
+        destination: SocketAddr,
+        /// The waypoint.
+        waypoint: GatewayDestination,
+        /// Why each of its endpoints cannot.
+        candidates: PassedOver,
+    },
     /// It would leave in plaintext and may not.
     #[error("{0}")]
     Downgrade(Box<Downgrade>),
@@ -136,13 +178,16 @@ impl OutboundRefusal {
             Self::SelfCall { .. }
             | Self::NoHealthyEndpoint { .. }
             | Self::PortNotInService { .. }
-            | Self::OtherNetwork { .. } => ResponseFlag::Connect,
+            | Self::OtherNetwork { .. }
+            | Self::UnknownWaypoint { .. }
+            | Self::NoHealthyWaypoint { .. } => ResponseFlag::Connect,
             Self::Downgrade(downgrade) => downgrade.flag(),
         }
     }
 }
 
-/// Decides where an outgoing connection goes: service first, then workload, else the original destination.
+/// Decides where an outgoing connection goes: service first, then workload, else the original destination; where the
+/// one that is addressed has a waypoint, to that.
 pub fn next_hop(snapshot: &Snapshot, facts: &Outbound<'_>) -> Result<NextHop, OutboundRefusal> {
     let destination = canonical(facts.destination);
     let facts = &Outbound { destination, ..*facts };
@@ -163,6 +208,9 @@ pub fn next_hop(snapshot: &Snapshot, facts: &Outbound<'_>) -> Result<NextHop, Ou
     if workload.network != facts.source.network {
         return Err(other_network(facts, workload));
     }
+    if let Some(hop) = waypoint::hop(snapshot, facts, Before::Workload(workload)) {
+        return hop;
+    }
     let chosen = Chosen { workload: Arc::clone(workload), target: destination, choice: Choice::Requested };
     to_workload(snapshot, chosen, None)
 }
@@ -174,6 +222,9 @@ fn to_service(
 ) -> Result<NextHop, OutboundRefusal> {
     let destination = facts.destination;
     let port = destination.port();
+    if let Some(hop) = waypoint::hop(snapshot, facts, Before::Service(service)) {
+        return hop;
+    }
     if service.load_balancing.mode == Mode::Passthrough {
         let why = PassthroughReason::Service(Arc::clone(service));
         return Ok(NextHop::Passthrough { to: destination, why });
@@ -195,7 +246,28 @@ fn to_service(
     if is_reserved_port(chosen.target.port()) && chosen.workload.uid == facts.source.uid {
         return Err(OutboundRefusal::SelfCall { destination });
     }
+    if chosen.target.ip().is_unspecified() {
+        let Chosen { workload, target, choice: why } = chosen;
+        let (port, service) = (target.port(), Arc::clone(service));
+        return Ok(NextHop::Resolve(Box::new(Unresolved { workload, port, service, why })));
+    }
     to_workload(snapshot, chosen, Some(Arc::clone(service)))
+}
+
+/// Goes on after [`NextHop::Resolve`], with an address that the name has.
+pub fn resolved(
+    snapshot: &Snapshot,
+    source: &Workload,
+    of: &Unresolved,
+    ip: IpAddr,
+) -> Result<NextHop, OutboundRefusal> {
+    let target = canonical(SocketAddr::new(ip, of.port));
+    let is_own = is_local(target.ip()) || source.addresses.contains(&target.ip());
+    if is_reserved_port(of.port) && is_own {
+        return Err(OutboundRefusal::SelfCall { destination: target });
+    }
+    let chosen = Chosen { workload: Arc::clone(&of.workload), target, choice: of.why };
+    to_workload(snapshot, chosen, Some(Arc::clone(&of.service)))
 }
 
 fn to_workload(
@@ -207,7 +279,7 @@ fn to_workload(
     if workload.protocol == TunnelProtocol::Hbone {
         let peer = SocketAddr::new(to.ip(), HBONE_PORT);
         let expected = expected(&workload, service.as_deref());
-        return Ok(NextHop::Hbone { peer, authority: to, expected, workload, service, why });
+        return Ok(NextHop::Hbone { peer, authority: to, expected, workload, service, why, waypoint: None });
     }
     let downgrade = not_plain(snapshot, &workload, to).map(|why| {
         let (workload, service) = (Arc::clone(&workload), service.clone());
@@ -225,17 +297,7 @@ fn to_workload(
     }
 }
 
-/// Identities that the destination may prove. Sorted and without repetition, because the pool's key holds them.
-fn expected(workload: &Workload, service: Option<&Service>) -> Vec<SpiffeId> {
-    let mut others: Vec<SpiffeId> = service.map_or(&[][..], |s| &s.subject_alt_names).to_vec();
-    others.retain(|id| *id != workload.identity);
-    others.sort();
-    others.dedup();
-    others.insert(0, workload.identity.clone());
-    others
-}
-
-fn other_network(facts: &Outbound<'_>, workload: &Workload) -> OutboundRefusal {
+pub(super) fn other_network(facts: &Outbound<'_>, workload: &Workload) -> OutboundRefusal {
     OutboundRefusal::OtherNetwork {
         destination: facts.destination,
         network: Arc::clone(&workload.network),
@@ -258,11 +320,17 @@ impl fmt::Display for NextHop {
                 write!(f, "tcp {to}: {why}, although it should be {}", downgrade.reason())
             }
             Self::Hold(downgrade) => write!(f, "hold: {downgrade}"),
-            Self::Hbone { peer, authority, expected, why, .. } => {
+            Self::Resolve(of) => {
+                write!(f, "resolve {} for port {}: {}", of.workload.hostname, of.port, of.why)
+            }
+            Self::Hbone { peer, authority, expected, why, waypoint, .. } => {
                 write!(f, "hbone {peer} for {authority} as ")?;
                 for (i, id) in expected.iter().enumerate() {
                     let or = if i == 0 { "" } else { " or " };
                     write!(f, "{or}{id}")?;
+                }
+                if let Some(waypoint) = waypoint {
+                    write!(f, " through waypoint {}", waypoint.gateway.destination)?;
                 }
                 write!(f, ": {why}")
             }

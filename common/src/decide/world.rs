@@ -2,19 +2,24 @@
 //!
 //! ```text
 //! pod <namespace>/<name> <address>,… [hbone] [node=] [region=] [zone=] [subzone=] [cluster=] [network=] [weight=]
-//!     [labelled|exempt|dim] [before] [strict|strict=<port>]
-//! svc <namespace>/<name> [<vip>,…] [ports=80:8080,443:0] [mode=] [prefer=Region,Zone] [family=] [all] [private] [san=<sa>,…]
+//!     [labelled|exempt|dim] [before] [strict|strict=<port>] [terminating|not-ready] [host=<name>] [waypoint=<gateway>]
+//!     [tunnel=none:<port>|proxy:<port>]
+//! svc <namespace>/<name> [<vip>|<range>,…] [ports=80:8080,443:0] [mode=] [prefer=Region,Zone] [family=] [all] [private]
+//!     [san=<sa>,…] [second] [waypoint=<gateway>] [weights=<gateway>*<weight>,…]
 //!   ep <namespace>/<name> [not-ready|terminating] [443:9443,…]
 //! ```
-//! `dim` is not said to be enrolled or not, `before` was captured before. `all` publishes not-ready addresses, `private` is visibility to the own namespace. Indented lines belong to the service.
+//! `dim` is not said to be enrolled or not, `before` was captured before. `all` publishes not-ready addresses, `private` is
+//! visibility to the own namespace, `second` is not canonical. Indented lines belong to the service. An address `-` is none.
+//! A gateway is `<namespace>/<service>`, `<namespace>/=<host name>` or `@<address>`, with `!<port>` if it is not 15008.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::model::{
-    Action, Authorization, Clause, Endpoint, Enrolment, Health, HealthPolicy, IpFamilies, LoadBalancing,
-    Locality, LocalityScope, Match, Mode, Model, Rule, Scope, Service, ServicePort, StringMatch,
-    TunnelProtocol, Visibility, Workload, WorkloadType,
+    Action, ApplicationTunnel, Authorization, Clause, Endpoint, Enrolment, GatewayAddress,
+    GatewayDestination, Health, HealthPolicy, IpFamilies, LoadBalancing, Locality, LocalityScope, Match,
+    Mode, Model, Rule, Scope, Service, ServicePort, StringMatch, TunnelPreamble, TunnelProtocol, Visibility,
+    WeightedWaypoint, Workload, WorkloadType,
 };
 use crate::state::Snapshot;
 use crate::types::{PolicyKey, ServiceKey, SpiffeId, WorkloadUid};
@@ -69,8 +74,38 @@ pub(super) fn uid(name: &str) -> WorkloadUid {
     WorkloadUid(format!("Kubernetes//Pod/{name}").into())
 }
 
+fn gateway(text: &str) -> GatewayAddress {
+    let (name, port) = text.split_once('!').unwrap_or((text, "15008"));
+    let destination = match (name.strip_prefix('@'), name.split_once('/')) {
+        (Some(ip), _) => GatewayDestination::Address { network: "".into(), ip: ip.parse().unwrap() },
+        (None, Some((namespace, name))) => GatewayDestination::Hostname(ServiceKey {
+            namespace: namespace.into(),
+            hostname: match name.strip_prefix('=') {
+                Some(host) => host.into(),
+                None => format!("{name}.{namespace}.svc.cluster.local").into(),
+            },
+        }),
+        (None, None) => panic!("not understood: {text}"),
+    };
+    GatewayAddress { destination, port: port.parse().unwrap() }
+}
+
+fn weighted(text: &str) -> WeightedWaypoint {
+    let (name, weight) = text.split_once('*').expect("gateway*weight");
+    WeightedWaypoint { gateway: gateway(name), weight: weight.parse().unwrap() }
+}
+
+fn tunnel(text: &str) -> ApplicationTunnel {
+    let (protocol, port) = text.split_once(':').expect("protocol:port");
+    let protocol = if protocol == "proxy" { TunnelPreamble::Proxy } else { TunnelPreamble::None };
+    ApplicationTunnel { protocol, port: port.parse().unwrap() }
+}
+
 fn list<T: std::str::FromStr>(text: &str) -> Vec<T> {
-    text.split(',').map(|t| t.parse().unwrap_or_else(|_| panic!("not understood: {t}"))).collect()
+    text.split(',')
+        .filter(|t| *t != "-")
+        .map(|t| t.parse().unwrap_or_else(|_| panic!("not understood: {t}")))
+        .collect()
 }
 
 fn port_map(text: &str) -> BTreeMap<u16, u16> {
@@ -119,6 +154,11 @@ fn pod(full: &str, addresses: &str, rest: &[&str]) -> Workload {
             ("before", _) => {}
             ("strict", port) => pod.authorization_policies.push(strict(port).key),
             ("host-network", _) => pod.host_network = true,
+            ("terminating", _) => pod.health = Health::Terminating,
+            ("not-ready", _) => pod.health = Health::Unhealthy,
+            ("host", v) => pod.hostname = v.into(),
+            ("waypoint", v) => pod.waypoint = Some(gateway(v).into()),
+            ("tunnel", v) => pod.application_tunnel = Some(tunnel(v)),
             ("node", v) => pod.node = v.into(),
             ("region", v) => pod.locality.region = v.into(),
             ("zone", v) => pod.locality.zone = v.into(),
@@ -169,7 +209,14 @@ fn service(full: &str, rest: &[&str]) -> Service {
                 let id = |sa| SpiffeId::new("td", namespace, sa).unwrap();
                 service.subject_alt_names = v.split(',').map(id).collect();
             }
-            (vips, "") => service.vips = list(vips),
+            ("second", _) => service.canonical = false,
+            ("waypoint", v) => service.waypoint = Some(gateway(v).into()),
+            ("weights", v) => service.weighted_waypoints = v.split(',').map(weighted).collect(),
+            (vips, "") => {
+                let (ranges, vips): (Vec<&str>, Vec<&str>) = vips.split(',').partition(|t| t.contains('/'));
+                service.vips = vips.into_iter().map(|t| t.parse().expect("an address")).collect();
+                service.cidr_vips = ranges.into_iter().map(|t| t.parse().expect("a range")).collect();
+            }
             _ => panic!("not understood: {word}"),
         }
     }

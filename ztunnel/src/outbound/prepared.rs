@@ -62,7 +62,7 @@ impl Routes {
         if slots.is_empty() {
             slots.resize_with(SLOTS, || None);
         }
-        let hash = self.hasher.hash_one((Arc::as_ptr(source), Arc::as_ptr(destination), authority.port()));
+        let hash = self.hasher.hash_one((Arc::as_ptr(source), Arc::as_ptr(destination), authority));
         let slot = slots.get_mut((hash as usize) % SLOTS);
         if let Some(met) = slot.as_deref().and_then(Option::as_ref).filter(|met| met.is_of(&between)) {
             return Ok(Rc::clone(met));

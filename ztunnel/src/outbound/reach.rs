@@ -2,12 +2,14 @@
 //! been read try elsewhere what failed. Each turn decides from a fresh snapshot.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use culvert_common::decide::{Choice, Downgrade, NextHop, Outbound, OutboundRefusal, next_hop};
+use culvert_common::decide::{
+    Choice, Downgrade, NextHop, Outbound, OutboundRefusal, Unresolved, next_hop, resolved,
+};
 use culvert_common::hbone::Limits;
 use culvert_common::hbone::client::{AnswerWait, Connect, Context, OpenError, Tunnel};
 use culvert_common::hbone::headers::TraceParent;
@@ -24,6 +26,7 @@ use tokio::time::Instant;
 use super::OutboundError;
 use super::hold::Hold;
 use super::prepared::Between;
+use super::resolve::{self, ResolveError};
 use crate::shared::{Pod, Shared, random};
 use crate::worker::Worker;
 
@@ -92,6 +95,16 @@ pub(super) async fn reach(call: &Call<'_>, routed: &mut Routed<'_>) -> Result<Up
                 }
                 break Err(OutboundRefusal::Downgrade(why).into());
             }
+            Ok(NextHop::Resolve(of)) => {
+                // Boxed: few destinations are found by name, and every connection would hold the room for it.
+                match Box::pin(by_name(call, &source, &of)).await {
+                    Ok(hop) => {
+                        routed.flow = flow(call, &source, &Ok(hop.clone()));
+                        hop
+                    }
+                    Err(error) => break Err(error),
+                }
+            }
             Ok(hop) => hop,
         };
         let error = match attempt(call, &source, &hop, tries.limits(call, &hop)).await {
@@ -150,14 +163,33 @@ async fn for_a_moment(hold: &mut Option<Hold>, worker: &Rc<Worker>, reason: &'st
     }
 }
 
-/// The workload that is meant and the address of its app, where it is one.
+/// Where a workload is that was only known by name.
+async fn by_name(call: &Call<'_>, source: &Arc<Workload>, of: &Unresolved) -> Result<NextHop, OutboundError> {
+    let Call { worker, dst, .. } = call;
+    let host = &of.workload.hostname;
+    let addresses = resolve::addresses(host).await.map_err(OutboundError::Resolve)?;
+    let ip = resolve::one_of(&addresses, dst.is_ipv4(), random() as u64);
+    let ip = ip.ok_or_else(|| OutboundError::Resolve(ResolveError::NoAddress { host: Arc::clone(host) }))?;
+    Ok(resolved(&worker.shared.state.snapshot(), source, of, ip)?)
+}
+
+/// The workload that is meant and the address of its app, where it is one; of a waypoint its own address, and of a
+/// workload that is found by name only the port, as it is decided on.
 fn endpoint(hop: &NextHop) -> Option<(&WorkloadUid, SocketAddr)> {
     match hop {
+        NextHop::Hbone { peer, workload, waypoint: Some(_), .. } => Some((&workload.uid, *peer)),
         NextHop::Tcp { to: app, workload, .. } | NextHop::Hbone { authority: app, workload, .. } => {
-            Some((&workload.uid, *app))
+            let app = if workload.addresses.is_empty() { unresolved(app.port()) } else { *app };
+            Some((&workload.uid, app))
         }
+        NextHop::Resolve(of) => Some((&of.workload.uid, unresolved(of.port))),
         NextHop::Passthrough { .. } | NextHop::Hold(_) => None,
     }
+}
+
+/// Where the decision sees a workload that is found by name.
+fn unresolved(port: u16) -> SocketAddr {
+    SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port)
 }
 
 /// What has been tried for one connection.
@@ -244,6 +276,7 @@ fn reason(error: &OutboundError) -> Option<&'static str> {
         OutboundError::Open(OpenError::Identity(_))
         | OutboundError::Source(_)
         | OutboundError::Refused(_)
+        | OutboundError::Resolve(_)
         | OutboundError::Relay(_)
         | OutboundError::Copy(_)
         | OutboundError::Closed(_) => None,
@@ -283,6 +316,10 @@ async fn attempt(
             Upstream::Plain(pod.dial_out(worker, *to, limits).await?)
         }
         NextHop::Hold(why) => return Err(OutboundRefusal::Downgrade(why.clone()).into()),
+        NextHop::Resolve(of) => {
+            let host = Arc::clone(&of.workload.hostname);
+            return Err(OutboundError::Resolve(ResolveError::NoAddress { host }));
+        }
         NextHop::Hbone { peer, authority, expected, workload, service, .. } => {
             let (destination, peer, authority) = (workload, *peer, *authority);
             let between = Between { pod: &pod.local.uid, source, destination, peer, authority, expected };
@@ -372,6 +409,10 @@ fn flow(call: &Call<'_>, source: &Arc<Workload>, decided: &Result<NextHop, Outbo
             flow.hbone_addr = Some(Target::Addr(*authority));
             flow.trace = Some(call.trace.trace);
         }
+        Ok(NextHop::Resolve(of)) => {
+            (flow.destination, flow.service) =
+                (Some(Arc::clone(&of.workload)), Some(Arc::clone(&of.service)));
+        }
         Ok(NextHop::Hold(downgrade)) | Err(OutboundRefusal::Downgrade(downgrade)) => {
             flow.dst_addr = downgrade.to();
             if let Downgrade::Workload { workload, service, .. } = &**downgrade {
@@ -390,7 +431,7 @@ mod tests {
 
     use super::*;
 
-    const PEER: SocketAddr = SocketAddr::new(std::net::IpAddr::V6(std::net::Ipv6Addr::LOCALHOST), 15008);
+    const PEER: SocketAddr = SocketAddr::new(IpAddr::V6(std::net::Ipv6Addr::LOCALHOST), 15008);
 
     fn answer(status: u16, class: Option<&'static str>) -> OpenError {
         let denial = class.map(|class| Denial { id: "1".into(), class });

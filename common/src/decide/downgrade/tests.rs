@@ -33,6 +33,7 @@ fn verdict(hop: Result<NextHop, OutboundRefusal>) -> String {
         Ok(NextHop::Passthrough { .. } | NextHop::Tcp { downgrade: None, .. }) => "direct".into(),
         Ok(NextHop::Tcp { downgrade: Some(why), .. }) => format!("count {}", why.reason()),
         Ok(NextHop::Hold(why)) => format!("hold {}", why.reason()),
+        Ok(NextHop::Resolve(_)) => panic!("no pod here is found by name"),
         Err(OutboundRefusal::Downgrade(why)) => format!("refuse {}", why.reason()),
         Err(other) => panic!("{other}"),
     }

@@ -8,7 +8,8 @@ use super::answer::{Enforced, Explanation, Inbound, Outcome, Route, RouteKind};
 use super::names::{Destination, Source, distance};
 use super::route::{bypasses, is_captured, name_of, to_workload};
 use crate::authz::{ClauseTrace, FieldTrace, RuleTrace};
-use crate::model::{Enrolment, LeftOut, NotCaptured, PeerMode, Workload};
+use crate::decide::waypoint;
+use crate::model::{Enrolment, GatewayAddress, GatewayDestination, LeftOut, NotCaptured, PeerMode, Workload};
 use crate::state::{Completeness, Snapshot};
 
 /// Pieces of advice: the first ones are the likely ones.
@@ -30,6 +31,7 @@ pub(super) fn complete(answer: &mut Explanation, snapshot: &Snapshot, from: &Sou
     let Some(route) = answer.routes.iter().find(|route| route.outcome == wanted) else { return };
     let reason = case.reason(answer, route);
     let advice = match wanted {
+        Outcome::Allowed if !route.waypoint.is_empty() => vec![case.behind_waypoint(route)],
         Outcome::Allowed => case.when_allowed(answer, route),
         Outcome::Refused | Outcome::Mixed => case.when_refused(answer, route),
     };
@@ -55,6 +57,18 @@ impl Case<'_> {
 
     pub(super) fn end_name(&self) -> String {
         self.end.as_ref().map_or_else(|| self.to.asked.clone(), |workload| name_of(workload))
+    }
+
+    /// Whether what was asked for is reached through a waypoint, so that its endpoints are the waypoint's business.
+    pub(super) fn has_waypoint(&self) -> bool {
+        !self.waypoints().is_empty()
+    }
+
+    fn waypoints(&self) -> Vec<&GatewayAddress> {
+        match (&self.to.service, &self.to.workload) {
+            (Some(service), _) => waypoint::picks(service).into_iter().map(|(gateway, _)| gateway).collect(),
+            (None, workload) => workload.as_ref().and_then(|w| w.waypoint.as_deref()).into_iter().collect(),
+        }
     }
 
     pub(super) fn has_port(&self) -> bool {
@@ -298,8 +312,42 @@ impl Case<'_> {
         advice
     }
 
+    /// Who decides after the waypoint, and by what.
+    fn behind_waypoint(&self, route: &Route) -> String {
+        format!(
+            "what waypoint {} lets through is in its own configuration and log (istioctl proxy-config); the agents of the \
+             endpoints see the waypoint's identity and address, and no longer those of {}",
+            route.waypoint,
+            self.source_name()
+        )
+    }
+
+    /// What would make a waypoint take connections.
+    fn no_waypoint(&self) -> Vec<String> {
+        let advice = |gateway: &&GatewayAddress| {
+            let name = &gateway.destination;
+            let object = match name {
+                GatewayDestination::Hostname(key) => {
+                    format!("{}/{}", key.namespace, key.hostname.split('.').next().unwrap_or(&key.hostname))
+                }
+                GatewayDestination::Address { .. } => name.to_string(),
+            };
+            match waypoint::find(self.snapshot, name) {
+                None => format!(
+                    "create Gateway {object}, or see in its status why it is not programmed; or take the label \
+                     istio.io/use-waypoint off what names it"
+                ),
+                Some(_) => format!("see why no pod of waypoint {object} is ready (kubectl describe pod)"),
+            }
+        };
+        self.waypoints().iter().map(advice).collect()
+    }
+
     /// Nothing leaves the source: what would give it somewhere to go.
     fn no_way(&self, answer: &Explanation) -> Vec<String> {
+        if self.has_waypoint() {
+            return self.no_waypoint();
+        }
         let Some(service) = &self.to.service else { return Vec::new() };
         let name = format!("{}/{}", service.key.namespace, service.name);
         if !self.has_port() {

@@ -110,8 +110,12 @@ pub struct Route {
     pub outcome: Outcome,
     /// `<namespace>/<name>` of the workload at its end; empty if none is known.
     pub workload: String,
-    /// What is dialled for the app; empty if nothing is.
+    /// What is dialled for the app, or asked of the waypoint; empty if nothing is.
     pub target: String,
+    /// The waypoint that ends the tunnel, as `<namespace>/<host name>`, and then its address; `workload` is its pod. Empty if
+    /// it goes through none.
+    #[serde(default)]
+    pub waypoint: String,
     /// The decision at the source in the words of its log.
     pub decision: String,
     /// Identity that the source proves; none in plaintext.

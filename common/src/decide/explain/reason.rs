@@ -11,6 +11,10 @@ impl Case<'_> {
     pub(super) fn reason(&self, answer: &Explanation, route: &Route) -> String {
         let (source, end) = (self.source_name(), self.end_name());
         match (route.outcome, &route.inbound, route.kind) {
+            (Outcome::Allowed, None, RouteKind::Hbone) => format!(
+                "in a tunnel with mutual TLS to waypoint {}, which decides by its own rules and sends it on",
+                route.waypoint
+            ),
             (Outcome::Allowed, Some(inbound), RouteKind::Hbone) => {
                 format!("in a tunnel with mutual TLS; {}", inbound.verdict)
             }
@@ -96,7 +100,9 @@ impl Case<'_> {
                 _ => route.decision.clone(),
             };
         }
-        let Some(service) = &self.to.service else { return route.decision.clone() };
+        let Some(service) = self.to.service.as_ref().filter(|_| !self.has_waypoint()) else {
+            return route.decision.clone();
+        };
         let name = format!("{}.{}", service.name, service.key.namespace);
         if let Some(dialled) = self.to.dialled.first().filter(|_| !self.has_port()) {
             let ports: Vec<String> = service.ports.keys().map(ToString::to_string).collect();

@@ -10,10 +10,11 @@ use super::names::{Destination, Source};
 use super::views::{destination_party, endpoints, source_party};
 use crate::authz::{Denial, Facts, PolicyTrace, Verdict, authorize, authorize_traced};
 use crate::decide::endpoint::{Candidate, candidate};
+use crate::decide::waypoint::{self, Found};
 use crate::decide::{
     Downgrade, NextHop, Outbound, OutboundRefusal, inbound_hbone, inbound_plaintext, next_hop,
 };
-use crate::model::{Authorization, Enrolment, Scope, Service, TunnelProtocol, Workload};
+use crate::model::{Authorization, Enrolment, GatewayAddress, Scope, Service, TunnelProtocol, Workload};
 use crate::state::Snapshot;
 use crate::types::{Authority, PolicyKey, SpiffeId, WorkloadUid};
 
@@ -99,9 +100,8 @@ pub(super) fn to_workload(snapshot: &Snapshot, to: &Destination, routes: &[Route
 /// What the agent of `source` decides, once for each endpoint that it may choose.
 fn captured(snapshot: &Snapshot, source: &Arc<Workload>, destination: SocketAddr, routes: &mut Vec<Route>) {
     let facts = |pick| Outbound { source, destination, avoid: &[], failing: &[], pick };
-    let service = snapshot.service_by_vip(destination.ip().to_canonical(), &source.namespace);
     let mut decided = Vec::new();
-    for pick in service.map_or_else(|| vec![0], |service| picks(snapshot, service, &facts(0))) {
+    for pick in picks(snapshot, &facts(0)) {
         let decision = next_hop(snapshot, &facts(pick));
         if !decided.contains(&decision) {
             decided.push(decision);
@@ -114,15 +114,43 @@ fn captured(snapshot: &Snapshot, source: &Arc<Workload>, destination: SocketAddr
     }));
 }
 
-/// A number for each endpoint that may be chosen: the decision takes them by weight, in their order.
-fn picks(snapshot: &Snapshot, service: &Service, facts: &Outbound<'_>) -> Vec<u64> {
+/// A number for each endpoint that may be chosen, of the destination or of each of its waypoints.
+fn picks(snapshot: &Snapshot, facts: &Outbound<'_>) -> Vec<u64> {
+    let ip = facts.destination.ip().to_canonical();
+    let Some(service) = snapshot.service_by_vip(ip, &facts.source.namespace) else {
+        let waypoint = snapshot.workload_by_ip(ip).and_then(|w| w.waypoint.as_deref());
+        return waypoint.map_or_else(|| vec![0], |waypoint| picks_of(snapshot, waypoint, facts, 0));
+    };
+    let mut all = picks_among(snapshot, service, facts, 0);
+    for (waypoint, high) in waypoint::picks(service) {
+        all.append(&mut picks_of(snapshot, waypoint, facts, high));
+    }
+    all.truncate(LOOKED_MAX + 1); // the first may be there twice
+    all
+}
+
+/// The numbers that lead to each endpoint of a waypoint, once `high` has chosen the waypoint.
+fn picks_of(snapshot: &Snapshot, waypoint: &GatewayAddress, facts: &Outbound<'_>, high: u64) -> Vec<u64> {
+    let Some(Found::Service(service)) = waypoint::find(snapshot, &waypoint.destination) else {
+        return vec![high];
+    };
+    let at = SocketAddr::new(facts.destination.ip(), waypoint.port);
+    picks_among(snapshot, service, &Outbound { destination: at, ..*facts }, high)
+}
+
+/// A number for each endpoint of `service` that may be chosen, not below `high`: the decision takes them by weight, in
+/// their order.
+fn picks_among(snapshot: &Snapshot, service: &Service, facts: &Outbound<'_>, high: u64) -> Vec<u64> {
     let found: Vec<Candidate<'_>> =
         service.endpoints.iter().filter_map(|e| candidate(snapshot, service, e, facts).ok()).collect();
     let best = found.iter().map(Candidate::preference).max();
+    let best = || found.iter().filter(|c| Some(c.preference()) == best);
+    let weight: u64 = best().map(|c| u64::from(c.workload.capacity)).sum();
+    let offset = high.checked_rem(weight).map_or(0, |rest| weight - rest);
     let mut next = 0;
-    let mut picks = vec![0];
-    for one in found.iter().filter(|c| Some(c.preference()) == best).take(LOOKED_MAX) {
-        picks.push(next);
+    let mut picks = vec![high];
+    for one in best().take(LOOKED_MAX) {
+        picks.push(high + (offset + next) % weight.max(1));
         next += u64::from(one.workload.capacity);
     }
     picks
@@ -143,6 +171,7 @@ fn route(snapshot: &Snapshot, source: &Workload, hop: &NextHop) -> Route {
         outcome: Outcome::Allowed,
         workload,
         target: to.to_string(),
+        waypoint: String::new(),
         decision: hop.to_string(),
         proves: None,
         expects: Vec::new(),
@@ -153,7 +182,18 @@ fn route(snapshot: &Snapshot, source: &Workload, hop: &NextHop) -> Route {
         NextHop::Passthrough { to, .. } => plain(RouteKind::Passthrough, String::new(), to),
         NextHop::Hold(downgrade) => withheld(RouteKind::Held, downgrade),
         NextHop::Tcp { to, workload, .. } => plain(RouteKind::Plaintext, name_of(workload), to),
-        NextHop::Hbone { peer, authority, expected, workload, .. } => {
+        NextHop::Resolve(of) => Route {
+            target: format!("{}:{}", of.workload.hostname, of.port),
+            ..plain(RouteKind::Plaintext, name_of(&of.workload), &SocketAddr::from(([0; 4], of.port)))
+        },
+        // The waypoint decides by rules of its own, which are not in the snapshot, and chooses the endpoint.
+        NextHop::Hbone { peer, authority, expected, workload, waypoint: Some(waypoint), .. } => Route {
+            waypoint: format!("{} at {peer}", waypoint.gateway.destination),
+            proves: Some(source.identity.to_string()),
+            expects: expected.iter().map(ToString::to_string).collect(),
+            ..plain(RouteKind::Hbone, name_of(workload), authority)
+        },
+        NextHop::Hbone { peer, authority, expected, workload, waypoint: None, .. } => {
             let arrival = Arrival::Hbone { met: peer.ip(), authority: *authority };
             let address = address_towards(&source.addresses, peer.ip());
             let client = Client { identity: Some(&source.identity), address };
@@ -176,6 +216,7 @@ fn refused(decision: String, flag: &str) -> Route {
         outcome: Outcome::Refused,
         workload: String::new(),
         target: String::new(),
+        waypoint: String::new(),
         decision,
         proves: None,
         expects: Vec::new(),
@@ -219,6 +260,7 @@ fn direct_to(snapshot: &Snapshot, from: &Source, workload: Option<&Arc<Workload>
         outcome: Outcome::Allowed,
         workload: workload.map(|w| name_of(w)).unwrap_or_default(),
         target: to.to_string(),
+        waypoint: String::new(),
         decision: format!("direct {to}: the source is outside the mesh"),
         proves: None,
         expects: Vec::new(),

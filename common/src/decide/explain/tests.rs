@@ -99,6 +99,77 @@ fn a_policy_that_is_named_and_absent_refuses() {
     assert!(answer.advice[0].contains("a/gone"), "{:?}", answer.advice);
 }
 
+const BEHIND: &str = "
+pod a/client 10.0.0.1 hbone
+pod a/server-0 10.0.0.2 hbone waypoint=a/asleep
+pod a/other-0 10.0.0.3 hbone waypoint=a/wp
+pod a/wp-0 10.0.9.1 hbone
+pod a/wp-1 10.0.9.2 hbone
+pod a/new-0 10.0.9.3 hbone
+pod a/down-0 10.0.9.4 hbone
+svc a/wp 10.96.9.1 ports=15008:15008
+  ep a/wp-0
+  ep a/wp-1
+svc a/new 10.96.9.2 ports=15008:15008
+  ep a/new-0
+svc a/asleep 10.96.9.3 ports=15008:15008
+  ep a/down-0 not-ready
+svc a/server 10.96.0.1 ports=80:8080 waypoint=a/wp
+  ep a/server-0
+svc a/canary 10.96.0.2 ports=80:8080 weights=a/wp*3,a/new*2
+svc a/lost 10.96.0.3 ports=80:8080 waypoint=a/nobody
+";
+
+#[test]
+fn a_waypoint_is_told_with_each_of_its_pods() {
+    let snapshot = with(BEHIND, vec![], &[]);
+    let ways = |to: &str| {
+        let answer = explain(&snapshot, "client", to).unwrap();
+        assert_eq!(answer.verdict, Outcome::Allowed, "{answer}");
+        let way = |r: &Route| format!("{} {} {}", r.workload, r.waypoint, r.target);
+        let mut ways: Vec<String> = answer.routes.iter().map(way).collect();
+        ways.sort();
+        (ways, answer)
+    };
+    let wp = "a/wp.a.svc.cluster.local at";
+    let (of_server, answer) = ways("server");
+    let pods =
+        |to: &str| [format!("a/wp-0 {wp} 10.0.9.1:15008 {to}"), format!("a/wp-1 {wp} 10.0.9.2:15008 {to}")];
+    assert_eq!(of_server, pods("10.96.0.1:80"));
+    let text = answer.to_string();
+    assert!(
+        text.contains("HBONE tunnel, mutual TLS, to waypoint a/wp.a.svc.cluster.local at 10.0.9."),
+        "{text}"
+    );
+    assert!(text.contains("the waypoint decides by its own rules"), "{text}");
+    assert!(answer.advice[0].contains("its own configuration and log"), "{:?}", answer.advice);
+    assert_eq!(ways("other-0:80").0, pods("10.0.0.3:80"));
+    let (canary, _) = ways("canary");
+    let new = "a/new-0 a/new.a.svc.cluster.local at 10.0.9.3:15008 10.96.0.2:80".to_owned();
+    assert_eq!(canary, [&[new][..], &pods("10.96.0.2:80")].concat());
+}
+
+#[test]
+fn a_waypoint_that_cannot_take_it_is_told() {
+    let snapshot = with(BEHIND, vec![], &[]);
+    let refused = |to: &str, seen: &str, advice: &str| {
+        let answer = explain(&snapshot, "client", to).unwrap();
+        assert_eq!(
+            (answer.verdict, answer.routes[0].flag.as_str()),
+            (Outcome::Refused, "CONNECT"),
+            "{answer}"
+        );
+        assert!(answer.summary.contains(seen), "{answer}");
+        assert!(answer.advice[0].contains(advice), "{answer}");
+    };
+    refused("lost", "unknown waypoint: 10.96.0.3:80 is to go through a/nobody", "create Gateway a/nobody");
+    refused(
+        "server-0:80",
+        "is to go through waypoint a/asleep.a.svc.cluster.local, which has 1 not ready",
+        "see why no pod of waypoint a/asleep is ready",
+    );
+}
+
 #[test]
 fn endpoints_that_differ_make_it_depend() {
     let text = "
@@ -296,7 +367,7 @@ fn traffic(snapshot: &Snapshot, source: &Workload, to: &str) -> BTreeSet<bool> {
     let facts = |pick| Outbound { source, destination, avoid: &[], failing: &[], pick };
     let outcome = |pick| match next_hop(snapshot, &facts(pick)) {
         Err(_) | Ok(NextHop::Hold(_)) => false,
-        Ok(NextHop::Passthrough { .. } | NextHop::Tcp { .. }) => true,
+        Ok(NextHop::Passthrough { .. } | NextHop::Tcp { .. } | NextHop::Resolve(_)) => true,
         Ok(NextHop::Hbone { peer, authority, workload, .. }) => {
             let authority = Authority::Addr(authority);
             let target = inbound_hbone(snapshot, &workload, peer.ip(), &authority);

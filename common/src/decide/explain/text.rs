@@ -125,6 +125,9 @@ impl Text<'_> {
             ));
         }
         let (sign, what) = match route.kind {
+            RouteKind::Hbone if !route.waypoint.is_empty() => {
+                ("|", format!("HBONE tunnel, mutual TLS, to waypoint {}", route.waypoint))
+            }
             RouteKind::Hbone => ("|", "HBONE tunnel, mutual TLS".to_owned()),
             RouteKind::Plaintext => ("|", "plain TCP: the destination is outside the mesh".to_owned()),
             RouteKind::Passthrough => ("|", "plain TCP, sent on as it is".to_owned()),
@@ -151,7 +154,14 @@ impl Text<'_> {
             ids => format!("  must prove {}", ids.join(" or ")),
         };
         self.line(format_args!("  {name}  {target}{expects}"));
-        let Some(inbound) = &route.inbound else { return };
+        let Some(inbound) = &route.inbound else {
+            if !route.waypoint.is_empty() {
+                self.line(format_args!(
+                    "   |  the waypoint decides by its own rules, chooses an endpoint and sends it on"
+                ));
+            }
+            return;
+        };
         let verdict = inbound.refusal.as_ref().unwrap_or(&inbound.verdict);
         match route.outcome {
             Outcome::Allowed => self.line(format_args!("   |  {verdict}\n   v  app")),

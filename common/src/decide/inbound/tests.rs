@@ -15,18 +15,51 @@ svc shop/foreign 10.96.0.3 ports=80:8080
   ep shop/other-0
 svc web/cart 10.96.0.4 ports=80:1
   ep shop/other-0
+pod shop/wp-0 10.0.9.1,fd00::91 hbone
+pod shop/wp-1 10.0.9.2 hbone
+pod shop/edge-0 10.0.9.3 hbone host=edge.example
+pod shop/tunnel-0 10.0.9.4,fd00::94 hbone tunnel=proxy:15088
+pod shop/port-0 10.0.9.5 hbone tunnel=none:9000
+pod shop/same-0 10.0.9.6 hbone tunnel=proxy:0
+pod shop/looped-0 10.0.9.7 hbone tunnel=proxy:15006
+pod shop/by-wp-0 10.0.1.1,fd00::11 hbone waypoint=shop/wp
+pod shop/by-ip-0 10.0.1.2 hbone waypoint=@10.0.9.3
+pod shop/by-vip-0 10.0.1.3 hbone waypoint=@10.96.9.1
+pod shop/by-name-0 10.0.1.4 hbone waypoint=shop/=edge.example
+pod shop/lost-0 10.0.1.5 hbone waypoint=shop/nobody
+svc shop/wp 10.96.9.1 ports=15008:15008
+  ep shop/wp-0
+  ep shop/wp-1 not-ready
+svc shop/one 10.96.1.1,fd96::11 ports=80:8080,81:0 waypoint=shop/wp
+  ep shop/other-0
+svc web/one 10.96.1.1 ports=80:8080 waypoint=shop/=edge.example private
+svc shop/some 10.96.1.2 ports=80:8080 weights=shop/wp*1,@10.0.9.3*0
+svc shop/range 10.97.0.0/16 ports=80:8080 waypoint=shop/wp
+svc shop/bare ports=80:8080
+  ep shop/tunnel-0
+svc shop/v6-only fd96::12 ports=80:8080
+  ep shop/tunnel-0
+svc shop/two fd96::13,10.96.1.3 ports=80:8080
+  ep shop/tunnel-0
 ";
 
-/// Target (and service), or status and error, of a CONNECT on a tunnel dialled at `destination`.
-fn connect(destination: &str, authority: &str) -> String {
+/// Target, service and what the app is told; or status and error, of a CONNECT on a tunnel dialled at `destination`.
+fn connect_to(pod: &str, destination: &str, authority: &str) -> String {
     let snapshot = world(WORLD);
-    let pod = pod_of(&snapshot, "shop/cart-0");
+    let pod = pod_of(&snapshot, pod);
     let authority = authority.parse().unwrap();
     match inbound_hbone(&snapshot, &pod, destination.parse().unwrap(), &authority) {
-        Ok(InboundTarget { to, service: Some(service) }) => format!("{to} of {}", service.name),
-        Ok(InboundTarget { to, service: None }) => to.to_string(),
+        Ok(InboundTarget { to, service, told }) => {
+            let service = service.map(|s| format!(" of {}", s.name)).unwrap_or_default();
+            let told = told.map(|told| format!(" told {told}")).unwrap_or_default();
+            format!("{to}{service}{told}")
+        }
         Err(error) => format!("{} {error}", error.status()),
     }
+}
+
+fn connect(destination: &str, authority: &str) -> String {
+    connect_to("shop/cart-0", destination, authority)
 }
 
 #[track_caller]
@@ -58,6 +91,69 @@ fn what_listens_on_loopback_is_out_of_reach() {
             format!("400 {destination} is no address of the pod's for others; dial the pod's own address");
         check(destination, authority, &want);
     }
+}
+
+/// A pod in front of others is asked for their addresses; what is dialled is its own.
+#[test]
+fn a_waypoint_that_is_captured_is_asked_for_others() {
+    let mismatch = |ip: &str, met: &str| {
+        format!(
+            "400 ip mismatch: CONNECT asks for {ip} on a connection to {met}; is the client's view of the pod stale?"
+        )
+    };
+    let all =
+        ["10.0.1.1", "10.0.1.2", "10.0.1.3", "10.0.1.4", "10.0.1.5", "10.96.1.1", "10.96.1.2", "10.97.3.4"];
+    let of_wp: &[&str] = &["10.0.1.1", "10.0.1.3", "10.96.1.1", "10.96.1.2", "10.97.3.4"];
+    let of_edge: &[&str] = &["10.0.1.2", "10.0.1.4", "10.96.1.1", "10.96.1.2"];
+    let table: [(&str, &str, &[&str]); 4] = [
+        ("shop/wp-0", "10.0.9.1", of_wp),
+        ("shop/wp-1", "10.0.9.2", of_wp), // not ready is its clients' business
+        ("shop/edge-0", "10.0.9.3", of_edge),
+        ("shop/other-0", "10.0.0.3", &[]), // an endpoint of a service is not its waypoint
+    ];
+    for (pod, met, its) in table {
+        for ip in all {
+            let want = if its.contains(&ip) { format!("{met}:80") } else { mismatch(ip, met) };
+            assert_eq!(connect_to(pod, met, &format!("{ip}:80")), want, "{pod} asked for {ip}");
+        }
+    }
+    assert_eq!(connect_to("shop/wp-0", "fd00::91", "[fd96::11]:80"), "[fd00::91]:80");
+    assert_eq!(connect_to("shop/wp-0", "10.0.9.1", "[fd00::11]:80"), "10.0.9.1:80");
+    // By host name, with the service's own port map.
+    let one = "one.shop.svc.cluster.local";
+    assert_eq!(connect_to("shop/wp-0", "10.0.9.1", &format!("{one}:80")), "10.0.9.1:8080 of one");
+    let refused = connect_to("shop/wp-0", "10.0.9.1", &format!("{one}:81"));
+    assert!(refused.starts_with("503") && refused.contains("leads port 81 to no port"), "{refused}");
+    let refused = connect_to("shop/edge-0", "10.0.9.3", &format!("{one}:80"));
+    assert!(refused.starts_with("503") && refused.contains("is no endpoint of"), "{refused}");
+}
+
+#[test]
+fn an_application_tunnel_has_its_own_port_and_may_be_told() {
+    let at = |pod: &str, met: &str, authority: &str| connect_to(&format!("shop/{pod}-0"), met, authority);
+    assert_eq!(at("tunnel", "10.0.9.4", "10.96.1.1:80"), "10.0.9.4:15088 told 10.96.1.1:80");
+    assert_eq!(at("tunnel", "10.0.9.4", "10.0.9.4:80"), "10.0.9.4:15088 told 10.0.9.4:80");
+    assert_eq!(at("tunnel", "10.0.9.4", "192.0.2.1:443"), "10.0.9.4:15088 told 192.0.2.1:443");
+    assert_eq!(at("tunnel", "fd00::94", "10.96.1.1:80"), "[fd00::94]:15088 told 10.96.1.1:80");
+    assert_eq!(at("same", "10.0.9.6", "10.96.1.1:8443"), "10.0.9.6:8443 told 10.96.1.1:8443");
+    assert_eq!(at("port", "10.0.9.5", "10.96.1.1:80"), "10.0.9.5:9000");
+    // By host name: the service's address, IPv4 first, and its port.
+    let host = |name: &str| format!("{name}.shop.svc.cluster.local:80");
+    assert_eq!(at("tunnel", "10.0.9.4", &host("one")), "10.0.9.4:15088 of one told 10.96.1.1:80");
+    assert_eq!(at("tunnel", "10.0.9.4", &host("v6-only")), "10.0.9.4:15088 of v6-only told [fd96::12]:80");
+    assert_eq!(at("tunnel", "10.0.9.4", &host("two")), "10.0.9.4:15088 of two told 10.96.1.3:80");
+    assert_eq!(at("port", "10.0.9.5", &host("one")), "10.0.9.5:9000 of one");
+    let refused = at("tunnel", "10.0.9.4", &host("bare"));
+    assert!(refused.starts_with("503 service shop/bare.shop.svc.cluster.local has no address"), "{refused}");
+    // The agent's own ports, as they are asked for and as they would be dialled.
+    for port in [15001, 15006, 15008] {
+        let want = format!("503 port {port} is the agent's own; call the application's port");
+        assert_eq!(at("tunnel", "10.0.9.4", &format!("10.96.1.1:{port}")), want);
+        assert_eq!(at("same", "10.0.9.6", &format!("10.96.1.1:{port}")), want);
+    }
+    assert!(at("looped", "10.0.9.7", "10.96.1.1:80").starts_with("503 port 15006 is the agent's own"));
+    let local = at("tunnel", "127.0.0.1", "10.96.1.1:80");
+    assert!(local.starts_with("400 127.0.0.1 is no address of the pod's"), "{local}");
 }
 
 #[test]
