@@ -19,6 +19,7 @@ use std::path::PathBuf;
 use crate::admission::PodLimits;
 use crate::memory;
 use clap::builder::styling::{AnsiColor, Styles};
+use clap::error::{ContextKind, ContextValue};
 use clap::parser::ValueSource;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use culvert_common::hbone::{Http2, Limits};
@@ -127,7 +128,7 @@ impl Cli {
         I: IntoIterator<Item = T>,
         T: Into<std::ffi::OsString> + Clone,
     {
-        let matches = Self::command().try_get_matches_from(args)?;
+        let matches = Self::command().try_get_matches_from(args).map_err(name_environment)?;
         let mut cli = Self::from_arg_matches(&matches)?;
         let (settings, matches) = match (&mut cli.command, matches.subcommand()) {
             (None, _) => (&mut cli.settings, &matches),
@@ -140,6 +141,19 @@ impl Cli {
         })?;
         Ok(cli)
     }
+}
+
+/// Adds the environment's name to what clap says of a flag, as the value may have come from there.
+fn name_environment(mut error: clap::Error) -> clap::Error {
+    let Some(ContextValue::String(shown)) = error.get(ContextKind::InvalidArg) else { return error };
+    let flag = shown.trim_start_matches("--").split([' ', '=']).next().unwrap_or_default().to_owned();
+    let proxy = Cli::command();
+    let arg = proxy.get_arguments().find(|arg| arg.get_long() == Some(&flag));
+    if let Some(name) = arg.and_then(|arg| arg.get_env()) {
+        let named = format!("{shown} ({})", name.to_string_lossy());
+        error.insert(ContextKind::InvalidArg, ContextValue::String(named));
+    }
+    error
 }
 
 /// Why the settings cannot be read.
@@ -337,6 +351,18 @@ mod tests {
         }
         assert!(of(&["proxy", "sidecar"]).is_err());
         assert!(matches!(of(&["help"]), Err(ReadError::Usage(e)) if e.exit_code() == 0));
+    }
+
+    #[test]
+    fn a_wrong_value_names_the_environment_too() {
+        let of = |arg: &str| {
+            Cli::read(["ztunnel", "proxy", arg], &Environment::default()).unwrap_err().to_string()
+        };
+        let told = of("--port-reuse=maybe");
+        for part in ["--port-reuse", "INPOD_PORT_REUSE", "'maybe'", "true, false"] {
+            assert!(told.contains(part), "{part}: {told}");
+        }
+        assert!(of("--secret-ttl=10").contains("SECRET_TTL"));
     }
 
     #[test]

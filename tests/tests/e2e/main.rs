@@ -17,6 +17,7 @@ mod load;
 mod log;
 mod matrix;
 mod memory;
+mod node_agent;
 mod nodowngrade;
 mod policy;
 mod protocols;

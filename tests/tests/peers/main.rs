@@ -8,6 +8,7 @@
 mod certificates;
 mod envoy;
 mod floods;
+mod own_pod;
 mod random;
 mod refusals;
 mod right_client;
