@@ -224,6 +224,7 @@ fn pods_options(settings: &Settings, shared: &Shared, dialer: Dialer) -> PodsOpt
             port_reuse: settings.capture.port_reuse,
         },
         own: settings.control_plane.own_pod(),
+        node: settings.source.node.clone(),
         cluster: kube_settings(settings).cluster.to_string(),
         grace: settings.lifecycle.deadline(),
     }

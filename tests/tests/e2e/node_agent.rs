@@ -15,6 +15,11 @@ use socket2::{Domain, Socket, Type};
 
 const PORTS: [u16; 3] = [15001, 15006, 15008];
 
+/// What the discovery server would tell of another agent's pod.
+const OTHER_AGENT: &str = "---\napiVersion: v1\nkind: Pod\nmetadata:\n  name: zt-2\n  namespace: istio-system\n  \
+    uid: uid-zt-2\nspec:\n  nodeName: a\n  serviceAccountName: ztunnel\nstatus:\n  phase: Running\n  podIP: 10.244.1.250\n  \
+    podIPs: [{ip: 10.244.1.250}]\n";
+
 /// A listening socket as the reference node proxy makes it.
 fn foreign(pod: &Pod, port: u16) -> std::io::Result<TcpListener> {
     pod.run(|| {
@@ -55,7 +60,8 @@ fn ports_are_shared_with_another_agent_only_while_it_is_there() {
     assert!(refused.contains("INPOD_PORT_REUSE"), "{refused}");
     drop(alone);
 
-    let mut shares = proxy(&mesh, &socket, &["--port-reuse", "true"]);
+    let own = ["--pod-name", "zt-1", "--pod-namespace", "istio-system", "--service-account", "ztunnel"];
+    let mut shares = proxy(&mesh, &socket, &[&["--port-reuse", "true"][..], &own].concat());
     let link = agent.accept();
     link.done(&add("u1", &pod));
     link.done(&Request::SnapshotSent);
@@ -69,6 +75,17 @@ fn ports_are_shared_with_another_agent_only_while_it_is_there() {
     }
     let _echo = Server::echo(&pod, 8080);
     exchange(&peer, (pod.v4.into(), 8080), b"after the ports were opened anew").unwrap();
+
+    // Back: another agent's pod comes to the node, and may stand beside this one until it goes again.
+    mesh.put("other-agent.yaml", OTHER_AGENT);
+    wait_log(&shares, "another agent of this node may use the pod's ports");
+    let held: Vec<_> = PORTS.iter().map(|port| foreign(&pod, *port).unwrap()).collect();
+    drop(held);
+    exchange(&peer, (pod.v4.into(), 8080), b"while the ports are shared").unwrap();
+    mesh.put("other-agent.yaml", "");
+    let is_alone = || foreign(&pod, 15006).is_err().then_some(());
+    wait_until("the ports are this agent's again", SOON, is_alone, || log_of(&shares)).unwrap();
+    exchange(&peer, (pod.v4.into(), 8080), b"once more").unwrap();
     assert!(shares.terminate(SOON).unwrap().success());
     mesh.finish();
 }

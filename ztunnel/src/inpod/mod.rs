@@ -30,7 +30,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 
 use feed::{Answer, Event, Feed};
 use listeners::StartError;
-use sharing::SharedPort;
+use sharing::{Neighbours, OpenPort};
 
 pub(crate) use feed::Dialer;
 pub(crate) use listeners::ListenSettings;
@@ -62,6 +62,8 @@ pub(crate) struct PodsOptions {
     pub(crate) grace: Duration,
     /// The agent's own pod, if it is one.
     pub(crate) own: Option<OwnPod>,
+    /// The node's name.
+    pub(crate) node: Option<String>,
 }
 
 /// What predecessor and successor have to do with the pods.
@@ -103,6 +105,7 @@ pub(crate) struct Pods {
     own: Option<Arc<Pod>>,
     /// Why it is not served, as was said last.
     own_error: String,
+    neighbours: Neighbours,
 }
 
 /// How far the agent is with telling.
@@ -118,8 +121,8 @@ struct Running {
     pod: Arc<Pod>,
     /// Copies of its listening sockets, for a successor.
     sockets: Vec<(Port, OwnedFd)>,
-    /// Those of them that other agents' sockets may stand beside.
-    shared: Vec<SharedPort>,
+    /// Those of them that are accepted from.
+    ports: Vec<OpenPort>,
 }
 
 /// A pod that could not be started.
@@ -147,7 +150,6 @@ impl Pods {
             inheritance: inheritance.unwrap_or_default(),
             shared,
             workers,
-            options,
             readiness,
             scope,
             link: Link::Down,
@@ -160,6 +162,8 @@ impl Pods {
             anew: Arc::new(Notify::new()),
             own: None,
             own_error: String::new(),
+            neighbours: Neighbours::new(options.own.clone(), options.node.clone()),
+            options,
         }
     }
 
@@ -203,7 +207,7 @@ impl Pods {
                     self.report_certificates();
                     self.open_own().await;
                 }
-                _ = look.tick() => self.open_anew().await,
+                _ = look.tick() => self.look_at_ports().await,
             }
             self.report();
         }
@@ -354,13 +358,13 @@ impl Pods {
             is_known: AtomicBool::new(false),
         });
         let inherited = opened.iter().filter(|one| one.is_inherited).count();
-        let mut shared = Vec::new();
+        let mut ports = Vec::with_capacity(opened.len());
         for one in opened {
             match &mut self.deferred {
                 Some(deferred) if one.is_inherited => {
                     deferred.push((Arc::clone(&pod), one.port, one.listener))
                 }
-                _ => shared.extend(sharing::listen((&pod, &self.workers), one.port, one.listener).await),
+                _ => ports.push(sharing::listen((&pod, &self.workers), one.port, one.listener).await),
             }
         }
         tracing::info!(
@@ -369,17 +373,10 @@ impl Pods {
             sockets_taken_over = inherited,
             "pod served"
         );
-        if !shared.is_empty() {
-            tracing::warn!(
-                pod = name.to_string(),
-                ports = shared.len(),
-                "another agent's sockets are in this pod too (INPOD_PORT_REUSE): while they are, any root process of the \
-                 pod could take connections; the ports are opened anew for this agent alone once they have gone"
-            );
-        }
+        sharing::tell(&pod, &ports);
         self.shared.telemetry.metrics().pod_started();
         self.is_stale = true;
-        let running = Running { pod, sockets, shared };
+        let running = Running { pod, sockets, ports };
         self.bequeath_one(&running);
         self.running.insert(Arc::clone(&name.uid), running);
         Ok(())
@@ -401,59 +398,6 @@ impl Pods {
         });
     }
 
-    /// Opens those ports anew that were shared with another agent, where it has gone.
-    async fn open_anew(&mut self) {
-        // A successor has copies, and will do it.
-        if self.successor.is_some() || self.deferred.is_some() {
-            return;
-        }
-        let mut failed = Vec::new();
-        for (uid, running) in self.running.iter_mut().filter(|(_, running)| !running.shared.is_empty()) {
-            let Running { pod, sockets, shared } = running;
-            for one in sharing::left_alone(&pod.netns, shared) {
-                let port = one.port;
-                sockets.retain(|(other, _)| *other != port);
-                match sharing::open_anew((pod, &self.workers), &self.options.listen, one).await {
-                    Ok((copy, still)) => {
-                        sockets.push((port, copy));
-                        shared.extend(still);
-                    }
-                    Err(error) => failed.push((Arc::clone(uid), error.to_string())),
-                }
-            }
-            if shared.is_empty() {
-                tracing::info!(pod = pod.local.to_string(), "the pod's ports are this agent's alone again");
-            }
-        }
-        for (uid, error) in failed {
-            let Some(running) = self.running.get(&uid) else { continue };
-            let (name, netns) = (running.pod.local.clone(), running.pod.netns.clone());
-            tracing::warn!(pod = name.to_string(), "the pod is not served: {error}");
-            self.stop(&uid);
-            self.wait(name, netns, RETRY_MIN, error);
-        }
-    }
-
-    /// Opens the agent's own port for tunnels, where it is a pod, and tries again until it can.
-    async fn open_own(&mut self) {
-        let (None, Some(own)) = (&self.own, &self.options.own) else { return };
-        let PodsOptions { cluster, listen, .. } = &self.options;
-        match own::open(own, cluster, listen, (&self.shared, &self.scope)) {
-            Ok((pod, listener)) => {
-                self.workers.listen(&pod, Port::Hbone, listener).await;
-                tracing::info!(pod = pod.local.to_string(), "own pages can be reached over mutual TLS");
-                (self.own, self.is_stale) = (Some(pod), true);
-            }
-            Err(error) => {
-                let error = error.to_string();
-                if error != self.own_error {
-                    tracing::warn!("own pages cannot be reached over mutual TLS: {error}");
-                    self.own_error = error;
-                }
-            }
-        }
-    }
-
     async fn answer(&mut self, ask: Ask) {
         match ask {
             Ask::Listeners { now, later } => {
@@ -473,9 +417,10 @@ impl Pods {
             }
             Ask::Accept(done) => {
                 for (pod, port, listener) in self.deferred.take().unwrap_or_default() {
-                    let shared = sharing::listen((&pod, &self.workers), port, listener).await;
+                    let open = sharing::listen((&pod, &self.workers), port, listener).await;
                     if let Some(running) = self.running.get_mut(&pod.local.uid) {
-                        running.shared.extend(shared);
+                        running.ports.push(open);
+                        sharing::tell(&pod, &running.ports);
                     }
                 }
                 // What nobody asked for is of pods that have left meanwhile.

@@ -9,6 +9,7 @@ use culvert_common::task::Scope;
 use culvert_common::zds::WorkloadInfo;
 
 use super::listeners::{self, ListenSettings, StartError};
+use super::{Pods, PodsOptions};
 use crate::admission::Admission;
 use crate::settings::{OriginalSource, OwnPod};
 use crate::shared::{Pod, PodName, Shared};
@@ -18,7 +19,7 @@ use crate::worker::Port;
 const UID: &str = "own";
 
 /// Opens the port in the agent's namespace. Its pages see the agent's address, as nothing is redirected there.
-pub(super) fn open(
+fn open(
     own: &OwnPod,
     cluster: &str,
     settings: &ListenSettings,
@@ -41,4 +42,26 @@ pub(super) fn open(
         is_known: AtomicBool::new(false),
     };
     Ok((Arc::new(pod), listener))
+}
+
+impl Pods {
+    /// Opens the agent's own port for tunnels, where it is a pod, and tries again until it can.
+    pub(super) async fn open_own(&mut self) {
+        let (None, Some(own)) = (&self.own, &self.options.own) else { return };
+        let PodsOptions { cluster, listen, .. } = &self.options;
+        match open(own, cluster, listen, (&self.shared, &self.scope)) {
+            Ok((pod, listener)) => {
+                self.workers.listen(&pod, Port::Hbone, listener).await;
+                tracing::info!(pod = pod.local.to_string(), "own pages can be reached over mutual TLS");
+                (self.own, self.is_stale) = (Some(pod), true);
+            }
+            Err(error) => {
+                let error = error.to_string();
+                if error != self.own_error {
+                    tracing::warn!("own pages cannot be reached over mutual TLS: {error}");
+                    self.own_error = error;
+                }
+            }
+        }
+    }
 }
