@@ -1,4 +1,5 @@
-//! Connections that were open before the rules came.
+//! What the kernel's connection tracking is told and asked: connections that were open before the rules came, and where
+//! a redirected datagram was going.
 //!
 //! The first packet the kernel tracks of a connection decides its translation, also when that is its thousandth packet.
 //! So connections opened before the rules would be redirected in mid-stream, to a socket that knows nothing of them, and
@@ -8,7 +9,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use nix::errno::Errno;
 
-use super::netlink::{AttrWriter, Header, Netlink, NetlinkError, Writer, flag};
+use super::netlink::{AttrWriter, Header, Netlink, NetlinkError, Writer, find_attr, flag};
 
 /// `SOCK_DIAG_BY_FAMILY`.
 const GET_SOCKETS: u16 = 20;
@@ -17,8 +18,13 @@ const REQUEST_HEAD: usize = 56;
 /// Bits of TCP states: all but TIME_WAIT (6), CLOSE (7) and LISTEN (10).
 const OPEN_STATES: u32 = 0b1011_0011_1110;
 const TCP: u8 = 6;
+const UDP: u8 = 17;
 /// `IPCTNL_MSG_CT_NEW` of subsystem 1.
 const NEW_ENTRY: u16 = 1 << 8;
+/// `IPCTNL_MSG_CT_GET`.
+const GET_ENTRY: u16 = NEW_ENTRY | 1;
+/// `nfgenmsg`: family, version, resource.
+const HEAD: usize = 4;
 /// Answers seen, assured, confirmed: `IPS_…`.
 const STATUS: u32 = 0xe;
 /// As long as the kernel keeps a silent established connection by default: five days.
@@ -65,6 +71,38 @@ pub(super) fn keep_open(netfilter: &mut Netlink) -> Result<usize, NetlinkError> 
     Ok(kept)
 }
 
+/// Where a datagram was going that came from `client` to the socket at `local` of the current namespace, before a rule
+/// redirected it; none when none did. Call it inside `NetNs::run`.
+///
+/// Redirected TCP connections tell it themselves (`SO_ORIGINAL_DST`), datagrams do not: their entry is looked up by its
+/// answers, which go from `local` to `client`.
+/// Errors: the kernel's, [`NetlinkError::Socket`] among them where the process may not open netlink sockets.
+pub fn udp_destination(local: SocketAddr, client: SocketAddr) -> Result<Option<SocketAddr>, NetlinkError> {
+    let mut netfilter = Netlink::netfilter()?;
+    let head = [if local.is_ipv4() { 2 } else { 10 }, 0, 0, 0];
+    let found = netfilter.find(GET_ENTRY, &head, |out| {
+        out.nest(attr::REPLY, |out| write_tuple(out, UDP, local, client));
+    });
+    match found {
+        Ok(body) => Ok(destination(body.get(HEAD..).unwrap_or_default()).filter(|to| *to != local)),
+        Err(error) if error.errno() == Some(Errno::ENOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Where the entry's first packet was going.
+fn destination(entry: &[u8]) -> Option<SocketAddr> {
+    let tuple = find_attr(entry, attr::ORIGINAL)?.value;
+    let (ips, ports) = (find_attr(tuple, 1)?.value, find_attr(tuple, 2)?.value);
+    let ip = match (find_attr(ips, 2), find_attr(ips, 4)) {
+        (Some(v4), _) => IpAddr::from(<[u8; 4]>::try_from(v4.value).ok()?),
+        (None, Some(v6)) => IpAddr::from(<[u8; 16]>::try_from(v6.value).ok()?),
+        (None, None) => return None,
+    };
+    let port = u16::from_be_bytes(find_attr(ports, 3)?.value.try_into().ok()?);
+    Some(SocketAddr::new(ip, port))
+}
+
 /// Local and remote end in an `inet_diag_msg`; none when it says neither, or for a socket without a peer.
 fn ends(body: &[u8]) -> Option<(SocketAddr, SocketAddr)> {
     let port = |at: usize| Some(u16::from_be_bytes(body.get(at..at + 2)?.try_into().ok()?));
@@ -86,8 +124,8 @@ fn entry(seq: u32, local: SocketAddr, remote: SocketAddr) -> Writer {
     let flags = flag::REQUEST | flag::ACK | flag::CREATE | flag::EXCLUSIVE;
     let mut out = Writer::default();
     out.message(Header { kind: NEW_ENTRY, flags, seq }, &[family, 0, 0, 0], |out| {
-        out.nest(attr::ORIGINAL, |out| write_tuple(out, local, remote));
-        out.nest(attr::REPLY, |out| write_tuple(out, remote, local));
+        out.nest(attr::ORIGINAL, |out| write_tuple(out, TCP, local, remote));
+        out.nest(attr::REPLY, |out| write_tuple(out, TCP, remote, local));
         out.put_be32(attr::STATUS, STATUS);
         out.put_be32(attr::TIMEOUT, TIMEOUT_S);
         out.nest(attr::PROTOCOL_STATE, |out| {
@@ -101,7 +139,7 @@ fn entry(seq: u32, local: SocketAddr, remote: SocketAddr) -> Writer {
     out
 }
 
-fn write_tuple(out: &mut AttrWriter<'_>, from: SocketAddr, to: SocketAddr) {
+fn write_tuple(out: &mut AttrWriter<'_>, protocol: u8, from: SocketAddr, to: SocketAddr) {
     out.nest(1, |out| {
         for (kinds, ip) in [([1, 3], from.ip()), ([2, 4], to.ip())] {
             match ip {
@@ -111,7 +149,7 @@ fn write_tuple(out: &mut AttrWriter<'_>, from: SocketAddr, to: SocketAddr) {
         }
     });
     out.nest(2, |out| {
-        out.put(1, &[TCP]);
+        out.put(1, &[protocol]);
         out.put(2, &from.port().to_be_bytes());
         out.put(3, &to.port().to_be_bytes());
     });

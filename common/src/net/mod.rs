@@ -12,6 +12,7 @@
 
 pub mod changes;
 pub mod copy;
+pub mod datagram;
 pub mod memory;
 pub mod netlink;
 pub mod netns;
@@ -21,6 +22,6 @@ pub mod rules;
 pub mod seqpacket;
 pub mod socket;
 
-mod conntrack;
+pub mod conntrack;
 mod routing;
 mod sys;

@@ -409,9 +409,19 @@ impl Netlink {
 
     /// Asks for one object; returns its body.
     pub fn get(&mut self, kind: u16, head: &[u8]) -> Result<Vec<u8>, NetlinkError> {
+        self.find(kind, head, |_| {})
+    }
+
+    /// Asks for the object that the attributes name; returns its body.
+    pub fn find(
+        &mut self,
+        kind: u16,
+        head: &[u8],
+        fill: impl FnOnce(&mut AttrWriter<'_>),
+    ) -> Result<Vec<u8>, NetlinkError> {
         let seq = self.next_seq();
         let mut request = Writer::default();
-        request.message(Header { kind, flags: flag::REQUEST, seq }, head, |_| {});
+        request.message(Header { kind, flags: flag::REQUEST, seq }, head, fill);
         self.send(request.bytes())?;
         for _ in 0..READS_MAX {
             let read = self.receive()?;

@@ -194,6 +194,11 @@ impl Snapshot {
         preferred(self.services_by_host.get(hostname)?.iter(), own_namespace)
     }
 
+    /// All services with this host name, in no particular order.
+    pub fn services_named(&self, hostname: &str) -> &[Arc<Service>] {
+        self.services_by_host.get(hostname).map_or(&[], Vec::as_slice)
+    }
+
     /// Services of which this workload is an endpoint.
     pub fn services_of(&self, uid: &WorkloadUid) -> &[Arc<Service>] {
         self.services_by_workload.get(uid).map_or(&[], Vec::as_slice)
