@@ -8,6 +8,7 @@
 
 pub mod binary;
 pub mod dice;
+pub mod dns;
 pub mod documents;
 pub mod enrolment;
 pub mod mesh;

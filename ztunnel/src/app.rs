@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use culvert_common::admin::{Readiness, serve_admin, serve_readiness, serve_stats};
+use culvert_common::dns::Naming;
 use culvert_common::hbone::budget::Budget;
 use culvert_common::identity::CaError;
 use culvert_common::net::socket::Keepalive;
@@ -25,7 +26,8 @@ use tokio::sync::{mpsc, watch};
 
 use crate::admin::{self, AdminSettings, Stop, Stopping};
 use crate::authority;
-use crate::enroll::{self, Enroll, EnrollOptions, Peers};
+use crate::dns::{Dns, Helper, Origins};
+use crate::enroll::{self, DnsCapture, Enroll, EnrollOptions, Peers};
 use crate::inpod::{Ask, Dialer, ListenSettings, Pods, PodsOptions};
 use crate::pages::{PageSocket, PageSockets};
 use crate::sandbox::{self, Role, SandboxError};
@@ -99,6 +101,7 @@ pub(crate) fn run(settings: &Settings, role: Role) -> Result<(), AppError> {
         return Err(AppError::Settings(problems));
     }
     // Before the first thread: capabilities are a thread's own, and the log has one.
+    let helper = dns_helper(settings, role);
     let confined = sandbox::enter(role, settings.lifecycle.syscall_filter)?;
     let logger = telemetry::init(settings.lifecycle.log_format.into(), &settings.lifecycle.log)?;
     confined.log();
@@ -109,12 +112,16 @@ pub(crate) fn run(settings: &Settings, role: Role) -> Result<(), AppError> {
     sandbox::check_means(settings.capture.packet_mark)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let telemetry = Telemetry::new(Metrics::new(env!("CARGO_PKG_VERSION")), logger.clone());
-    let result = runtime.block_on(agent(settings, role, telemetry));
+    let result = runtime.block_on(agent(settings, (role, helper), telemetry));
     logger.flush(FLUSH);
     result
 }
 
-async fn agent(settings: &Settings, role: Role, telemetry: Arc<Telemetry>) -> Result<(), AppError> {
+async fn agent(
+    settings: &Settings,
+    (role, helper): (Role, std::io::Result<Option<Helper>>),
+    telemetry: Arc<Telemetry>,
+) -> Result<(), AppError> {
     let readiness = Readiness::new();
     // What is wrong at the start ends the agent with all problems; the watch below publishes, and keeps what is good.
     let source = FileSource::open(settings.source.config.clone(), kube_settings(settings));
@@ -125,9 +132,9 @@ async fn agent(settings: &Settings, role: Role, telemetry: Arc<Telemetry>) -> Re
     let ready = sockets.open("readiness", settings.process.ready_addr)?;
     let admin = admin_sockets(settings, &mut sockets)?;
     let (copies, inheritance) = sockets.finish();
-    let shared = shared(settings, telemetry)?;
     // Pages and sources outlive the traffic, so that a drain can be watched.
     let (traffic, mut essential) = (Scope::new(), Essential::new());
+    let shared = shared(settings, telemetry, dns(settings, helper, &essential.scope))?;
     let (workers, threads) = Workers::start(settings.workers(), &shared, &traffic)?;
     let metrics = Arc::clone(shared.telemetry.metrics());
     metrics.watch_tasks(&traffic);
@@ -206,6 +213,11 @@ fn enrolment(
         adopt: settings.capture.adopt,
         grace: settings.lifecycle.deadline(),
         audit: settings.enrolment.audit_interval,
+        dns: shared
+            .dns
+            .as_ref()
+            .and_then(Dns::port)
+            .map(|port| DnsCapture { port, default: settings.enrolment.capture_dns }),
     };
     let metrics = Arc::clone(shared.telemetry.metrics());
     let about = (readiness.clone(), enrolling.clone());
@@ -351,7 +363,36 @@ fn spawn_admin(
     }
 }
 
-fn shared(settings: &Settings, telemetry: Arc<Telemetry>) -> Result<Arc<Shared>, AppError> {
+/// What a confined proxy cannot look up itself is looked up by a process that is started before.
+fn dns_helper(settings: &Settings, role: Role) -> std::io::Result<Option<Helper>> {
+    let is_needed =
+        role == Role::Proxy && settings.lifecycle.syscall_filter && settings.control_plane.dns_capture();
+    is_needed.then(Helper::start).transpose()
+}
+
+fn dns(settings: &Settings, helper: std::io::Result<Option<Helper>>, scope: &Scope) -> Option<Dns> {
+    let control_plane = &settings.control_plane;
+    if !control_plane.dns_capture() {
+        return None;
+    }
+    let origins = match helper {
+        Ok(None) => Origins::Direct,
+        Ok(Some(helper)) => helper.run(scope),
+        Err(error) => {
+            tracing::warn!(%error, "no second process: where pods send DNS queries cannot be looked up");
+            Origins::Unknown
+        }
+    };
+    let preferred = control_plane.prefered_service_namespace.as_deref().filter(|ns| !ns.is_empty());
+    let naming = Naming {
+        domain: settings.source.cluster_domain.trim_end_matches('.').to_ascii_lowercase().into(),
+        preferred_namespace: preferred.map(Into::into),
+        ipv6: settings.capture.ipv6,
+    };
+    Some(Dns::new(naming, control_plane.dns_proxy_addr, origins))
+}
+
+fn shared(settings: &Settings, telemetry: Arc<Telemetry>, dns: Option<Dns>) -> Result<Arc<Shared>, AppError> {
     let (identity, tunnel) = (&settings.identity, &settings.tunnel);
     Ok(Arc::new(Shared {
         state: State::with(settings.no_downgrade()),
@@ -375,6 +416,7 @@ fn shared(settings: &Settings, telemetry: Arc<Telemetry>) -> Result<Arc<Shared>,
         response_baggage: tunnel.response_baggage,
         localhost_app_tunnel: settings.control_plane.localhost_app_tunnel,
         policy_info_logging: settings.process.policy_info_logging,
+        dns,
         is_succeeded: AtomicBool::new(false),
     }))
 }

@@ -7,6 +7,7 @@ mod admission;
 mod app;
 mod authority;
 mod connections;
+mod dns;
 mod enroll;
 mod inbound;
 mod inpod;
@@ -48,6 +49,7 @@ fn main() -> ExitCode {
         Some(Command::Proxy(proxy)) => app::run(&proxy.settings, Role::Proxy),
         Some(Command::Enroll(settings)) => enroll::run(&settings),
         Some(Command::Release(settings)) => app::release(&settings),
+        Some(Command::UdpDestinations) => dns::look_up_destinations().map_err(Into::into),
         Some(Command::Version) => {
             let written = writeln!(std::io::stdout(), "ztunnel {}", env!("CARGO_PKG_VERSION"));
             return if written.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };

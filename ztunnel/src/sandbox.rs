@@ -26,6 +26,8 @@ use seccompiler::{
 pub(crate) enum Role {
     /// Carries traffic: namespaces come by descriptor, and rules are not its business.
     Proxy,
+    /// Looks up where datagrams were going, and reads nothing that strangers send.
+    Lookup,
     /// Writes rules, opens namespaces by path; also both roles in one process.
     Enroll,
 }
@@ -197,6 +199,7 @@ fn sockets(role: Role) -> Result<Vec<SeccompRule>, BackendError> {
     let known = match role {
         // A proxy that was taken over must not be able to change the rules that hold its pods.
         Role::Proxy => all(known)?,
+        Role::Lookup => all([family(libc::AF_UNIX)?, family(libc::AF_NETLINK)?])?,
         Role::Enroll => {
             let [unix, v4, v6] = known;
             all([unix, v4, v6, family(libc::AF_NETLINK)?])?

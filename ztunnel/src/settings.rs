@@ -73,6 +73,9 @@ pub(crate) enum Command {
     /// A stopped agent leaves its rules in place, so that captured pods are refused, never bypassed.
     #[command(after_help = "Example: ztunnel release --config ./mesh --node node-1")]
     Release(Box<Settings>),
+    /// Look up where datagrams were going, for the process that starts this one
+    #[command(name = crate::dns::COMMAND, hide = true)]
+    UdpDestinations,
     /// Print the version
     Version,
 }
@@ -268,7 +271,7 @@ impl Settings {
             (Some(path), _) if path.as_os_str() == "off" => None,
             (Some(path), _) => Some(path.clone()),
             (None, Role::Proxy) => Some(self.enrolment.zds_socket.with_file_name("successor.sock")),
-            (None, Role::Enroll) => {
+            (None, Role::Enroll | Role::Lookup) => {
                 // Several agents may run on one machine, each in a network namespace of its own.
                 let (_, inode) = NetNs::current()?.id();
                 Some(format!("/run/culvert/net-{inode}.sock").into())

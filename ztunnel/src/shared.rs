@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::admission::{Admission, PodLimits, Refused};
+use crate::dns::{Dns, LastServer};
 use crate::worker::Worker;
 use culvert_common::hbone::budget::Budget;
 use culvert_common::hbone::{Http2, Limits};
@@ -45,6 +46,8 @@ pub(crate) struct Shared {
     /// Whether an app that is told of its client is dialled on loopback.
     pub(crate) localhost_app_tunnel: bool,
     pub(crate) policy_info_logging: bool,
+    /// The pods' DNS queries; none where they are not taken.
+    pub(crate) dns: Option<Dns>,
     /// Whether another agent has taken this one's place: new connections are its business.
     pub(crate) is_succeeded: AtomicBool,
 }
@@ -147,6 +150,8 @@ pub(crate) struct Pod {
     pub(crate) scope: Scope,
     /// What it may use, and uses.
     pub(crate) admission: Arc<Admission>,
+    /// Where its DNS queries went last.
+    pub(crate) name_server: LastServer,
     /// Whether the state has had its workload.
     pub(crate) is_known: AtomicBool,
 }

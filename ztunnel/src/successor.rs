@@ -28,6 +28,7 @@ use culvert_common::task::Scope;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{interval, sleep, timeout};
 
+use crate::dns;
 use crate::inpod::Ask;
 
 /// What readiness waits for in a new agent.
@@ -51,11 +52,17 @@ pub(crate) enum Key {
     Host(String),
     /// One of a pod's ports; the namespace is told by device and inode.
     Pod { uid: Arc<str>, netns: (u64, u64), port: u16 },
+    /// One of the sockets that take a pod's DNS queries.
+    Dns { uid: Arc<str>, netns: (u64, u64), kind: dns::Kind },
 }
 
 impl Key {
     pub(crate) fn pod(uid: &Arc<str>, netns: (u64, u64), port: u16) -> Self {
         Self::Pod { uid: Arc::clone(uid), netns, port }
+    }
+
+    pub(crate) fn dns(uid: &Arc<str>, netns: (u64, u64), kind: dns::Kind) -> Self {
+        Self::Dns { uid: Arc::clone(uid), netns, kind }
     }
 }
 
@@ -119,6 +126,9 @@ impl fmt::Display for Message {
             Self::Socket(Key::Pod { uid, netns: (dev, ino), port }) => {
                 write!(f, "pod {port} {dev} {ino} {uid}")
             }
+            Self::Socket(Key::Dns { uid, netns: (dev, ino), kind }) => {
+                write!(f, "dns {} {dev} {ino} {uid}", kind.as_str())
+            }
             Self::All => f.write_str("all"),
             Self::Ready => f.write_str("ready"),
             Self::Released => f.write_str("released"),
@@ -140,13 +150,19 @@ impl FromStr for Message {
             ("released", "") => Self::Released,
             ("refused", why) => Self::Refused(why.to_owned()),
             ("host", name) if !name.is_empty() => Self::Socket(Key::Host(name.to_owned())),
-            ("pod", rest) => {
+            ("pod" | "dns", rest) => {
                 let mut parts = rest.splitn(4, ' ');
                 let mut next = || parts.next().filter(|part| !part.is_empty()).ok_or_else(unknown);
-                let port = next()?.parse().map_err(|_| unknown())?;
+                let which = next()?;
                 let netns =
                     (next()?.parse().map_err(|_| unknown())?, next()?.parse().map_err(|_| unknown())?);
-                Self::Socket(Key::Pod { uid: next()?.into(), netns, port })
+                let uid = next()?.into();
+                Self::Socket(if kind == "pod" {
+                    Key::Pod { uid, netns, port: which.parse().map_err(|_| unknown())? }
+                } else {
+                    let found = dns::Kind::ALL.into_iter().find(|kind| kind.as_str() == which);
+                    Key::Dns { uid, netns, kind: found.ok_or_else(unknown)? }
+                })
             }
             _ => return Err(unknown()),
         })

@@ -25,6 +25,7 @@ use tokio::time::{Instant, interval, timeout};
 
 use crate::admission::{Admitted, Refused};
 use crate::connections::{ConnectionInfo, Connections};
+use crate::dns::{self, DnsSocket};
 use crate::outbound::failing::Failing;
 use crate::outbound::prepared::Routes;
 use crate::shared::{Pod, Shared};
@@ -78,6 +79,7 @@ impl Port {
 enum Command {
     Listen { pod: Arc<Pod>, port: Port, listener: std::net::TcpListener, until: Scope },
     Take { port: Port, stream: std::net::TcpStream, to: Placed },
+    Dns { pod: Arc<Pod>, socket: DnsSocket },
     List { tell: oneshot::Sender<Vec<ConnectionInfo>> },
 }
 
@@ -191,6 +193,12 @@ impl Workers {
         let _ended = self.least().commands.send(command).await;
     }
 
+    /// Has the least loaded worker answer what arrives at `socket` until the pod drains.
+    pub(crate) async fn answer(&self, pod: &Arc<Pod>, socket: DnsSocket) {
+        let command = Command::Dns { pod: Arc::clone(pod), socket };
+        let _ended = self.least().commands.send(command).await;
+    }
+
     /// What is open now, worker by worker.
     pub(crate) async fn connections(&self) -> Vec<ConnectionInfo> {
         let mut all = Vec::new();
@@ -252,6 +260,10 @@ impl Worker {
                 Ok(stream) => self.serve(port, stream, to),
                 Err(error) => tracing::warn!(%error, "cannot watch an accepted connection"),
             },
+            Command::Dns { pod, socket } => {
+                let (worker, scope) = (Rc::clone(self), pod.scope.clone());
+                scope.spawn_local(async move { dns::serve(worker, pod, socket).await });
+            }
             Command::List { tell } => {
                 let _gone = tell.send(self.connections.list()); // who asked may have given up
             }

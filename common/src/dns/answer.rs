@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::message::{Answer, Family, Question};
 use super::names::{Candidate, candidates, wildcards};
-use crate::model::{Health, HealthPolicy, IpFamilies, Service, Visibility, Workload};
+use crate::model::{Health, HealthPolicy, IpFamilies, Service, Visibility, Workload, WorkloadType};
 use crate::state::Snapshot;
 use crate::types::ServiceKey;
 
@@ -85,7 +85,7 @@ pub fn keys(naming: &Naming, asker: Asker<'_>, name: &str) -> Vec<ServiceKey> {
         let service = match name.split_once('.') {
             None => name,
             // A pod of a StatefulSet is found by its service.
-            Some((pod, service)) => Some(service).filter(|it| ordinal(pod).is_some() && !it.contains('.'))?,
+            Some((pod, service)) => Some(service).filter(|it| is_numbered(pod) && !it.contains('.'))?,
         };
         let hostname = format!("{service}.{namespace}.svc.{}", naming.domain);
         Some(ServiceKey { namespace: namespace.into(), hostname: hostname.into() })
@@ -190,15 +190,18 @@ impl Look<'_> {
 
     /// `pod-0.service.namespace.svc.domain`: the pod of a StatefulSet behind a headless service.
     ///
-    /// Only pods that are called as their owner and a number: the names that other pods have are none in Kubernetes' DNS.
+    /// Istiod names no StatefulSet: its pods stand for themselves, and are told by the number at the end. Names of other
+    /// pods are none in Kubernetes' DNS.
     fn stateful_pod(&self, name: &str) -> Option<&Workload> {
         let (pod, host) = name.split_once('.')?;
-        let set = ordinal(pod)?;
+        if !is_numbered(pod) {
+            return None;
+        }
         let service = self.service(host).filter(|s| s.vips.is_empty() && self.is_in_cluster(s))?;
         let ready = service.endpoints.iter().filter(|endpoint| is_told(service, endpoint.health));
         let mut workloads = ready.filter_map(|endpoint| self.snapshot.workload(&endpoint.workload));
         let is_it = |w: &&Arc<Workload>| {
-            *w.name == *pod && w.namespace == service.key.namespace && *w.workload_name == *set
+            *w.name == *pod && w.namespace == service.key.namespace && w.workload_type == WorkloadType::Pod
         };
         workloads.find(is_it).map(|workload| &**workload)
     }
@@ -217,10 +220,10 @@ impl Look<'_> {
     }
 }
 
-/// What stands before the number in a name such as `db-0`.
-fn ordinal(pod: &str) -> Option<&str> {
-    let (set, number) = pod.rsplit_once('-')?;
-    (!number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())).then_some(set)
+/// Whether a pod's name ends with its number in a set. The random endings of other pods have five letters or digits.
+fn is_numbered(pod: &str) -> bool {
+    let number = pod.rsplit_once('-').map_or("", |(_, number)| number);
+    (1..=4).contains(&number.len()) && number.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 /// Whether an endpoint in this state is told.

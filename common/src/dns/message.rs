@@ -304,8 +304,10 @@ fn opt(record: &[u8]) -> Option<Edns> {
     let head: &[u8; OPT_LENGTH] = record.first_chunk()?;
     let length = usize::from(u16::from_be_bytes([head[9], head[10]]));
     let is_opt = head[0] == 0 && u16::from_be_bytes([head[1], head[2]]) == TYPE_OPT && head[6] == 0;
-    (is_opt && record.len() == OPT_LENGTH + length)
-        .then(|| Edns { payload: u16::from_be_bytes([head[3], head[4]]), dnssec_ok: head[7] & DNSSEC_OK != 0 })
+    (is_opt && record.len() == OPT_LENGTH + length).then(|| Edns {
+        payload: u16::from_be_bytes([head[3], head[4]]),
+        dnssec_ok: head[7] & DNSSEC_OK != 0,
+    })
 }
 
 fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {

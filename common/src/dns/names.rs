@@ -94,9 +94,11 @@ mod tests {
         assert_eq!(of("example.com.ns1.svc"), "example.com.ns1.svc");
         // As much as a search domain, and nothing before it.
         assert_eq!(names("ns1.svc.cluster.local").first().unwrap(), "ns1.svc.cluster.local");
-        assert!(candidates("a.ns2.svc.cluster.local", "ns1", "cluster.local")
-            .iter()
-            .all(|one| one.stripped.as_deref() != Some("a")));
+        assert!(
+            candidates("a.ns2.svc.cluster.local", "ns1", "cluster.local")
+                .iter()
+                .all(|one| one.stripped.as_deref() != Some("a"))
+        );
         assert!(names("acluster.local").iter().all(|name| name != "a"));
     }
 

@@ -25,4 +25,6 @@ pub struct LocalPod {
     pub bypass_inbound: bool,
     /// Annotation `istio.io/reroute-virtual-interfaces`: traffic from these counts as outbound.
     pub reroute_interfaces: Vec<Arc<str>>,
+    /// Annotation `ambient.istio.io/dns-capture`: whether its DNS queries are taken; as elsewhere on the node where not said.
+    pub dns: Option<bool>,
 }

@@ -213,6 +213,7 @@ impl Holder for LocalPod {
             netns: _,
             bypass_inbound: _,
             reroute_interfaces,
+            dns: _,
         } = self;
         again(addresses);
         share!(texts: uid, workload, namespace, name, reroute_interfaces);

@@ -8,13 +8,15 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 /// Opens a non-blocking UDP socket at `addr`, in the current namespace. What it sends carries `mark`.
 ///
-/// Neither SO_REUSEADDR nor SO_REUSEPORT is set: with them another process of the pod could take the datagrams.
+/// SO_REUSEADDR is never set, and SO_REUSEPORT only when asked for: with them another process of the pod could take the
+/// datagrams.
 /// Errors: the kernel's; `EADDRINUSE` when something in the namespace has the port, `EADDRNOTAVAIL` without this family.
-pub fn bind(addr: SocketAddr, mark: u32) -> io::Result<UdpSocket> {
+pub fn bind(addr: SocketAddr, mark: u32, reuse_port: bool) -> io::Result<UdpSocket> {
     let socket = open(addr, mark)?;
     if addr.is_ipv6() {
         socket.set_only_v6(true)?;
     }
+    socket.set_reuse_port(reuse_port)?;
     socket.bind(&addr.into())?;
     Ok(socket.into())
 }
@@ -58,9 +60,9 @@ mod tests {
     #[test]
     fn sockets_are_bound_connected_and_taken_over() {
         for ip in [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()] {
-            let server = bind(SocketAddr::new(ip, 0), 0).unwrap();
+            let server = bind(SocketAddr::new(ip, 0), 0, false).unwrap();
             let addr = server.local_addr().unwrap();
-            assert!(bind(addr, 0).is_err(), "nobody binds beside it");
+            assert!(bind(addr, 0, false).is_err(), "nobody binds beside it");
             let client = connected(addr, 0).unwrap();
             client.send(b"a").unwrap();
             let heir = adopt(server.try_clone().unwrap().into(), 0).unwrap();

@@ -5,12 +5,13 @@
 //!
 //! Start with [`netns`] (enter, run, come back), then [`socket`] (listen, original destination, dial) and [`rules`]
 //! (the rule set as data; install, verify, remove). [`nft`] turns the rules into netlink messages and back, `routing`
-//! does the same for the way back, `conntrack` spares connections that are open already, [`netlink`] carries them all, and [`changes`]
-//! tells when another hand has written.
+//! does the same for the way back, [`conntrack`] spares connections that are open already and knows where a redirected datagram
+//! was going, [`netlink`] carries them all, and [`changes`] tells when another hand has written. [`datagram`] has UDP sockets.
 //! [`seqpacket`] carries packets and descriptors between processes, [`memory`] gives back what a burst has left.
 //! `sys` holds the system calls no safe wrapper exists for.
 
 pub mod changes;
+pub mod conntrack;
 pub mod copy;
 pub mod datagram;
 pub mod memory;
@@ -22,6 +23,5 @@ pub mod rules;
 pub mod seqpacket;
 pub mod socket;
 
-pub mod conntrack;
 mod routing;
 mod sys;

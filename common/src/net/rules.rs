@@ -37,6 +37,12 @@ const NAMED_MAX: usize = 8;
 const NAT_PRIORITY: i32 = -101;
 /// Before whatever stands at the standard priority of marks.
 const MANGLE_PRIORITY: i32 = -151;
+/// Before the kernel's connection tracking, and whatever stands at the standard priority there.
+const ZONE_PRIORITY: i32 = -301;
+/// Zone of connection tracking for the agent's own DNS queries: the pod's, which have the same addresses and may have the
+/// same ports, are in the other.
+const DNS_ZONE: u16 = 1;
+const DNS_PORT: u16 = 53;
 /// How the tables and chains begin that other meshes leave in a pod.
 const FOREIGN_TABLES: [&str; 1] = ["istio-ambient-"];
 const FOREIGN_CHAINS: [&str; 2] = ["ISTIO_", "PROXY_INIT_"];
@@ -62,6 +68,8 @@ pub struct CaptureSpec {
     pub inbound_port: u16,
     /// Where the agent takes tunnels; what arrives for it is not redirected.
     pub hbone_port: u16,
+    /// Where the agent takes the pod's DNS queries, by UDP and TCP; none leaves them alone.
+    pub dns_port: Option<u16>,
     /// Go on beside the rules of another mesh instead of refusing; nothing of theirs is touched.
     pub adopt: bool,
 }
@@ -78,6 +86,7 @@ impl Default for CaptureSpec {
             outbound_port: 15001,
             inbound_port: 15006,
             hbone_port: 15008,
+            dns_port: Some(15053),
             adopt: false,
         }
     }
@@ -334,6 +343,8 @@ pub enum Match {
     InInterface(Arc<str>),
     /// Leaves through the loopback interface.
     OutLoopback,
+    /// Leaves through any other interface.
+    NotOutLoopback,
     /// Comes from this address.
     Source(IpAddr),
     /// Goes to this address.
@@ -342,6 +353,12 @@ pub enum Match {
     NotDestination(IpAddr),
     /// Is TCP.
     Tcp,
+    /// Is UDP.
+    Udp,
+    /// Comes from this port; stands after [`Match::Tcp`] or [`Match::Udp`].
+    SourcePort(u16),
+    /// Goes to this port; stands after [`Match::Tcp`] or [`Match::Udp`].
+    DestinationPort(u16),
     /// Goes to any other port; stands after [`Match::Tcp`].
     NotDestinationPort(u16),
     /// The packet's mark, in the bits of [`MARK_MASK`].
@@ -365,6 +382,8 @@ pub enum Action {
     SetConnectionMark(u32),
     /// The packet takes over the connection's mark.
     RestoreMark,
+    /// The packet's connection is tracked in this zone.
+    SetZone(u16),
 }
 
 /// The rules for a specification, as data.
@@ -394,10 +413,17 @@ pub fn ruleset(spec: &CaptureSpec) -> Result<Vec<Table>, RulesError> {
     };
     let restore =
         Rule { family: None, matches: vec![Match::ConnectionMark(RETURN_MARK)], action: Action::RestoreMark };
-    let mangle = vec![
+    let mut mangle = vec![
         chain("prerouting", ChainKind::Filter, Hook::Prerouting, MANGLE_PRIORITY, vec![set]),
         chain("output", ChainKind::Route, Hook::Output, MANGLE_PRIORITY, vec![restore]),
     ];
+    if spec.dns_port.is_some() {
+        let [answers, queries] = dns_zones(spec);
+        mangle.extend([
+            chain("zone-prerouting", ChainKind::Filter, Hook::Prerouting, ZONE_PRIORITY, vec![answers]),
+            chain("zone-output", ChainKind::Filter, Hook::Output, ZONE_PRIORITY, vec![queries]),
+        ]);
+    }
     Ok(vec![Table { name: MANGLE_TABLE, chains: mangle }, Table { name: NAT_TABLE, chains: nat }])
 }
 
@@ -437,6 +463,7 @@ fn nat_output(spec: &CaptureSpec, families: &[Family]) -> Vec<Rule> {
         families.iter().map(rule).collect()
     };
     let mut rules = each(&|family| vec![Match::Destination(probe(spec, family)), Match::Tcp], Action::Accept);
+    rules.extend(dns_redirects(spec, families));
     rules.push(Rule {
         family: None,
         matches: vec![Match::Tcp, Match::Mark(RETURN_MARK)],
@@ -448,6 +475,38 @@ fn nat_output(spec: &CaptureSpec, families: &[Family]) -> Vec<Rule> {
         |family| vec![Match::NotDestination(localhost(family)), Match::Tcp, Match::NotMark(spec.mark)];
     rules.extend(each(&outbound, Action::Redirect(spec.outbound_port)));
     rules
+}
+
+/// The redirects of queries, before those of other connections.
+fn dns_redirects(spec: &CaptureSpec, families: &[Family]) -> Vec<Rule> {
+    let Some(port) = spec.dns_port else { return Vec::new() };
+    let udp =
+        [Match::NotOutLoopback, Match::Udp, Match::DestinationPort(DNS_PORT), Match::NotMark(spec.mark)];
+    let mut rules = vec![Rule { family: None, matches: udp.into(), action: Action::Redirect(port) }];
+    rules.extend(families.iter().map(|&family| Rule {
+        family: Some(family),
+        matches: vec![
+            Match::NotDestination(localhost(family)),
+            Match::Tcp,
+            Match::DestinationPort(DNS_PORT),
+            Match::NotMark(spec.mark),
+        ],
+        action: Action::Redirect(port),
+    }));
+    rules
+}
+
+/// What keeps the agent's queries apart from the pod's: answers that arrive, queries that leave.
+fn dns_zones(spec: &CaptureSpec) -> [Rule; 2] {
+    let rule = |matches: [Match; 3]| Rule {
+        family: None,
+        matches: matches.into(),
+        action: Action::SetZone(DNS_ZONE),
+    };
+    [
+        rule([Match::Udp, Match::SourcePort(DNS_PORT), Match::NotMark(spec.mark)]),
+        rule([Match::Udp, Match::DestinationPort(DNS_PORT), Match::Mark(spec.mark)]),
+    ]
 }
 
 /// The one address per family that stays local: not 127.0.0.0/8, as with the reference.
@@ -477,10 +536,14 @@ impl fmt::Display for Rule {
             match matched {
                 Match::InInterface(name) => write!(f, "iifname {name} "),
                 Match::OutLoopback => write!(f, "oif lo "),
+                Match::NotOutLoopback => write!(f, "oif != lo "),
                 Match::Source(ip) => write!(f, "saddr {ip} "),
                 Match::Destination(ip) => write!(f, "daddr {ip} "),
                 Match::NotDestination(ip) => write!(f, "daddr != {ip} "),
                 Match::Tcp => write!(f, "tcp "),
+                Match::Udp => write!(f, "udp "),
+                Match::SourcePort(port) => write!(f, "sport {port} "),
+                Match::DestinationPort(port) => write!(f, "dport {port} "),
                 Match::NotDestinationPort(port) => write!(f, "dport != {port} "),
                 Match::Mark(mark) => write!(f, "mark & {MARK_MASK:#x} == {mark:#x} "),
                 Match::NotMark(mark) => write!(f, "mark & {MARK_MASK:#x} != {mark:#x} "),
@@ -495,6 +558,7 @@ impl fmt::Display for Rule {
                 write!(f, "ct mark set ct mark & {:#x} | {mark:#x}", !MARK_MASK)
             }
             Action::RestoreMark => f.write_str("mark set ct mark"),
+            Action::SetZone(zone) => write!(f, "ct zone set {zone}"),
         }
     }
 }

@@ -53,6 +53,17 @@ impl SeqPacket {
         Ok((Self::from_socket(one)?, Self::from_socket(other)?))
     }
 
+    /// Takes over an end that was made elsewhere.
+    ///
+    /// Errors: `InvalidInput` when it is no socket of this kind.
+    pub fn from_fd(fd: OwnedFd) -> io::Result<Self> {
+        let socket = Socket::from(fd);
+        if socket.domain()? != Domain::UNIX || socket.r#type()? != Type::SEQPACKET {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a socket for packets"));
+        }
+        Self::from_socket(socket)
+    }
+
     fn from_socket(socket: Socket) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
         sys::watch(socket).map(Self)

@@ -7,6 +7,7 @@ use std::fmt::{self, Display, Write};
 pub(super) enum Kind {
     Counter,
     Gauge,
+    Histogram,
 }
 
 /// Units that a family's name may end with.
@@ -30,7 +31,11 @@ impl Scrape {
         } else {
             name
         };
-        let kind = if kind == Kind::Counter { "counter" } else { "gauge" };
+        let kind = match kind {
+            Kind::Counter => "counter",
+            Kind::Gauge => "gauge",
+            Kind::Histogram => "histogram",
+        };
         self.put(format_args!("# HELP {family} "));
         push_escaped(&mut self.out, help, self.openmetrics);
         self.put(format_args!("\n# TYPE {family} {kind}\n"));
@@ -53,6 +58,25 @@ impl Scrape {
             self.out.push('}');
         }
         self.put(format_args!(" {value}\n"));
+    }
+
+    /// Adds the samples of one histogram: its finite buckets, and the number and sum of all observations.
+    pub(super) fn histogram(
+        &mut self,
+        name: &str,
+        labels: &str,
+        buckets: impl Iterator<Item = (f64, u64)>,
+        (count, sum): (u64, f64),
+    ) {
+        let bucket = format!("{name}_bucket");
+        for (bound, count) in buckets.filter(|(bound, _)| bound.is_finite()).chain([(f64::INFINITY, count)]) {
+            let mut all = labels.to_owned();
+            let bound = if bound.is_finite() { bound.to_string() } else { "+Inf".to_owned() };
+            push_label(&mut all, "le", &bound);
+            self.sample(&bucket, &[&all], count);
+        }
+        self.sample(&format!("{name}_sum"), &[labels], sum);
+        self.sample(&format!("{name}_count"), &[labels], count);
     }
 
     /// The text.

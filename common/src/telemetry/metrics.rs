@@ -15,6 +15,7 @@ use self::groups::{Budgets, Config, Pods, Process, Tunnels, counter, counters, g
 use self::times::{ConfigTimes, Runtimes};
 use super::capture::CaptureMetrics;
 use super::connection::Reporter;
+use super::dns::DnsMetrics;
 use super::encode::{Kind, Scrape, push_label};
 use super::logging::Logger;
 use super::reach::ReachMetrics;
@@ -143,6 +144,7 @@ pub struct Metrics {
     pub(super) traffic: Traffic,
     reach: ReachMetrics,
     capture: CaptureMetrics,
+    dns: DnsMetrics,
     registry: Registry,
     sockets: IntGaugeVec,
     /// Children of `sockets`, looked up once: every connection needs one.
@@ -182,6 +184,7 @@ impl Metrics {
             traffic: Traffic::new(),
             reach: ReachMetrics::new(r),
             capture: CaptureMetrics::new(r),
+            dns: DnsMetrics::new(r),
             sockets: gauges(r, "istio_tcp_sockets_open", "Accepted sockets that are open.", &["reporter"]),
             sockets_of: Default::default(),
             pods: Pods::new(r),
@@ -364,6 +367,11 @@ impl Metrics {
         self.runtimes.lock().unwrap_or_else(PoisonError::into_inner).tasks = Some(scope.clone());
     }
 
+    /// Families of the DNS proxy.
+    pub fn dns(&self) -> &DnsMetrics {
+        &self.dns
+    }
+
     /// What is told of capture.
     pub fn capture(&self) -> &CaptureMetrics {
         &self.capture
@@ -439,13 +447,24 @@ impl Metrics {
     fn encode_registry(&self, scrape: &mut Scrape) {
         use prometheus::proto::MetricType;
         for family in self.registry.gather() {
-            let counter = family.get_field_type() == MetricType::COUNTER;
-            let kind = if counter { Kind::Counter } else { Kind::Gauge };
+            let kind = match family.get_field_type() {
+                MetricType::COUNTER => Kind::Counter,
+                MetricType::HISTOGRAM => Kind::Histogram,
+                _ => Kind::Gauge,
+            };
+            let counter = kind == Kind::Counter;
             scrape.family(family.name(), kind, family.help());
             for metric in family.get_metric() {
                 let mut labels = String::new();
                 for label in metric.get_label() {
                     push_label(&mut labels, label.name(), label.value());
+                }
+                if kind == Kind::Histogram {
+                    let seen = metric.get_histogram();
+                    let buckets = seen.get_bucket().iter().map(|b| (b.upper_bound(), b.cumulative_count()));
+                    let total = (seen.get_sample_count(), seen.get_sample_sum());
+                    scrape.histogram(family.name(), &labels, buckets, total);
+                    continue;
                 }
                 let value =
                     if counter { metric.get_counter().get_value() } else { metric.get_gauge().get_value() };

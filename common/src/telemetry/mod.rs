@@ -10,6 +10,7 @@
 mod capture;
 mod connection;
 mod denials;
+mod dns;
 mod encode;
 mod events;
 mod filter;
@@ -28,6 +29,7 @@ pub use connection::{
     ByteCounts, Connection, DenialNote, Early, Failure, Flow, Reporter, Security, Target, Telemetry,
 };
 pub use denials::{Denial, Denials, Party};
+pub use dns::{DnsMetrics, DnsQuery};
 pub use flag::ResponseFlag;
 pub use logging::{FilterError, LogFormat, Logger, LoggingError, init};
 pub use metrics::{Counted, Handshake, Metrics, PeerViolations, Side};

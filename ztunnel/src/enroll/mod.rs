@@ -57,6 +57,16 @@ pub(crate) struct EnrollOptions {
     pub(crate) grace: Duration,
     /// Within this time the rules of each pod are looked at, changes told or not.
     pub(crate) audit: Duration,
+    /// Where proxies take the pods' DNS queries; none where they do not.
+    pub(crate) dns: Option<DnsCapture>,
+}
+
+/// Which pods' DNS queries are redirected.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct DnsCapture {
+    pub(crate) port: u16,
+    /// Those of pods that do not say.
+    pub(crate) default: bool,
 }
 
 impl EnrollOptions {
@@ -67,6 +77,7 @@ impl EnrollOptions {
             reroute_interfaces: pod.reroute_interfaces.clone(),
             mark: self.mark,
             adopt: self.adopt,
+            dns_port: self.dns.filter(|dns| pod.dns.unwrap_or(dns.default)).map(|dns| dns.port),
             ..CaptureSpec::default()
         }
     }

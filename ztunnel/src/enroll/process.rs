@@ -11,9 +11,12 @@ use culvert_common::telemetry::{self, Metrics};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::settings::{EnrollSettings, Page};
-use super::{Enroll, EnrollOptions, Peers};
+use super::{DnsCapture, Enroll, EnrollOptions, Peers};
 use crate::app::{AppError, Essential, FLUSH, listener, publish, translation};
 use crate::sandbox::{self, Role};
+
+/// Where every node proxy takes DNS queries.
+const PROXY_DNS_PORT: u16 = 15053;
 
 /// The socket's permissions: whoever may write to it is given the pods' namespaces.
 const MODE: u32 = 0o600;
@@ -60,6 +63,7 @@ async fn enroll(settings: &EnrollSettings) -> Result<(), AppError> {
         adopt: settings.capture.adopt,
         grace: settings.lifecycle.deadline(),
         audit: settings.enrolment.audit_interval,
+        dns: Some(DnsCapture { port: PROXY_DNS_PORT, default: settings.enrolment.capture_dns }),
     };
     let owned = (readiness.clone(), essential.scope.clone());
     let enroll =

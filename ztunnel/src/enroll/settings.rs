@@ -20,6 +20,9 @@ pub(crate) struct Enrolment {
     /// The rules of each pod are looked at within this time, also when the kernel has told of no change
     #[arg(long, env = "CULVERT_AUDIT_INTERVAL", value_name = "TIME", default_value = "30s", value_parser = duration)]
     pub(crate) audit_interval: Duration,
+    /// Redirect the pods' DNS queries to their proxy, but for those of pods whose annotation ambient.istio.io/dns-capture says otherwise
+    #[arg(long, env = "AMBIENT_DNS_CAPTURE", value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
+    pub(crate) capture_dns: bool,
 }
 
 /// All settings of `ztunnel enroll`.

@@ -69,6 +69,7 @@ fn pod(name: &str, netns: &Path) -> LocalPod {
         netns: Some(netns.to_owned()),
         bypass_inbound: false,
         reroute_interfaces: Vec::new(),
+        dns: None,
     }
 }
 
@@ -109,6 +110,7 @@ impl Node {
             adopt: false,
             grace: Duration::from_secs(3),
             audit: Duration::from_secs(10),
+            dns: None,
         };
         let owned = (self.readiness.clone(), self.scope.clone());
         let enroll = Enroll::new(options, Arc::clone(&self.state), Arc::clone(&self.metrics), owned, peers);

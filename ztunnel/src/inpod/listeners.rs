@@ -26,6 +26,10 @@ pub(super) enum StartError {
          INPOD_PORT_REUSE=true lets this one stand beside it while the node is handed over"
     )]
     Listen { port: u16, source: io::Error },
+    #[error(
+        "cannot take its DNS queries: {0}; does another DNS server run at the same port in its network namespace?"
+    )]
+    Dns(io::Error),
     #[error("the kernel does not let sockets take the clients' addresses (ENABLE_ORIG_SRC=true asks for it)")]
     NotTransparent,
     #[error("cannot keep its sockets for a successor: {0}")]

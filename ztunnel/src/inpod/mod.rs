@@ -36,6 +36,7 @@ pub(crate) use feed::Dialer;
 pub(crate) use listeners::ListenSettings;
 
 use crate::admission::Admission;
+use crate::dns::{self, DnsSocket, LastServer};
 use crate::settings::OwnPod;
 use crate::shared::{Pod, PodName, Serving, Shared};
 use crate::successor::{Heirloom, Inheritance, Key};
@@ -99,7 +100,7 @@ pub(crate) struct Pods {
     certified: HashSet<SpiffeId>,
     inheritance: Inheritance,
     /// Inherited sockets that the predecessor still accepts from; `None` when there is none, or none any more.
-    deferred: Option<Vec<(Arc<Pod>, Port, TcpListener)>>,
+    deferred: Option<Vec<(Arc<Pod>, Socket)>>,
     successor: Option<mpsc::Sender<Heirloom>>,
     anew: Arc<Notify>,
     own: Option<Arc<Pod>>,
@@ -123,6 +124,17 @@ struct Running {
     sockets: Vec<(Port, OwnedFd)>,
     /// Those of them that are accepted from.
     ports: Vec<OpenPort>,
+    /// Copies of those that take its DNS queries.
+    dns: Vec<(dns::Kind, OwnedFd)>,
+}
+
+/// A pod's DNS sockets, each with whether a predecessor still reads from it; and copies of them.
+type DnsSockets = (Vec<(DnsSocket, bool)>, Vec<(dns::Kind, OwnedFd)>);
+
+/// What is accepted from, or read, by a worker.
+enum Socket {
+    Port(Port, TcpListener),
+    Dns(DnsSocket),
 }
 
 /// A pod that could not be started.
@@ -349,6 +361,7 @@ impl Pods {
         for one in &opened {
             sockets.push((one.port, one.listener.try_clone().map_err(StartError::Copy)?.into()));
         }
+        let (dns, dns_copies) = self.open_dns(name, netns)?;
         let pod = Arc::new(Pod {
             local: name.clone(),
             spoof_source,
@@ -356,15 +369,22 @@ impl Pods {
             scope: self.scope.child(),
             admission: Admission::new(self.shared.pod_limits, &self.shared.budget),
             is_known: AtomicBool::new(false),
+            name_server: LastServer::default(),
         });
         let inherited = opened.iter().filter(|one| one.is_inherited).count();
         let mut ports = Vec::with_capacity(opened.len());
         for one in opened {
             match &mut self.deferred {
                 Some(deferred) if one.is_inherited => {
-                    deferred.push((Arc::clone(&pod), one.port, one.listener))
+                    deferred.push((Arc::clone(&pod), Socket::Port(one.port, one.listener)));
                 }
                 _ => ports.push(sharing::listen((&pod, &self.workers), one.port, one.listener).await),
+            }
+        }
+        for (socket, is_inherited) in dns {
+            match &mut self.deferred {
+                Some(deferred) if is_inherited => deferred.push((Arc::clone(&pod), Socket::Dns(socket))),
+                _ => self.workers.answer(&pod, socket).await,
             }
         }
         tracing::info!(
@@ -376,16 +396,31 @@ impl Pods {
         sharing::tell(&pod, &ports);
         self.shared.telemetry.metrics().pod_started();
         self.is_stale = true;
-        let running = Running { pod, sockets, ports };
+        let running = Running { pod, sockets, dns: dns_copies, ports };
         self.bequeath_one(&running);
         self.running.insert(Arc::clone(&name.uid), running);
         Ok(())
     }
 
+    /// The sockets of its DNS queries, if they are taken, and copies of them: open before any rule redirects to them.
+    fn open_dns(&mut self, name: &PodName, netns: &NetNs) -> Result<DnsSockets, StartError> {
+        let Some(dns) = &self.shared.dns else { return Ok(Default::default()) };
+        let (uid, id, inheritance) = (&name.uid, netns.id(), &mut self.inheritance);
+        let inherited = |kind| inheritance.take(&Key::dns(uid, id, kind));
+        let listen = &self.options.listen;
+        let opened = dns::open(netns, &dns.addresses, (listen.mark, listen.port_reuse), inherited);
+        let (mut sockets, mut copies) = (Vec::new(), Vec::new());
+        for (kind, socket, is_inherited) in opened.map_err(StartError::Dns)? {
+            copies.push((kind, socket.copy().map_err(StartError::Copy)?));
+            sockets.push((socket, is_inherited));
+        }
+        Ok((sockets, copies))
+    }
+
     /// Its listeners close at once; tunnels get GOAWAY, and open connections their grace.
     fn stop(&mut self, uid: &str) {
-        let Some(Running { pod, sockets, .. }) = self.running.remove(uid) else { return };
-        drop(sockets);
+        let Some(Running { pod, sockets, dns, .. }) = self.running.remove(uid) else { return };
+        drop((sockets, dns));
         if let Some(deferred) = &mut self.deferred {
             deferred.retain(|(other, ..)| !Arc::ptr_eq(other, &pod));
         }
@@ -416,7 +451,14 @@ impl Pods {
                 self.waiting.values_mut().for_each(|waiting| waiting.at = now);
             }
             Ask::Accept(done) => {
-                for (pod, port, listener) in self.deferred.take().unwrap_or_default() {
+                for (pod, socket) in self.deferred.take().unwrap_or_default() {
+                    let (port, listener) = match socket {
+                        Socket::Port(port, listener) => (port, listener),
+                        Socket::Dns(socket) => {
+                            self.workers.answer(&pod, socket).await;
+                            continue;
+                        }
+                    };
                     let open = sharing::listen((&pod, &self.workers), port, listener).await;
                     if let Some(running) = self.running.get_mut(&pod.local.uid) {
                         running.ports.push(open);
@@ -497,8 +539,7 @@ impl Pods {
 /// A pod's sockets, as a successor gets them. One that cannot be copied is left out: the successor opens its own.
 fn heirlooms(running: &Running) -> impl Iterator<Item = Heirloom> {
     let (uid, id) = (&running.pod.local.uid, running.pod.netns.id());
-    running.sockets.iter().filter_map(move |(port, socket)| {
-        let key = Key::pod(uid, id, port.number());
-        Some(Heirloom { key, socket: socket.try_clone().ok()? })
-    })
+    let ports = running.sockets.iter().map(move |(port, socket)| (Key::pod(uid, id, port.number()), socket));
+    let dns = running.dns.iter().map(move |(kind, socket)| (Key::dns(uid, id, *kind), socket));
+    ports.chain(dns).filter_map(|(key, socket)| Some(Heirloom { key, socket: socket.try_clone().ok()? }))
 }

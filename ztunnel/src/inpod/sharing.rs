@@ -114,6 +114,11 @@ fn share(running: &mut Running, name: &str) {
             Err(error) => tracing::warn!(port = port.number(), "a port cannot be shared: {error}"),
         }
     }
+    for (kind, socket) in &running.dns {
+        if let Err(error) = socket::share(socket) {
+            tracing::warn!(kind = kind.as_str(), "a DNS socket cannot be shared: {error}");
+        }
+    }
     tracing::info!(
         agent = name,
         pod = running.pod.local.to_string(),
@@ -130,7 +135,7 @@ async fn open_alone(
     workers: &Workers,
     settings: &listeners::ListenSettings,
 ) -> Result<usize, StartError> {
-    let Running { pod, sockets, ports } = running;
+    let Running { pod, sockets, ports, .. } = running;
     let alone: Vec<_> =
         ports.extract_if(.., |open| open.is_shared && is_alone(&pod.netns, open.port)).collect();
     let count = alone.len();

@@ -1,9 +1,7 @@
 use std::net::IpAddr;
 
 use super::*;
-use crate::model::{
-    Endpoint, Enrolment, LoadBalancing, Locality, Model, TunnelProtocol, WorkloadType,
-};
+use crate::model::{Endpoint, Enrolment, LoadBalancing, Locality, Model, TunnelProtocol, WorkloadType};
 use crate::types::{SpiffeId, WorkloadUid};
 
 fn ips(text: &str) -> Vec<IpAddr> {
@@ -40,7 +38,7 @@ fn workload(namespace: &str, name: &str, owner: &str, addresses: &str) -> Worklo
         node: "".into(),
         canonical_name: "".into(),
         canonical_revision: "".into(),
-        workload_type: WorkloadType::Deployment,
+        workload_type: if owner == name { WorkloadType::Pod } else { WorkloadType::Deployment },
         workload_name: owner.into(),
         cluster: "Kubernetes".into(),
         network: "".into(),
@@ -69,11 +67,19 @@ fn behind(mut service: Service, endpoints: &[(&str, Health)]) -> Service {
 
 fn model() -> Model {
     use Health::{Healthy, Terminating, Unhealthy};
-    let db = [("db-0", Healthy), ("db-1", Healthy), ("db-2", Unhealthy), ("db-3", Terminating), ("db-x", Healthy)];
+    let db = [
+        ("db-0", Healthy),
+        ("db-1", Healthy),
+        ("db-2", Unhealthy),
+        ("db-3", Terminating),
+        ("db-x", Healthy),
+        ("db-7", Healthy),
+    ];
     let headless = behind(service("ns1", "db.ns1.svc.cluster.local", ""), &db);
     let eager = behind(service("ns1", "eager.ns1.svc.cluster.local", ""), &db);
     let health_policy = HealthPolicy::AllowAll;
-    let eager = Service { load_balancing: LoadBalancing { health_policy, ..LoadBalancing::default() }, ..eager };
+    let eager =
+        Service { load_balancing: LoadBalancing { health_policy, ..LoadBalancing::default() }, ..eager };
     let only = |families, one: Service| Service { ip_families: families, ..one };
     let private = |one: Service| Service { visibility: Visibility::Namespace, ..one };
     let services = vec![
@@ -104,13 +110,14 @@ fn model() -> Model {
         private(service("ns2", "half.example.com", "240.240.5.2")),
         service("ns3", "half.example.com", "240.240.5.3"),
     ];
-    let pod = |name, owner, addresses| workload("ns1", name, owner, addresses);
+    let pod = |name, addresses| workload("ns1", name, name, addresses);
     let workloads = vec![
-        pod("db-0", "db", "10.2.0.10 fd00:2::10"),
-        pod("db-1", "db", "10.2.0.11"),
-        pod("db-2", "db", "10.2.0.12"),
-        pod("db-3", "db", "10.2.0.13"),
-        Workload { network: "far".into(), ..pod("db-x", "db", "10.2.0.14") },
+        pod("db-0", "10.2.0.10 fd00:2::10"),
+        pod("db-1", "10.2.0.11"),
+        pod("db-2", "10.2.0.12"),
+        pod("db-3", "10.2.0.13"),
+        Workload { network: "far".into(), ..pod("db-x", "10.2.0.14") },
+        Workload { network: "far".into(), ..workload("ns1", "db-7", "db", "10.2.0.17") },
     ];
     Model { workloads, services, ..Model::default() }
 }
@@ -134,6 +141,7 @@ fn told(naming: &Naming, name: &str, family: Family) -> String {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "one table")]
 fn what_a_pod_is_told() {
     let (none, never) = ("no records", "service does not support this record type");
     for (name, v4, v6) in [
@@ -149,7 +157,11 @@ fn what_a_pod_is_told() {
         ("far.ns1", "-", "-"),
         ("both", "10.1.0.4 10.1.0.5", "fd00:1::4"),
         // as a resolver asks with its search domains
-        ("web.ns1.svc.cluster.local.ns1.svc.cluster.local", "web.ns1.svc.cluster.local: 10.1.0.1", "web.ns1.svc.cluster.local: fd00:1::1"),
+        (
+            "web.ns1.svc.cluster.local.ns1.svc.cluster.local",
+            "web.ns1.svc.cluster.local: 10.1.0.1",
+            "web.ns1.svc.cluster.local: fd00:1::1",
+        ),
         ("web.ns2.ns1.svc.cluster.local", "web.ns2: 10.1.0.2", "web.ns2:"),
         ("web.ns2.svc.svc.cluster.local", "web.ns2.svc: 10.1.0.2", "web.ns2.svc:"),
         ("www.example.com.ns1.svc.cluster.local", "www.example.com: 240.240.0.1", "www.example.com:"),
@@ -174,12 +186,17 @@ fn what_a_pod_is_told() {
         ("db-0.db.ns1", "10.2.0.10", "fd00:2::10"),
         ("db-0.db.ns1.svc.cluster.local", "10.2.0.10", "fd00:2::10"),
         ("db-1.db.ns1.svc.cluster.local", "10.2.0.11", none),
-        ("db-1.db.ns1.svc.cluster.local.svc.cluster.local", "db-1.db.ns1.svc.cluster.local: 10.2.0.11", "db-1.db.ns1.svc.cluster.local:"),
+        (
+            "db-1.db.ns1.svc.cluster.local.svc.cluster.local",
+            "db-1.db.ns1.svc.cluster.local: 10.2.0.11",
+            "db-1.db.ns1.svc.cluster.local:",
+        ),
         ("db-2.db.ns1.svc.cluster.local", "-", "-"),
         ("db-2.eager.ns1.svc.cluster.local", "10.2.0.12", none),
         ("db-3.eager.ns1.svc.cluster.local", "-", "-"),
         ("db-9.db.ns1.svc.cluster.local", "-", "-"),
         ("db-x.db.ns1.svc.cluster.local", "-", "-"),
+        ("db-7.db.ns1.svc.cluster.local", "-", "-"),
         ("db-0.web.ns1.svc.cluster.local", "-", "-"),
         ("10-2-0-10.db.ns1.svc.cluster.local", "-", "-"),
         ("10-2-0-10.ns1.pod.cluster.local", "-", "-"),
@@ -250,13 +267,13 @@ fn addresses_come_in_any_order_and_each_once() {
 #[test]
 fn keys_are_told_for_names_of_the_cluster() {
     let asker = Asker { namespace: "ns1", network: "" };
-    let keys = |name: &str| -> Vec<_> {
-        super::keys(&naming(), asker, name).into_iter().map(|key| key.to_string()).collect()
+    let told = |name: &str| -> Vec<_> {
+        keys(&naming(), asker, name).into_iter().map(|key| key.to_string()).collect()
     };
-    assert_eq!(keys("web"), ["ns1/web.ns1.svc.cluster.local"]);
-    assert_eq!(keys("web.ns2.svc.cluster.local").first().unwrap(), "ns2/web.ns2.svc.cluster.local");
-    assert_eq!(keys("db-0.db.ns1"), ["ns1/db.ns1.svc.cluster.local"]);
+    assert_eq!(told("web"), ["ns1/web.ns1.svc.cluster.local"]);
+    assert_eq!(told("web.ns2.svc.cluster.local").first().unwrap(), "ns2/web.ns2.svc.cluster.local");
+    assert_eq!(told("db-0.db.ns1"), ["ns1/db.ns1.svc.cluster.local"]);
     for none in ["www.example.org", "a.very.long.example.org", "pod.db.ns1"] {
-        assert!(keys(none).is_empty(), "{none}");
+        assert!(told(none).is_empty(), "{none}");
     }
 }

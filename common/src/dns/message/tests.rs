@@ -47,8 +47,8 @@ fn records(bytes: &[u8]) -> Vec<(String, u16, u32, Vec<u8>)> {
     let mut found = Vec::new();
     for _ in 0..count {
         let (owner, next) = name_at(bytes, at);
-        let ttl = u32::from(u16_at(bytes, next + 4).unwrap()) << 16
-            | u32::from(u16_at(bytes, next + 6).unwrap());
+        let ttl =
+            u32::from(u16_at(bytes, next + 4).unwrap()) << 16 | u32::from(u16_at(bytes, next + 6).unwrap());
         let length = usize::from(u16_at(bytes, next + 8).unwrap());
         found.push((owner, u16_at(bytes, next).unwrap(), ttl, bytes[next + 10..next + 10 + length].to_vec()));
         at = next + 10 + length;

@@ -18,6 +18,7 @@ const VERDICT_REGISTER: u32 = 0;
 const RETURN: i32 = -5;
 const LOOPBACK_INDEX: u32 = 1;
 const TCP: u8 = 6;
+const UDP: u8 = 17;
 const INTERFACE_NAME_BYTES: usize = 16;
 
 /// Keys of `meta`, `NFT_META_…`.
@@ -26,8 +27,9 @@ const META_OUT_INTERFACE: u32 = 5;
 const META_IN_INTERFACE_NAME: u32 = 6;
 const META_FAMILY: u32 = 15;
 const META_PROTOCOL: u32 = 16;
-/// Key of `ct`, `NFT_CT_MARK`.
+/// Keys of `ct`, `NFT_CT_…`.
 const CT_MARK: u32 = 3;
+const CT_ZONE: u32 = 17;
 /// Bases of `payload`.
 const NETWORK: u32 = 1;
 const TRANSPORT: u32 = 2;
@@ -99,6 +101,9 @@ pub fn compile(rule: &Rule) -> Vec<Expr> {
             let (mask, xor) = ((!MARK_MASK).to_ne_bytes().to_vec(), mark.to_ne_bytes().to_vec());
             out.extend([Expr::Ct(CT_MARK), Expr::Bitwise { mask, xor }, Expr::CtSet(CT_MARK)]);
         }
+        Action::SetZone(zone) => {
+            out.extend([Expr::Immediate(zone.to_ne_bytes().to_vec()), Expr::CtSet(CT_ZONE)]);
+        }
         Action::RestoreMark => out.extend([Expr::Ct(CT_MARK), Expr::MetaSet(META_MARK)]),
     }
     out
@@ -116,14 +121,17 @@ fn compile_match(matched: &Match, out: &mut Vec<Expr>) {
         Match::OutLoopback => {
             out.extend([Expr::Meta(META_OUT_INTERFACE), equal(LOOPBACK_INDEX.to_ne_bytes().to_vec())]);
         }
+        Match::NotOutLoopback => {
+            out.extend([Expr::Meta(META_OUT_INTERFACE), unequal(LOOPBACK_INDEX.to_ne_bytes().to_vec())]);
+        }
         Match::Source(ip) => out.extend([address(*ip, 12, 8), equal(octets(*ip))]),
         Match::Destination(ip) => out.extend([address(*ip, 16, 24), equal(octets(*ip))]),
         Match::NotDestination(ip) => out.extend([address(*ip, 16, 24), unequal(octets(*ip))]),
         Match::Tcp => out.extend([Expr::Meta(META_PROTOCOL), equal(vec![TCP])]),
-        Match::NotDestinationPort(port) => {
-            let load = Expr::Payload { base: TRANSPORT, offset: 2, length: 2 };
-            out.extend([load, unequal(port.to_be_bytes().to_vec())]);
-        }
+        Match::Udp => out.extend([Expr::Meta(META_PROTOCOL), equal(vec![UDP])]),
+        Match::SourcePort(port) => out.extend([port_at(0), equal(port.to_be_bytes().to_vec())]),
+        Match::DestinationPort(port) => out.extend([port_at(2), equal(port.to_be_bytes().to_vec())]),
+        Match::NotDestinationPort(port) => out.extend([port_at(2), unequal(port.to_be_bytes().to_vec())]),
         Match::Mark(mark) => {
             out.extend([Expr::Meta(META_MARK), masked(), equal(mark.to_ne_bytes().to_vec())])
         }
@@ -134,6 +142,11 @@ fn compile_match(matched: &Match, out: &mut Vec<Expr>) {
             out.extend([Expr::Ct(CT_MARK), masked(), equal(mark.to_ne_bytes().to_vec())]);
         }
     }
+}
+
+/// Loads a port.
+fn port_at(offset: u32) -> Expr {
+    Expr::Payload { base: TRANSPORT, offset, length: 2 }
 }
 
 fn equal(value: Vec<u8>) -> Expr {

@@ -68,7 +68,8 @@ fn the_default_rules_as_messages() {
 
 #[test]
 fn rules_for_rerouted_interfaces_as_messages() {
-    let spec = CaptureSpec { ipv6: false, reroute_interfaces: vec!["tap0".into()], ..CaptureSpec::default() };
+    let reroute_interfaces = vec!["tap0".into()];
+    let spec = CaptureSpec { ipv6: false, reroute_interfaces, dns_port: None, ..CaptureSpec::default() };
     let seen = text(&batch(&spec));
     let want = "\
 new-rule 0xc01 #19 01000000 1=\"culvert-nat\" 2=\"prerouting\" 4={
@@ -97,7 +98,7 @@ new-rule 0xc01 #20 01000000 1=\"culvert-nat\" 2=\"prerouting\" 4={
 /// The rule that redirects outbound IPv4, byte for byte with its message header.
 #[test]
 fn one_whole_message() {
-    let seen = batch(&CaptureSpec { ipv6: false, ..CaptureSpec::default() });
+    let seen = batch(&CaptureSpec { ipv6: false, dns_port: None, ..CaptureSpec::default() });
     let mut bytes = seen.as_slice();
     let mut last = bytes;
     while let [a, b, c, d, ..] = *bytes {

@@ -19,6 +19,10 @@ culvert-mangle prerouting Filter -151
   mark & 0xfff == 0x539 ct mark set ct mark & 0xfffff000 | 0x111
 culvert-mangle output Route -151
   ct mark & 0xfff == 0x111 mark set ct mark
+culvert-mangle zone-prerouting Filter -301
+  udp sport 53 mark & 0xfff != 0x539 ct zone set 1
+culvert-mangle zone-output Filter -301
+  udp dport 53 mark & 0xfff == 0x539 ct zone set 1
 culvert-nat prerouting Nat -101
   ip saddr 169.254.7.127 tcp accept
   ip6 saddr fd16:9254:7127:1337:ffff:ffff:ffff:ffff tcp accept
@@ -27,6 +31,9 @@ culvert-nat prerouting Nat -101
 culvert-nat output Nat -101
   ip daddr 169.254.7.127 tcp accept
   ip6 daddr fd16:9254:7127:1337:ffff:ffff:ffff:ffff tcp accept
+  oif != lo udp dport 53 mark & 0xfff != 0x539 redirect to :15053
+  ip daddr != 127.0.0.1 tcp dport 53 mark & 0xfff != 0x539 redirect to :15053
+  ip6 daddr != ::1 tcp dport 53 mark & 0xfff != 0x539 redirect to :15053
   tcp mark & 0xfff == 0x111 accept
   ip daddr != 127.0.0.1 oif lo accept
   ip6 daddr != ::1 oif lo accept
@@ -37,11 +44,12 @@ culvert-nat output Nat -101
 }
 
 #[test]
-fn without_inbound_and_with_rerouting() {
+fn without_inbound_and_dns_and_with_rerouting() {
     let spec = CaptureSpec {
         inbound: false,
         reroute_interfaces: vec!["tap0".into(), "docker0".into()],
         ipv6: false,
+        dns_port: None,
         ..CaptureSpec::default()
     };
     let want = "\

@@ -13,6 +13,7 @@ use crate::types::WorkloadUid;
 
 const DATAPLANE_MODE: &str = "istio.io/dataplane-mode";
 const REDIRECTION: &str = "ambient.istio.io/redirection";
+const DNS_CAPTURE: &str = "ambient.istio.io/dns-capture";
 const BYPASS_INBOUND: &str = "ambient.istio.io/bypass-inbound-capture";
 const REROUTE_INTERFACES: &str = "istio.io/reroute-virtual-interfaces";
 const NETNS: &str = "culvert.dev/netns";
@@ -36,6 +37,7 @@ pub(super) struct Pod {
     netns: Option<PathBuf>,
     pub(super) bypass_inbound: bool,
     reroute_interfaces: Vec<Arc<str>>,
+    dns: Option<bool>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -80,6 +82,7 @@ impl Pod {
             owner: owner(root),
             ports: spec.as_ref().map(declared_ports).unwrap_or_default(),
             netns: netns(root),
+            dns: annotation(root, DNS_CAPTURE).and_then(|f| go_bool(&f)),
             bypass_inbound: annotation(root, BYPASS_INBOUND).and_then(|f| go_bool(&f)).unwrap_or(false),
             reroute_interfaces: annotation(root, REROUTE_INTERFACES)
                 .map(|f| interfaces(&f))
@@ -218,6 +221,7 @@ impl Pod {
             netns,
             bypass_inbound: self.bypass_inbound,
             reroute_interfaces: self.reroute_interfaces.clone(),
+            dns: self.dns,
         }
     }
 }

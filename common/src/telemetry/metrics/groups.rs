@@ -146,7 +146,10 @@ pub(in crate::telemetry) fn gauges(
     register(registry, IntGaugeVec::new(Opts::new(name, help), labels))
 }
 
-fn register<C: Collector + Clone + 'static>(registry: &Registry, made: prometheus::Result<C>) -> C {
+pub(in crate::telemetry) fn register<C: Collector + Clone + 'static>(
+    registry: &Registry,
+    made: prometheus::Result<C>,
+) -> C {
     let collector = made.expect("names and labels of metrics are constants that the tests check");
     registry.register(Box::new(collector.clone())).expect("each metric is registered once");
     collector
