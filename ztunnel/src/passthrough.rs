@@ -64,7 +64,8 @@ pub(crate) async fn serve(worker: &Rc<Worker>, pod: &Arc<Pod>, client: TcpStream
         let app = tokio::select! {
             biased;
             closed = open.closed() => return Err(PassthroughError::Closed(closed)),
-            app = dial(worker, pod, connection.flow()) => app?,
+            // Boxed: what it takes to get there is not kept while bytes flow.
+            app = Box::pin(dial(worker, pod, connection.flow())) => app?,
         };
         tokio::select! {
             biased;
