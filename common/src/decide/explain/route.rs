@@ -39,7 +39,9 @@ pub(super) fn is_captured(workload: &Workload) -> bool {
 
 /// Whether an agent takes its connections, out and in: not so where it terminates tunnels itself.
 fn is_redirected(workload: &Workload) -> bool {
-    is_captured(workload) && !matches!(workload.enrolment, Enrolment::NotLabelled | Enrolment::Exempt)
+    is_captured(workload)
+        && !workload.native_tunnel
+        && !matches!(workload.enrolment, Enrolment::NotLabelled | Enrolment::Exempt)
 }
 
 /// Everything but what would change it.
