@@ -109,3 +109,29 @@ fn other_fields_of_the_mesh_file_are_left_alone() {
         "accessLogFile: /dev/stdout\nenableTracing: true\ndefaultConfig: {tracing: {zipkin: {address: z:1}}}";
     assert!(outcome(mesh, &["--worker-threads", "1"]).starts_with("Directory"));
 }
+
+/// What the DaemonSet sets is a setting, and the files are YAML.
+#[test]
+fn the_manifests_set_what_there_is() {
+    use clap::CommandFactory;
+    let command = Cli::command();
+    let known: Vec<_> = command.get_arguments().filter_map(|arg| arg.get_env()?.to_str()).collect();
+    let values = include_str!("../../../../manifests/kubernetes/ztunnel/ztunnel.env");
+    let daemonset = include_str!("../../../../manifests/kubernetes/ztunnel/daemonset.yaml");
+    for text in [
+        daemonset,
+        include_str!("../../../../manifests/kubernetes/ztunnel/service-account.yaml"),
+        include_str!("../../../../manifests/kubernetes/ztunnel/kustomization.yaml"),
+    ] {
+        tree::read("manifest", text).unwrap();
+    }
+    let of_file = values.lines().filter(|line| !line.starts_with('#'));
+    let of_file = of_file.map(|line| line.split_once('=').unwrap().0);
+    let of_pod = daemonset.lines().filter_map(|line| line.trim().strip_prefix("- name: "));
+    let of_pod = of_pod.filter(|name| name.chars().all(|c| c.is_ascii_uppercase() || c == '_'));
+    let (of_file, of_pod): (Vec<_>, Vec<_>) = (of_file.collect(), of_pod.collect());
+    assert!(of_file.len() > 5 && of_pod.len() > 5, "{of_file:?} {of_pod:?}");
+    for name in of_file.into_iter().chain(of_pod) {
+        assert!(known.contains(&name), "{name} is no setting");
+    }
+}
