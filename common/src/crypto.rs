@@ -1,9 +1,19 @@
 //! The one choice of cryptography: versions of TLS aside, all that is encrypted or signed here goes through this provider.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock};
 
-use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::{self, cipher_suite, kx_group};
+use rustls::crypto::{CryptoProvider, SupportedKxGroup};
+
+static POST_QUANTUM_ONLY: AtomicBool = AtomicBool::new(false);
+
+/// Has the process speak the hybrid key exchange and no other (`COMPLIANCE_POLICY=pqc`): peers without it are refused.
+///
+/// To be called before anything is encrypted; later it changes nothing.
+pub fn require_post_quantum() {
+    POST_QUANTUM_ONLY.store(true, Ordering::Relaxed);
+}
 
 /// Cryptography of the mesh; the process-wide default of rustls is never used.
 ///
@@ -16,14 +26,33 @@ pub fn provider() -> Arc<CryptoProvider> {
                 cipher_suite::TLS13_AES_256_GCM_SHA384,
                 cipher_suite::TLS13_AES_128_GCM_SHA256,
             ],
-            kx_groups: vec![
-                kx_group::X25519MLKEM768,
-                kx_group::X25519,
-                kx_group::SECP256R1,
-                kx_group::SECP384R1,
-            ],
+            kx_groups: key_exchanges(POST_QUANTUM_ONLY.load(Ordering::Relaxed)),
             ..aws_lc_rs::default_provider()
         })
     });
     PROVIDER.clone()
+}
+
+fn key_exchanges(post_quantum_only: bool) -> Vec<&'static dyn SupportedKxGroup> {
+    let mut all: Vec<&'static dyn SupportedKxGroup> = vec![kx_group::X25519MLKEM768];
+    if !post_quantum_only {
+        all.extend([kx_group::X25519, kx_group::SECP256R1, kx_group::SECP384R1]);
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustls::NamedGroup;
+
+    #[test]
+    fn the_hybrid_exchange_comes_first_or_alone() {
+        let names = |only| key_exchanges(only).iter().map(|group| group.name()).collect::<Vec<_>>();
+        assert_eq!(names(true), [NamedGroup::X25519MLKEM768]);
+        let all = names(false);
+        assert!(all.len() > 1 && all[0] == NamedGroup::X25519MLKEM768);
+        // Nobody asked for it here.
+        assert_eq!(provider().kx_groups.len(), all.len());
+    }
 }

@@ -100,6 +100,9 @@ pub(crate) fn run(settings: &Settings, role: Role) -> Result<(), AppError> {
     if !problems.is_empty() {
         return Err(AppError::Settings(problems));
     }
+    if settings.process.compliance_policy.as_deref() == Some("pqc") {
+        culvert_common::crypto::require_post_quantum();
+    }
     // Before the first thread: capabilities are a thread's own, and the log has one.
     let helper = dns_helper(settings, role);
     let confined = sandbox::enter(role, settings.lifecycle.syscall_filter)?;

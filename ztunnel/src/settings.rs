@@ -230,7 +230,7 @@ impl Settings {
         );
         unless(!process.tls12, "TLS12_ENABLED=true is not supported: peers need TLS 1.3");
         unless(!process.socks5, "UNSTABLE_ENABLE_SOCKS5=true is not supported: there is no SOCKS5 server");
-        if let Some(policy) = &process.compliance_policy {
+        if let Some(policy) = process.compliance_policy.as_ref().filter(|policy| *policy != "pqc") {
             lines.push(format!("COMPLIANCE_POLICY={policy} is not supported: TLS 1.3 with this agent's key exchanges and ciphers is used"));
         }
         lines
@@ -374,7 +374,7 @@ mod tests {
             let cli = Cli::read(["ztunnel"].iter().chain(args), &Environment::default());
             cli.unwrap().settings.unsupported().concat()
         };
-        assert_eq!(of(&[]), "");
+        assert_eq!(of(&[]) + &of(&["--compliance-policy", "pqc"]), "");
         for (args, name) in [
             (["--tls12", "true"], "TLS12_ENABLED=true"),
             (["--enable-proxy", "false"], "ENABLE_PROXY=false"),
