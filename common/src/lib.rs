@@ -7,7 +7,7 @@
 //! | 2 | `telemetry` | metrics, access log, logging; no decisions |
 //! | 3 | `authz`, `state`, `grpc` | pure evaluation; the one immutable snapshot; calls to a control plane |
 //! | 4 | `decide`, `net`, `identity` | pure decisions; sockets, namespaces, rules; certificates |
-//! | 5 | `dns`, `hbone`, `source`, `zds` | answers to pods' queries; the tunnel; where the state comes from; how the node agent's two processes talk |
+//! | 5 | `dns`, `hbone`, `source`, `xds`, `zds` | answers to pods' queries; the tunnel; where the state comes from; how the node agent's two processes talk |
 //! | 6 | `admin` | readiness and metrics pages |
 
 #![warn(missing_docs)]
@@ -34,6 +34,7 @@ pub mod net;
 pub mod dns;
 pub mod hbone;
 pub mod source;
+pub mod xds;
 pub mod zds;
 
 pub mod admin;

@@ -13,13 +13,15 @@ use culvert_common::dns::Naming;
 use culvert_common::hbone::budget::Budget;
 use culvert_common::identity::CaError;
 use culvert_common::net::socket::Keepalive;
-use culvert_common::source::file::{self, FileSource, LoadError, ReloadOutcome};
+use culvert_common::source::file::{self, LoadError};
 use culvert_common::source::kube;
+use culvert_common::source::local::LocalError;
 use culvert_common::state::State;
 use culvert_common::task::Scope;
 use culvert_common::telemetry::Metrics;
 use culvert_common::telemetry::Telemetry;
 use culvert_common::telemetry::{self, LoggingError};
+use culvert_common::xds::on_demand::OnDemand;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -29,9 +31,10 @@ use crate::authority;
 use crate::dns::{Dns, Helper, Origins};
 use crate::enroll::{self, DnsCapture, Enroll, EnrollOptions, Peers};
 use crate::inpod::{Ask, Dialer, ListenSettings, Pods, PodsOptions};
+use crate::origin::{self, Origin};
 use crate::pages::{PageSocket, PageSockets};
 use crate::sandbox::{self, Role, SandboxError};
-use crate::settings::{Capture, Discovery, Mode, Settings, Source};
+use crate::settings::{Capture, Mode, Settings, Source};
 use crate::shared::{Served, Shared};
 use crate::successor::{self, Estate, HandOverError, Heir};
 use crate::worker::Workers;
@@ -53,6 +56,8 @@ pub(crate) enum AppError {
     Settings(Vec<String>),
     #[error("{0}")]
     Config(LoadError),
+    #[error("{0}")]
+    Local(LocalError),
     #[error(transparent)]
     Logging(#[from] LoggingError),
     #[error(transparent)]
@@ -78,7 +83,7 @@ pub(crate) enum AppError {
 impl AppError {
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
-            Self::Settings(_) | Self::Config(_) | Self::Logging(_) => 64,
+            Self::Settings(_) | Self::Config(_) | Self::Local(_) | Self::Logging(_) => 64,
             Self::Ca(_)
             | Self::Listen { .. }
             | Self::HandOver { .. }
@@ -93,10 +98,7 @@ impl AppError {
 
 /// Runs the agent until it is asked to stop, or until a successor has taken its place.
 pub(crate) fn run(settings: &Settings, role: Role) -> Result<(), AppError> {
-    let mut problems = settings.problems();
-    if !matches!(settings.discovery(), Discovery::Directory(_)) {
-        problems.push("a discovery server cannot be used yet: set XDS_ADDRESS to nothing".to_owned());
-    }
+    let problems = settings.problems();
     if !problems.is_empty() {
         return Err(AppError::Settings(problems));
     }
@@ -126,9 +128,7 @@ async fn agent(
     telemetry: Arc<Telemetry>,
 ) -> Result<(), AppError> {
     let readiness = Readiness::new();
-    // What is wrong at the start ends the agent with all problems; the watch below publishes, and keeps what is good.
-    let source = FileSource::open(settings.source.config.clone(), kube_settings(settings));
-    let source = source.map_err(AppError::Config)?;
+    let origin = Origin::open(settings)?;
     // Before anything is changed: a second agent takes the first one's place, or does not get as far as the pods.
     let (hand_over, mut sockets) = HandOver::begin(settings, role).await?;
     let stats = sockets.open("metrics", settings.process.stats_addr)?;
@@ -137,7 +137,8 @@ async fn agent(
     let (copies, inheritance) = sockets.finish();
     // Pages and sources outlive the traffic, so that a drain can be watched.
     let (traffic, mut essential) = (Scope::new(), Essential::new());
-    let shared = shared(settings, telemetry, dns(settings, helper, &essential.scope))?;
+    let for_pods = (dns(settings, helper, &essential.scope), origin.on_demand());
+    let shared = shared(settings, telemetry, for_pods)?;
     let (workers, threads) = Workers::start(settings.workers(), &shared, &traffic)?;
     let metrics = Arc::clone(shared.telemetry.metrics());
     metrics.watch_tasks(&traffic);
@@ -149,9 +150,9 @@ async fn agent(
     let scopes = (readiness.clone(), traffic.clone());
     let pods = Pods::new(Arc::clone(&shared), workers.clone(), options, scopes, inheritance);
     let (asks, to_answer) = mpsc::channel(ASKS);
-    traffic.spawn(pods.run(to_answer));
+    let synced = origin.start(&shared, &essential, &readiness);
+    traffic.spawn(origin::once_synced(synced, pods.run(to_answer)));
     essential.spawn("the certificate renewal", Arc::clone(&shared.certs).run());
-    essential.spawn("the configuration watch", watch_config(source, &shared));
     let pages = essential.scope.child();
     spawn_pages((stats, metrics), (ready, readiness.clone()), &essential, &pages);
     let (stop, mut stopping) = Stopping::new();
@@ -161,7 +162,7 @@ async fn agent(
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         node = settings.source.node.as_deref().unwrap_or(""),
-        config = %settings.source.config.display(),
+        config = Origin::describe(settings),
         "agent started"
     );
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
@@ -395,10 +396,15 @@ fn dns(settings: &Settings, helper: std::io::Result<Option<Helper>>, scope: &Sco
     Some(Dns::new(naming, control_plane.dns_proxy_addr, origins))
 }
 
-fn shared(settings: &Settings, telemetry: Arc<Telemetry>, dns: Option<Dns>) -> Result<Arc<Shared>, AppError> {
+fn shared(
+    settings: &Settings,
+    telemetry: Arc<Telemetry>,
+    (dns, on_demand): (Option<Dns>, Option<OnDemand>),
+) -> Result<Arc<Shared>, AppError> {
     let (identity, tunnel) = (&settings.identity, &settings.tunnel);
     Ok(Arc::new(Shared {
         state: State::with(settings.no_downgrade()),
+        on_demand,
         certs: authority::certificates(settings)?,
         certificate_wait: identity.certificate_wait,
         telemetry,
@@ -422,19 +428,6 @@ fn shared(settings: &Settings, telemetry: Arc<Telemetry>, dns: Option<Dns>) -> R
         dns,
         is_succeeded: AtomicBool::new(false),
     }))
-}
-
-fn watch_config(source: FileSource, shared: &Arc<Shared>) -> impl Future<Output = ()> + Send + use<> {
-    let tell = publish(Arc::clone(shared.telemetry.metrics()));
-    file::watch(source, Arc::clone(&shared.state), tell)
-}
-
-/// Tells the metrics of each reload.
-pub(crate) fn publish(metrics: Arc<Metrics>) -> impl Fn(ReloadOutcome) + Send + Sync + use<> {
-    move |outcome| match outcome {
-        ReloadOutcome::Published { revision, .. } => metrics.config_loaded(revision, 0),
-        ReloadOutcome::Refused { problems } => metrics.config_refused(problems),
-    }
 }
 
 /// Removes the capture rules of this node's pods.
@@ -466,7 +459,7 @@ pub(crate) async fn listener(
     }
 }
 
-fn kube_settings(settings: &Settings) -> kube::Settings {
+pub(crate) fn kube_settings(settings: &Settings) -> kube::Settings {
     translation(&settings.source, &settings.capture, &settings.identity.trust_domain)
 }
 

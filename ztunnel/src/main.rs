@@ -12,6 +12,7 @@ mod enroll;
 mod inbound;
 mod inpod;
 mod memory;
+mod origin;
 mod outbound;
 mod pages;
 mod passthrough;

@@ -21,12 +21,15 @@ use culvert_common::state::{Snapshot, State};
 use culvert_common::task::Scope;
 use culvert_common::telemetry::{Early, Failure, Reporter, ResponseFlag, Telemetry};
 use culvert_common::types::{SpiffeId, WorkloadUid};
+use culvert_common::xds::on_demand::OnDemand;
 use culvert_common::zds::WorkloadInfo;
 use tokio::net::TcpStream;
 
 /// Shared by all workers, read-only.
 pub(crate) struct Shared {
     pub(crate) state: Arc<State>,
+    /// Where to ask for what the state does not have; none if it has everything.
+    pub(crate) on_demand: Option<OnDemand>,
     pub(crate) certs: Arc<Certs>,
     pub(crate) telemetry: Arc<Telemetry>,
     pub(crate) served: Served,
@@ -182,6 +185,9 @@ impl Pod {
     async fn become_known(&self, shared: &Shared) {
         let mut revisions = shared.state.changed();
         let waiting = async {
+            if let Some(on_demand) = &shared.on_demand {
+                let _then_in_the_state = on_demand.workload(&self.local.workload, WORKLOAD_WAIT).await;
+            }
             while self.workload(&shared.state.snapshot()).is_err() {
                 if revisions.changed().await.is_err() {
                     return;

@@ -24,6 +24,7 @@ pub use policy::{
 pub use service::{
     Endpoint, HealthPolicy, IpFamilies, LoadBalancing, LocalityScope, Mode, Service, ServicePort, Visibility,
 };
+pub(crate) use texts::Texts;
 pub use workload::{Enrolment, Health, Locality, TunnelProtocol, Workload, WorkloadType};
 
 /// Everything one source knows, before it is indexed. `state::Snapshot::build` turns it into look-up tables.

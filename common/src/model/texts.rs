@@ -17,9 +17,24 @@ use crate::types::{PolicyKey, ServiceKey, SpiffeId, WorkloadUid};
 
 /// The texts so far.
 #[derive(Default)]
-struct Texts(HashSet<Arc<str>>);
+pub(crate) struct Texts(HashSet<Arc<str>>);
 
 impl Texts {
+    /// The same in new memory, with texts that are known already shared.
+    pub(crate) fn settle<T: Holder>(&mut self, one: T) -> T {
+        shared(one, self)
+    }
+
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Lets go of the texts that nobody else has any more.
+    pub(crate) fn forget_unused(&mut self) {
+        self.0.retain(|text| Arc::strong_count(text) > 1);
+    }
+
     fn share(&mut self, text: &mut Arc<str>) {
         *text = match self.0.get(&**text) {
             Some(known) => Arc::clone(known),
@@ -33,7 +48,7 @@ impl Texts {
 }
 
 /// What may hold texts.
-trait Holder {
+pub(crate) trait Holder {
     fn share(&mut self, texts: &mut Texts);
 }
 

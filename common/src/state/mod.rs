@@ -50,8 +50,14 @@ impl State {
 
     /// Replaces everything by what a model, or its parts, say. One writer only.
     pub fn publish(&self, model: impl Into<Parts>) -> u64 {
+        self.publish_as(model, Completeness::Complete)
+    }
+
+    /// As [`State::publish`], for a source that may know only a part, or what was.
+    pub fn publish_as(&self, model: impl Into<Parts>, completeness: Completeness) -> u64 {
         let revision = *self.revision.borrow() + 1;
         let mut next = Snapshot::build(revision, model);
+        next.completeness = completeness;
         next.no_downgrade = Arc::clone(&self.no_downgrade);
         let before = self.remember(&next);
         self.current.store(Arc::new(next.having_captured(before)));

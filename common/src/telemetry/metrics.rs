@@ -15,6 +15,7 @@ use self::groups::{Budgets, Config, Pods, Process, Tunnels, counter, counters, g
 use self::times::{ConfigTimes, Runtimes};
 use super::capture::CaptureMetrics;
 use super::connection::Reporter;
+use super::discovery::DiscoveryMetrics;
 use super::dns::DnsMetrics;
 use super::encode::{Kind, Scrape, push_label};
 use super::logging::Logger;
@@ -145,6 +146,7 @@ pub struct Metrics {
     reach: ReachMetrics,
     capture: CaptureMetrics,
     dns: DnsMetrics,
+    discovery: DiscoveryMetrics,
     registry: Registry,
     sockets: IntGaugeVec,
     /// Children of `sockets`, looked up once: every connection needs one.
@@ -185,6 +187,7 @@ impl Metrics {
             reach: ReachMetrics::new(r),
             capture: CaptureMetrics::new(r),
             dns: DnsMetrics::new(r),
+            discovery: DiscoveryMetrics::new(r),
             sockets: gauges(r, "istio_tcp_sockets_open", "Accepted sockets that are open.", &["reporter"]),
             sockets_of: Default::default(),
             pods: Pods::new(r),
@@ -372,6 +375,11 @@ impl Metrics {
         &self.dns
     }
 
+    /// What is told of the discovery server.
+    pub fn discovery(&self) -> &DiscoveryMetrics {
+        &self.discovery
+    }
+
     /// What is told of capture.
     pub fn capture(&self) -> &CaptureMetrics {
         &self.capture
@@ -423,6 +431,7 @@ impl Metrics {
         self.encode_registry(&mut scrape);
         self.runtimes.lock().unwrap_or_else(PoisonError::into_inner).encode(&mut scrape);
         self.config_times().encode(&mut scrape, now);
+        self.discovery.encode(&mut scrape, now);
         self.encode_certificates(&mut scrape, SystemTime::now());
         if let Some(log) = self.log.get() {
             let name = "culvert_log_lines_dropped_total";

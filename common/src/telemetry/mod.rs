@@ -10,6 +10,7 @@
 mod capture;
 mod connection;
 mod denials;
+mod discovery;
 mod dns;
 mod encode;
 mod events;
@@ -29,6 +30,7 @@ pub use connection::{
     ByteCounts, Connection, DenialNote, Early, Failure, Flow, Reporter, Security, Target, Telemetry,
 };
 pub use denials::{Denial, Denials, Party};
+pub use discovery::{DiscoveryMetrics, Termination};
 pub use dns::{DnsMetrics, DnsQuery};
 pub use flag::ResponseFlag;
 pub use logging::{FilterError, LogFormat, Logger, LoggingError, init};

@@ -12,7 +12,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::settings::{EnrollSettings, Page};
 use super::{DnsCapture, Enroll, EnrollOptions, Peers};
-use crate::app::{AppError, Essential, FLUSH, listener, publish, translation};
+use crate::app::{AppError, Essential, FLUSH, listener, translation};
+use crate::origin::publish;
 use crate::sandbox::{self, Role};
 
 /// Where every node proxy takes DNS queries.

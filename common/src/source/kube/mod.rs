@@ -15,10 +15,10 @@ mod node;
 mod object;
 mod peer_authentication;
 mod pod;
-mod reader;
+pub(super) mod reader;
 mod service;
 pub mod tree;
-mod yaml;
+pub(super) mod yaml;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

@@ -11,31 +11,31 @@ use super::yaml::{Kind, Node, is_null};
 use crate::config::Problem;
 
 /// Labels, annotations, or the labels that a selector asks for.
-pub(super) type Labels = BTreeMap<Arc<str>, Arc<str>>;
+pub(in crate::source) type Labels = BTreeMap<Arc<str>, Arc<str>>;
 
 /// Whether everything that `selector` asks for is among `labels`. An empty selector selects everything.
-pub(super) fn selects(selector: &Labels, labels: &Labels) -> bool {
+pub(in crate::source) fn selects(selector: &Labels, labels: &Labels) -> bool {
     selector.iter().all(|(key, value)| labels.get(key) == Some(value))
 }
 
 /// Where problems and warnings are collected.
 #[derive(Default)]
-pub(super) struct Report {
+pub(in crate::source) struct Report {
     problems: RefCell<Vec<Problem>>,
     warnings: RefCell<Vec<Problem>>,
 }
 
 impl Report {
-    pub(super) fn problem(&self, problem: Problem) {
+    pub(in crate::source) fn problem(&self, problem: Problem) {
         self.problems.borrow_mut().push(problem);
     }
 
-    pub(super) fn warning(&self, warning: Problem) {
+    pub(in crate::source) fn warning(&self, warning: Problem) {
         self.warnings.borrow_mut().push(warning);
     }
 
     /// Problems and warnings in the order of files and lines, each once.
-    pub(super) fn finish(self) -> (Vec<Problem>, Vec<Problem>) {
+    pub(in crate::source) fn finish(self) -> (Vec<Problem>, Vec<Problem>) {
         let sorted = |cell: RefCell<Vec<Problem>>| {
             let mut all = cell.into_inner();
             all.sort();
@@ -48,16 +48,21 @@ impl Report {
 
 /// Which object a report is about.
 #[derive(Clone, Debug)]
-pub(super) struct At {
-    pub(super) file: Arc<str>,
-    pub(super) line: usize,
+pub(in crate::source) struct At {
+    pub(in crate::source) file: Arc<str>,
+    pub(in crate::source) line: usize,
     /// Kind and name.
-    pub(super) object: Arc<str>,
+    pub(in crate::source) object: Arc<str>,
 }
 
 impl At {
     /// A report about `field` of this object, without a line of its own.
-    pub(super) fn about(&self, field: &str, seen: impl Into<String>, allowed: impl Into<String>) -> Problem {
+    pub(in crate::source) fn about(
+        &self,
+        field: &str,
+        seen: impl Into<String>,
+        allowed: impl Into<String>,
+    ) -> Problem {
         Problem {
             file: self.file.to_string(),
             line: self.line,
@@ -71,7 +76,7 @@ impl At {
 
 /// A field of an object: its value, its path, and where to report.
 #[derive(Clone)]
-pub(super) struct Field<'a> {
+pub(in crate::source) struct Field<'a> {
     node: &'a Node<'a>,
     path: String,
     at: &'a At,
@@ -80,15 +85,15 @@ pub(super) struct Field<'a> {
 
 impl<'a> Field<'a> {
     /// The whole object.
-    pub(super) fn root(node: &'a Node<'a>, at: &'a At, report: &'a Report) -> Self {
+    pub(in crate::source) fn root(node: &'a Node<'a>, at: &'a At, report: &'a Report) -> Self {
         Self { node, path: String::new(), at, report }
     }
 
-    pub(super) fn node(&self) -> &'a Node<'a> {
+    pub(in crate::source) fn node(&self) -> &'a Node<'a> {
         self.node
     }
 
-    pub(super) fn at(&self) -> &'a At {
+    pub(in crate::source) fn at(&self) -> &'a At {
         self.at
     }
 
@@ -97,22 +102,22 @@ impl<'a> Field<'a> {
     }
 
     /// Path of this field.
-    pub(super) fn path(&self) -> &str {
+    pub(in crate::source) fn path(&self) -> &str {
         &self.path
     }
 
     /// Reports that this field cannot be used.
-    pub(super) fn problem(&self, seen: impl Into<String>, allowed: impl Into<String>) {
+    pub(in crate::source) fn problem(&self, seen: impl Into<String>, allowed: impl Into<String>) {
         self.report.problem(self.about(seen, allowed));
     }
 
     /// Reports something doubtful about this field.
-    pub(super) fn warning(&self, seen: impl Into<String>, allowed: impl Into<String>) {
+    pub(in crate::source) fn warning(&self, seen: impl Into<String>, allowed: impl Into<String>) {
         self.report.warning(self.about(seen, allowed));
     }
 
     /// Reports that this field's value is not one of those that are allowed.
-    pub(super) fn refuse(&self, allowed: &str) {
+    pub(in crate::source) fn refuse(&self, allowed: &str) {
         self.problem(self.seen(), format!("allowed: {allowed}"));
     }
 
@@ -127,7 +132,7 @@ impl<'a> Field<'a> {
     }
 
     /// Keys and values of a mapping; empty, with a report, if it is none.
-    pub(super) fn entries(&self) -> Vec<(&'a str, Field<'a>)> {
+    pub(in crate::source) fn entries(&self) -> Vec<(&'a str, Field<'a>)> {
         let Kind::Mapping(entries) = &self.node.kind else {
             self.refuse("a mapping");
             return Vec::new();
@@ -144,7 +149,7 @@ impl<'a> Field<'a> {
     }
 
     /// The value of `key`; none if it is absent or null.
-    pub(super) fn get(&self, key: &str) -> Option<Field<'a>> {
+    pub(in crate::source) fn get(&self, key: &str) -> Option<Field<'a>> {
         let Kind::Mapping(entries) = &self.node.kind else {
             self.refuse("a mapping");
             return None;
@@ -155,12 +160,12 @@ impl<'a> Field<'a> {
     }
 
     /// The value at `keys`, one below the other.
-    pub(super) fn dig(&self, keys: &[&str]) -> Option<Field<'a>> {
+    pub(in crate::source) fn dig(&self, keys: &[&str]) -> Option<Field<'a>> {
         keys.iter().try_fold(self.clone(), |field, key| field.get(key))
     }
 
     /// Whether this is a list or a mapping of nothing.
-    pub(super) fn is_empty(&self) -> bool {
+    pub(in crate::source) fn is_empty(&self) -> bool {
         match &self.node.kind {
             Kind::Sequence(items) => items.is_empty(),
             Kind::Mapping(entries) => entries.iter().all(|(_, node)| is_null(node)),
@@ -169,12 +174,12 @@ impl<'a> Field<'a> {
     }
 
     /// The items of the list `key`; empty if it is absent.
-    pub(super) fn items(&self, key: &str) -> Vec<Field<'a>> {
+    pub(in crate::source) fn items(&self, key: &str) -> Vec<Field<'a>> {
         self.get(key).map(|list| list.list()).unwrap_or_default()
     }
 
     /// The items of this list; empty, with a report, if it is none.
-    pub(super) fn list(&self) -> Vec<Field<'a>> {
+    pub(in crate::source) fn list(&self) -> Vec<Field<'a>> {
         let Kind::Sequence(items) = &self.node.kind else {
             self.refuse("a list");
             return Vec::new();
@@ -185,7 +190,7 @@ impl<'a> Field<'a> {
     }
 
     /// This text; reports numbers and booleans that are not quoted, as the Kubernetes API does.
-    pub(super) fn text(&self) -> Option<&'a str> {
+    pub(in crate::source) fn text(&self) -> Option<&'a str> {
         match &self.node.kind {
             Kind::Scalar { text, plain } if !plain || is_text(text) => Some(text),
             Kind::Scalar { .. } => {
@@ -200,17 +205,17 @@ impl<'a> Field<'a> {
     }
 
     /// The text `key`; none if it is absent or empty.
-    pub(super) fn text_at(&self, key: &str) -> Option<&'a str> {
+    pub(in crate::source) fn text_at(&self, key: &str) -> Option<&'a str> {
         self.get(key)?.text().filter(|text| !text.is_empty())
     }
 
     /// The boolean `key`; false if it is absent.
-    pub(super) fn flag_at(&self, key: &str) -> bool {
+    pub(in crate::source) fn flag_at(&self, key: &str) -> bool {
         self.maybe_flag_at(key).unwrap_or(false)
     }
 
     /// The boolean `key`.
-    pub(super) fn maybe_flag_at(&self, key: &str) -> Option<bool> {
+    pub(in crate::source) fn maybe_flag_at(&self, key: &str) -> Option<bool> {
         let field = self.get(key)?;
         match &field.node.kind {
             Kind::Scalar { text, plain: true } if matches!(&**text, "true" | "True" | "TRUE") => Some(true),
@@ -225,12 +230,12 @@ impl<'a> Field<'a> {
     }
 
     /// Whether this is a number rather than a name, for fields that may be either.
-    pub(super) fn is_number(&self) -> bool {
+    pub(in crate::source) fn is_number(&self) -> bool {
         matches!(&self.node.kind, Kind::Scalar { text, plain: true } if text.parse::<i64>().is_ok())
     }
 
     /// This port number.
-    pub(super) fn port(&self) -> Option<u16> {
+    pub(in crate::source) fn port(&self) -> Option<u16> {
         match &self.node.kind {
             Kind::Scalar { text, plain: true } => parse_port(text),
             _ => None,
@@ -242,7 +247,7 @@ impl<'a> Field<'a> {
     }
 
     /// This address.
-    pub(super) fn ip(&self) -> Option<IpAddr> {
+    pub(in crate::source) fn ip(&self) -> Option<IpAddr> {
         let ip = self.text()?.parse().ok();
         if ip.is_none() {
             self.refuse("an IP address");
@@ -251,7 +256,7 @@ impl<'a> Field<'a> {
     }
 
     /// This block of addresses; an address alone is a block of one.
-    pub(super) fn block(&self) -> Option<IpNet> {
+    pub(in crate::source) fn block(&self) -> Option<IpNet> {
         let block = parse_block(self.text()?);
         if block.is_none() {
             self.refuse("an IP address or a CIDR block such as 10.0.0.0/8");
@@ -260,7 +265,7 @@ impl<'a> Field<'a> {
     }
 
     /// The value in `table` that this text names.
-    pub(super) fn one_of<T: Copy>(&self, table: &[(&str, T)]) -> Option<T> {
+    pub(in crate::source) fn one_of<T: Copy>(&self, table: &[(&str, T)]) -> Option<T> {
         let text = self.text()?;
         let found = table.iter().find(|(name, _)| *name == text).map(|(_, value)| *value);
         if found.is_none() {
@@ -271,13 +276,13 @@ impl<'a> Field<'a> {
     }
 
     /// The mapping of text to text `key`; empty if it is absent.
-    pub(super) fn labels(&self, key: &str) -> Labels {
+    pub(in crate::source) fn labels(&self, key: &str) -> Labels {
         let entries = self.get(key).map(|field| field.entries()).unwrap_or_default();
         entries.into_iter().filter_map(|(key, value)| Some((key.into(), value.text()?.into()))).collect()
     }
 
     /// Reports every key that is not in `known`.
-    pub(super) fn only(&self, known: &[&str]) {
+    pub(in crate::source) fn only(&self, known: &[&str]) {
         let Kind::Mapping(entries) = &self.node.kind else {
             return self.refuse("a mapping");
         };
@@ -290,13 +295,13 @@ impl<'a> Field<'a> {
 }
 
 /// A port number in decimal digits, 1 to 65535.
-pub(super) fn parse_port(text: &str) -> Option<u16> {
+pub(in crate::source) fn parse_port(text: &str) -> Option<u16> {
     let digits = (1..=5).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_digit());
     text.parse().ok().filter(|port| digits && *port != 0)
 }
 
 /// A CIDR block, or an address as a block of one.
-pub(super) fn parse_block(text: &str) -> Option<IpNet> {
+pub(in crate::source) fn parse_block(text: &str) -> Option<IpNet> {
     text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from)).ok()
 }
 

@@ -19,18 +19,42 @@ const ALIASED_NODES_MAX: usize = 100_000;
 
 /// A value and the line on which it starts.
 #[derive(Clone, Debug)]
-pub(super) struct Node<'a> {
-    pub(super) line: usize,
+pub(in crate::source) struct Node<'a> {
+    pub(in crate::source) line: usize,
     /// Levels below and including this one, so that an alias cannot nest deeper than text can.
     depth: usize,
     /// Nodes below and including this one.
     size: usize,
-    pub(super) kind: Kind<'a>,
+    /// A tag of our own that stands before it, `!Exact` for example.
+    pub(in crate::source) tag: Option<LocalTag>,
+    pub(in crate::source) kind: Kind<'a>,
+}
+
+/// The tags that mean something to a reader; others are passed over, as they always were.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::source) enum LocalTag {
+    Exact,
+    Prefix,
+    Suffix,
+    Presence,
+}
+
+impl LocalTag {
+    fn of(tag: Option<&Tag>) -> Option<Self> {
+        let tag = tag.filter(|tag| tag.handle == "!")?;
+        let named = [
+            ("Exact", Self::Exact),
+            ("Prefix", Self::Prefix),
+            ("Suffix", Self::Suffix),
+            ("Presence", Self::Presence),
+        ];
+        named.into_iter().find(|(name, _)| *name == tag.suffix).map(|(_, tag)| tag)
+    }
 }
 
 /// What a node is.
 #[derive(Clone, Debug)]
-pub(super) enum Kind<'a> {
+pub(in crate::source) enum Kind<'a> {
     /// A scalar. `plain` is false if it was quoted or is tagged `!!str`, so that it can only be a text.
     Scalar { text: Cow<'a, str>, plain: bool },
     /// A sequence.
@@ -41,21 +65,21 @@ pub(super) enum Kind<'a> {
 
 /// The text is no YAML, or more than is accepted.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Refused {
-    pub(super) line: usize,
-    pub(super) reason: String,
+pub(in crate::source) struct Refused {
+    pub(in crate::source) line: usize,
+    pub(in crate::source) reason: String,
 }
 
 /// The documents of `text` one after the other, without the empty ones, so that no more than one of them is held as a
 /// tree. Ends with the first error.
 ///
 /// **Errors**: no YAML, nested too deep, too many aliased nodes, a key twice, a key that is no text, a merge key.
-pub(super) fn documents(text: &str) -> Documents<'_> {
+pub(in crate::source) fn documents(text: &str) -> Documents<'_> {
     Documents::new(text, NODES_MAX)
 }
 
 /// See [`documents`].
-pub(super) struct Documents<'a> {
+pub(in crate::source) struct Documents<'a> {
     parser: Parser<'a, StrInput<'a>>,
     builder: Builder<'a>,
     nodes_max: usize,
@@ -110,6 +134,7 @@ impl<'a> Iterator for Documents<'a> {
 struct Open<'a> {
     line: usize,
     anchor: usize,
+    tag: Option<LocalTag>,
     kind: Kind<'a>,
     /// A mapping's key whose value has not come yet.
     key: Option<Cow<'a, str>>,
@@ -139,13 +164,18 @@ impl<'a> Builder<'a> {
             Event::Scalar(text, style, anchor, tag) => {
                 let is_str = |t: &Cow<'_, Tag>| t.is_yaml_core_schema() && t.suffix == "str";
                 let plain = style == ScalarStyle::Plain && !tag.as_ref().is_some_and(is_str);
-                self.add(Node { line, depth: 1, size: 1, kind: Kind::Scalar { text, plain } }, anchor)
+                let tag = LocalTag::of(tag.as_deref());
+                self.add(Node { line, depth: 1, size: 1, tag, kind: Kind::Scalar { text, plain } }, anchor)
             }
-            Event::SequenceStart(anchor, _) => self.start(line, anchor, Kind::Sequence(Vec::new())),
-            Event::MappingStart(anchor, _) => self.start(line, anchor, Kind::Mapping(Vec::new())),
+            Event::SequenceStart(anchor, tag) => {
+                self.start(line, (anchor, LocalTag::of(tag.as_deref())), Kind::Sequence(Vec::new()))
+            }
+            Event::MappingStart(anchor, tag) => {
+                self.start(line, (anchor, LocalTag::of(tag.as_deref())), Kind::Mapping(Vec::new()))
+            }
             Event::SequenceEnd | Event::MappingEnd => match self.open.pop() {
-                Some(Open { line, anchor, kind, depth, size, .. }) => {
-                    self.add(Node { line, depth: depth + 1, size: size + 1, kind }, anchor)
+                Some(Open { line, anchor, tag, kind, depth, size, .. }) => {
+                    self.add(Node { line, depth: depth + 1, size: size + 1, tag, kind }, anchor)
                 }
                 None => Err(Refused { line, reason: "a collection ends that never began".into() }),
             },
@@ -153,8 +183,13 @@ impl<'a> Builder<'a> {
         }
     }
 
-    fn start(&mut self, line: usize, anchor: usize, kind: Kind<'a>) -> Result<(), Refused> {
-        self.open.push(Open { line, anchor, kind, key: None, keys: HashSet::new(), depth: 0, size: 0 });
+    fn start(
+        &mut self,
+        line: usize,
+        (anchor, tag): (usize, Option<LocalTag>),
+        kind: Kind<'a>,
+    ) -> Result<(), Refused> {
+        self.open.push(Open { line, anchor, tag, kind, key: None, keys: HashSet::new(), depth: 0, size: 0 });
         self.check_depth(0, line)
     }
 
@@ -230,7 +265,7 @@ fn key(node: Node<'_>) -> Result<Cow<'_, str>, Refused> {
 }
 
 /// Whether the node says nothing: absent and null are the same in Kubernetes objects.
-pub(super) fn is_null(node: &Node<'_>) -> bool {
+pub(in crate::source) fn is_null(node: &Node<'_>) -> bool {
     matches!(&node.kind, Kind::Scalar { text, plain: true }
         if matches!(&**text, "" | "~" | "null" | "Null" | "NULL"))
 }
