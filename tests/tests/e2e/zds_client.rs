@@ -127,6 +127,39 @@ fn pods_follow_what_the_agent_says() {
     mesh.finish();
 }
 
+/// As many as a node has: named in one go, kept through a reconnect, and one that cannot be served harms no other.
+#[test]
+fn a_hundred_pods_come_and_stay() {
+    const PODS: usize = 100;
+    let mut mesh = Mesh::new();
+    let pods: Vec<_> = (0..PODS).map(|n| mesh.captured("a", &format!("pod-{n}"))).collect();
+    mesh.lab.publish().expect("publish the pods");
+    let socket = mesh.lab.dir().join("zds").join("z.sock");
+    let proxy = start(&mesh, &proxy_options(&socket, &["--termination-deadline", "1s"]));
+    let agent = ZdsAgent::new(&socket);
+    let taken = pods[7].run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, 15006))).unwrap().unwrap();
+    let link = agent.accept();
+    for (n, pod) in pods.iter().enumerate() {
+        assert_eq!(link.ask(&add(&format!("u{n}"), pod)).unwrap().is_ok(), n != 7, "pod {n}");
+    }
+    link.done(&Request::SnapshotSent);
+    wait_readiness(&mesh, &proxy, UNREADY);
+    drop(taken);
+    wait_readiness(&mesh, &proxy, READY);
+    assert!(pods.iter().all(is_served));
+    drop(link);
+    wait_readiness(&mesh, &proxy, UNREADY);
+    let link = agent.accept();
+    (0..PODS).for_each(|n| link.done(&Request::Keep { uid: format!("u{n}") }));
+    link.done(&Request::SnapshotSent);
+    wait_readiness(&mesh, &proxy, READY);
+    assert!(pods.iter().all(is_served));
+    let started = proxy.metric("workload_manager_proxies_started_total", &[]).unwrap();
+    assert_eq!(started, 100.0, "none was started anew");
+    drop((link, proxy));
+    mesh.finish();
+}
+
 #[test]
 fn what_the_agent_must_not_say_harms_nobody() {
     let (mesh, one, _two, socket) = world();
