@@ -50,13 +50,16 @@ pub(crate) enum Closed {
     /// The other end of its tunnel has proven itself by a root that is trusted no longer.
     #[error("connection closed due to a change of the trusted roots: the peer's certificate: {cause}")]
     Trust { cause: String, id: String },
+    /// The other end of its tunnel has proven itself with what is revoked now.
+    #[error("connection closed due to a change of the revocation lists: {cause}")]
+    Revoked { cause: String, id: String },
 }
 
 impl Closed {
     /// Id of this one end, random.
     pub(crate) fn id(&self) -> &str {
         match self {
-            Self::Policy { id, .. } | Self::Trust { id, .. } => id,
+            Self::Policy { id, .. } | Self::Trust { id, .. } | Self::Revoked { id, .. } => id,
         }
     }
 
@@ -64,6 +67,7 @@ impl Closed {
         let (flag, class, policy) = match self {
             Self::Policy { denial, .. } => (ResponseFlag::Deny, "policy-change", Some(denial.policies())),
             Self::Trust { .. } => (ResponseFlag::TlsFailure, "trust-change", None),
+            Self::Revoked { .. } => (ResponseFlag::CertRevoked, "revoked", None),
         };
         let denial = Some(DenialNote { id: self.id().to_owned(), class, policy });
         Failure { flag, error: self.to_string(), denial }

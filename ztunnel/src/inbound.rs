@@ -99,6 +99,9 @@ pub(crate) async fn serve(worker: &Rc<Worker>, pod: &Arc<Pod>, tcp: TcpStream, s
         Ok(accepted) => accepted,
         Err(error) => {
             count(error.result());
+            if error.flag() == ResponseFlag::CertRevoked {
+                metrics.identity().rejected(Reporter::Destination);
+            }
             return early(Some(met), failed(error.flag(), error));
         }
     };

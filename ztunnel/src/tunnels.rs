@@ -4,12 +4,13 @@
 //! certificate has got another signer retires: what is open goes on, new streams use a new tunnel. Each worker looks
 //! after its own, both those that it dialled and those that it accepted.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
 use culvert_common::hbone::orders::{Order, Orders};
-use culvert_common::identity::{Chain, Role, Trust, WorkloadCert};
+use culvert_common::identity::{Chain, Distrust, Role, Trust, WorkloadCert};
+use culvert_common::telemetry::Reporter;
 use culvert_common::types::SpiffeId;
 
 use crate::connections::Closed;
@@ -34,6 +35,8 @@ struct Tracked {
     chain: Chain,
     /// By which it was last found good.
     trust: RefCell<Arc<Trust>>,
+    /// Revision of the revocation lists by which it was last looked at; `None` before the first look.
+    lists: Cell<Option<u64>>,
     /// Gone with the tunnel.
     orders: Weak<Orders>,
 }
@@ -52,10 +55,15 @@ impl Tunnels {
             role,
             chain: chain.clone(),
             trust: RefCell::new(Arc::clone(certificate.trust())),
+            lists: Cell::new(None),
             orders: Rc::downgrade(orders),
         });
-        // The roots may have changed during the handshake. Nothing uses the tunnel yet.
-        if tracked.look(shared).is_some() {
+        if chain.is_empty() && shared.certs.revocation().is_some() {
+            shared.telemetry.metrics().identity().untracked(reporter(role));
+        }
+        // Roots and lists may have changed during the handshake. Nothing uses the tunnel yet.
+        if let Some(distrust) = tracked.look(shared) {
+            tracked.count(shared, &distrust);
             orders.give(Order::Cut);
         }
         self.open.borrow_mut().push(tracked);
@@ -69,12 +77,14 @@ impl Tunnels {
 
 impl Tracked {
     /// Why the other end is trusted no longer. A tunnel of another signer is asked to retire.
-    fn look(&self, shared: &Shared) -> Option<String> {
+    fn look(&self, shared: &Shared) -> Option<Distrust> {
         // Without a valid certificate of our own there is nothing new to go by.
         let certificate = shared.certs.current(&self.identity)?;
         let now = certificate.trust();
         let before = self.trust.replace(Arc::clone(now));
-        if Arc::ptr_eq(&before, now) || before == *now {
+        let lists = shared.certs.revocation().map(|lists| lists.revision());
+        let same_lists = self.lists.replace(lists) == lists;
+        if same_lists && (Arc::ptr_eq(&before, now) || before == *now) {
             return None;
         }
         if let Err(cause) = now.verify(&self.chain, self.role) {
@@ -86,6 +96,20 @@ impl Tracked {
             orders.give(Order::Retire);
         }
         None
+    }
+
+    fn count(&self, shared: &Shared, distrust: &Distrust) {
+        if matches!(distrust, Distrust::Revoked(_)) {
+            shared.telemetry.metrics().identity().rejected(reporter(self.role));
+        }
+    }
+}
+
+/// Who tells of a tunnel whose other end plays this role.
+fn reporter(peer: Role) -> Reporter {
+    match peer {
+        Role::Client => Reporter::Destination,
+        Role::Server => Reporter::Source,
     }
 }
 
@@ -112,12 +136,17 @@ pub(crate) async fn run(worker: &Worker) {
 }
 
 /// The connections first, so that their logs tell why.
-fn cut(worker: &Worker, tunnel: &Tracked, orders: &Rc<Orders>, cause: &str) {
+fn cut(worker: &Worker, tunnel: &Tracked, orders: &Rc<Orders>, cause: &Distrust) {
     let mut closed = 0;
     worker.connections.on_tunnel(orders, |entry| {
         closed += 1;
-        entry.close(Closed::Trust { cause: cause.to_owned(), id: denial_id() });
+        let id = denial_id();
+        entry.close(match cause {
+            Distrust::Roots(cause) => Closed::Trust { cause: cause.clone(), id },
+            Distrust::Revoked(cause) => Closed::Revoked { cause: cause.clone(), id },
+        });
     });
-    tracing::info!(identity = %tunnel.identity, peer = ?tunnel.role, closed, cause, "a tunnel's other end is trusted no longer");
+    tunnel.count(&worker.shared, cause);
+    tracing::info!(identity = %tunnel.identity, peer = ?tunnel.role, closed, %cause, "a tunnel's other end is trusted no longer");
     orders.give(Order::Cut);
 }

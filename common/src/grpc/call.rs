@@ -210,7 +210,7 @@ impl<A: Message + Default> Responses<A> {
             match &mut self.state {
                 State::Ended => return Err(CallError::Ended),
                 State::Head(head) => {
-                    let head = head.await.map_err(|source| CallError::Broken { source })?;
+                    let head = head.await.map_err(|cause| CallError::Broken { cause })?;
                     self.state = State::Body(accepted(head)?);
                 }
                 State::Body(body) => {
@@ -218,7 +218,7 @@ impl<A: Message + Default> Responses<A> {
                         return Ok(Some(message));
                     }
                     let Some(frame) = body.frame().await else { return Err(CallError::Ended) };
-                    let frame = frame.map_err(|source| CallError::Broken { source })?;
+                    let frame = frame.map_err(|cause| CallError::Broken { cause })?;
                     match frame.into_data() {
                         Ok(data) => self.decoder.push(&data),
                         Err(frame) => return self.end(frame.into_trailers().unwrap_or_default()),

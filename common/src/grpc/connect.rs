@@ -94,7 +94,7 @@ async fn dial(address: &Address, limits: &Limits) -> Result<TcpStream, ConnectEr
     let host = &address.shown;
     let limit = limits.connect;
     let found = timeout(limit, tokio::net::lookup_host((address.host.as_str(), address.port))).await;
-    let resolve = |source| ConnectError::Resolve { host: address.host.clone(), source };
+    let resolve = |cause| ConnectError::Resolve { host: address.host.clone(), cause };
     let found: Vec<SocketAddr> = found
         .map_err(|_| ConnectError::Timeout { host: host.clone(), stage: Stage::Resolve, limit })?
         .map_err(resolve)?
@@ -104,14 +104,10 @@ async fn dial(address: &Address, limits: &Limits) -> Result<TcpStream, ConnectEr
     for addr in found {
         match timeout(limit, TcpStream::connect(addr)).await {
             Ok(Ok(stream)) => {
-                keep_alive(&stream).map_err(|source| ConnectError::Tcp {
-                    host: host.clone(),
-                    addr,
-                    source,
-                })?;
+                keep_alive(&stream).map_err(|cause| ConnectError::Tcp { host: host.clone(), addr, cause })?;
                 return Ok(stream);
             }
-            Ok(Err(source)) => last = ConnectError::Tcp { host: host.clone(), addr, source },
+            Ok(Err(cause)) => last = ConnectError::Tcp { host: host.clone(), addr, cause },
             Err(_) => last = ConnectError::Timeout { host: host.clone(), stage: Stage::Tcp, limit },
         }
     }
@@ -147,7 +143,7 @@ async fn start(
             stage: Stage::Http2,
             limit: limits.handshake,
         })?
-        .map_err(|source| ConnectError::Http2 { host: host.to_owned(), source })?;
+        .map_err(|cause| ConnectError::Http2 { host: host.to_owned(), cause })?;
     tasks.spawn(async move {
         if let Err(error) = connection.await {
             tracing::debug!(%error, "the connection to a control plane ended");
@@ -180,7 +176,7 @@ fn tls_error(host: &str, target: &Target, error: io::Error) -> ConnectError {
     let host = host.to_owned();
     let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
     let Some(rustls::Error::InvalidCertificate(bad)) = tls else {
-        return ConnectError::Tls { host, source: error };
+        return ConnectError::Tls { host, cause: error };
     };
     match bad {
         Bad::NotValidForName => ConnectError::WrongName { host, names: "another".to_owned() },
@@ -192,9 +188,9 @@ fn tls_error(host: &str, target: &Target, error: io::Error) -> ConnectError {
             ConnectError::UnknownRoot { host, roots: target.roots.describe() }
         }
         Bad::Expired | Bad::ExpiredContext { .. } | Bad::NotValidYet | Bad::NotValidYetContext { .. } => {
-            ConnectError::NotValidNow { host, source: bad.clone().into() }
+            ConnectError::NotValidNow { host, cause: bad.clone().into() }
         }
-        _ => ConnectError::Tls { host, source: error },
+        _ => ConnectError::Tls { host, cause: error },
     }
 }
 

@@ -16,14 +16,14 @@ pub enum TargetError {
         address: String,
     },
     /// A file cannot be read.
-    #[error("{what} in {} cannot be read ({source}); is the volume mounted?", path.display())]
+    #[error("{what} in {} cannot be read ({cause}); is the volume mounted?", path.display())]
     File {
         /// What is in it.
         what: &'static str,
         /// The file.
         path: PathBuf,
         /// The system's answer.
-        source: io::Error,
+        cause: io::Error,
     },
     /// A file is longer than any that is meant.
     #[error("{what} in {} has more than {limit} bytes; is it the right file?", path.display())]
@@ -70,12 +70,12 @@ pub enum ConnectError {
     #[error(transparent)]
     Target(#[from] TargetError),
     /// The name has no address.
-    #[error("{host} cannot be resolved ({source}); does the Service exist, and does the node's DNS answer?")]
+    #[error("{host} cannot be resolved ({cause}); does the Service exist, and does the node's DNS answer?")]
     Resolve {
         /// The name.
         host: String,
         /// The resolver's answer.
-        source: io::Error,
+        cause: io::Error,
     },
     /// A stage took too long.
     #[error(
@@ -90,14 +90,14 @@ pub enum ConnectError {
         limit: Duration,
     },
     /// No TCP connection.
-    #[error("{host} at {addr} does not take connections ({source}); is the control plane running?")]
+    #[error("{host} at {addr} does not take connections ({cause}); is the control plane running?")]
     Tcp {
         /// Host and port.
         host: String,
         /// The last address tried.
         addr: SocketAddr,
         /// The system's answer.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The certificate is for another host.
     #[error(
@@ -120,20 +120,20 @@ pub enum ConnectError {
         roots: String,
     },
     /// The certificate is not valid at this time.
-    #[error("the certificate of {host} is not valid now ({source}); check the clocks of both sides")]
+    #[error("the certificate of {host} is not valid now ({cause}); check the clocks of both sides")]
     NotValidNow {
         /// Host and port.
         host: String,
         /// TLS's words.
-        source: rustls::Error,
+        cause: rustls::Error,
     },
     /// TLS did not come about.
-    #[error("no TLS with {host}: {source}; TLS 1.3 is required")]
+    #[error("no TLS with {host}: {cause}; TLS 1.3 is required")]
     Tls {
         /// Host and port.
         host: String,
         /// What TLS or the socket says.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The server does not speak HTTP/2.
     #[error("{host} does not speak HTTP/2; is it the control plane's gRPC port?")]
@@ -142,12 +142,12 @@ pub enum ConnectError {
         host: String,
     },
     /// HTTP/2 did not come about.
-    #[error("no HTTP/2 connection with {host}: {source}")]
+    #[error("no HTTP/2 connection with {host}: {cause}")]
     Http2 {
         /// Host and port.
         host: String,
         /// The library's words.
-        source: hyper::Error,
+        cause: hyper::Error,
     },
 }
 
@@ -266,10 +266,10 @@ pub enum CallError {
         status: u16,
     },
     /// The connection, or the stream, ended early.
-    #[error("the connection to the control plane broke: {}", Chain(source))]
+    #[error("the connection to the control plane broke: {}", Chain(cause))]
     Broken {
         /// The library's words.
-        source: hyper::Error,
+        cause: hyper::Error,
     },
     /// The answer ended without a status.
     #[error("the control plane ended its answer without a status; was it stopped, or is a proxy between?")]

@@ -77,8 +77,7 @@ impl Roots {
     /// What changes when the file is replaced; `None` where there is no file, or it cannot be looked at.
     pub fn stamp(&self) -> Option<Stamp> {
         let Self::File(path) = self else { return None };
-        let meta = std::fs::metadata(path).ok()?;
-        Some(Stamp([meta.dev(), meta.ino(), meta.len()], meta.mtime(), meta.mtime_nsec()))
+        Stamp::of(path)
     }
 
     /// Where they come from, for messages.
@@ -103,6 +102,14 @@ fn add(store: &mut RootCertStore, pem: &[u8], from: &str) -> Result<(), TargetEr
 /// One version of a file, as far as its directory entry tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stamp([u64; 3], i64, i64);
+
+impl Stamp {
+    /// Of the file that `path` leads to now; `None` if it cannot be looked at.
+    pub fn of(path: &Path) -> Option<Self> {
+        let meta = std::fs::metadata(path).ok()?;
+        Some(Self([meta.dev(), meta.ino(), meta.len()], meta.mtime(), meta.mtime_nsec()))
+    }
+}
 
 /// A bearer token.
 #[derive(Clone, Debug)]
@@ -156,7 +163,7 @@ impl fmt::Debug for Secret {
 }
 
 fn read(path: &Path, what: &'static str) -> Result<Vec<u8>, TargetError> {
-    let unreadable = |source| TargetError::File { what, path: path.to_owned(), source };
+    let unreadable = |cause| TargetError::File { what, path: path.to_owned(), cause };
     let mut bytes = Vec::new();
     let file = std::fs::File::open(path).map_err(unreadable)?;
     file.take(FILE_MAX + 1).read_to_end(&mut bytes).map_err(unreadable)?;

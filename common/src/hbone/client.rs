@@ -135,6 +135,7 @@ impl OpenError {
         match self {
             Self::Tcp { .. } | Self::Lost { .. } | Self::AnswerTimeout { .. } => ResponseFlag::Connect,
             Self::TcpTimeout { .. } => ResponseFlag::NetworkPolicy,
+            Self::Tls { result: Handshake::Revoked, .. } => ResponseFlag::CertRevoked,
             Self::Tls { .. } => ResponseFlag::TlsFailure,
             Self::Http2 { .. } => ResponseFlag::H2Handshake,
             Self::Refused { status, .. } if *status == StatusCode::UNAUTHORIZED => ResponseFlag::Deny,

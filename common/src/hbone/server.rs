@@ -65,6 +65,7 @@ impl AcceptError {
     /// The only mapping to log and metric flags.
     pub fn flag(&self) -> ResponseFlag {
         match self {
+            Self::Tls { result: Handshake::Revoked, .. } => ResponseFlag::CertRevoked,
             Self::Tls { .. } => ResponseFlag::TlsFailure,
             Self::Http2 { .. } => ResponseFlag::H2Handshake,
         }

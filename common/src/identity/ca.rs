@@ -24,7 +24,7 @@ pub enum Ca {
     /// Roots of our own in a local directory.
     Embedded(EmbeddedCa),
     /// A server that speaks Istio's protocol.
-    Istio(IstioCa),
+    Istio(Box<IstioCa>),
 }
 
 impl Ca {

@@ -1,6 +1,6 @@
 //! The certificates of the local workloads: fetched ahead, renewed early, handed out without waiting.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -11,7 +11,9 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::types::{Clock, SpiffeId};
 
+use super::acceptance::Acceptance;
 use super::ca::{Ca, CaError};
+use super::crl::Revocation;
 use super::schedule::{Failed, Look, Moment, Schedule};
 pub use super::workload::WorkloadCert;
 
@@ -19,6 +21,8 @@ pub use super::workload::WorkloadCert;
 const CA_LIMIT: Duration = Duration::from_secs(30);
 /// How often the CA is asked whether its roots have changed.
 const ROOTS_LOOK: Duration = Duration::from_secs(1);
+/// How often the file of the revocation lists is looked at.
+const REVOCATION_LOOK: Duration = Duration::from_secs(1);
 /// Longest sleep: the wall clock may jump, and a suspended machine does not count the time.
 const SLEEP_MAX: Duration = Duration::from_secs(30);
 
@@ -26,7 +30,10 @@ const SLEEP_MAX: Duration = Duration::from_secs(30);
 pub struct Certs {
     ca: Ca,
     clock: Arc<dyn Clock>,
+    accepts: Acceptance,
     schedule: Mutex<Schedule>,
+    /// Requests that ended since they were last asked for, by how.
+    ended: Mutex<BTreeMap<&'static str, u64>>,
     /// Something may be due earlier than the renewal task thinks.
     sooner: Notify,
     /// Grows when a certificate has replaced one with other roots or another signer.
@@ -101,10 +108,17 @@ impl fmt::Display for CertState {
 impl Certs {
     /// Empty cache. Nothing is fetched until [`Certs::run`] runs.
     pub fn new(ca: Ca, clock: Arc<dyn Clock>) -> Arc<Self> {
+        Self::accepting(ca, clock, Acceptance::default())
+    }
+
+    /// As [`Certs::new`], for peers that `accepts` describes.
+    pub fn accepting(ca: Ca, clock: Arc<dyn Clock>, accepts: Acceptance) -> Arc<Self> {
         Arc::new(Self {
             ca,
             clock,
+            accepts,
             schedule: Mutex::default(),
+            ended: Mutex::default(),
             sooner: Notify::new(),
             trust: watch::Sender::new(0),
         })
@@ -169,14 +183,36 @@ impl Certs {
         self.trust.subscribe()
     }
 
+    /// The lists by which peers are checked, if there are to be any.
+    pub fn revocation(&self) -> Option<&Arc<Revocation>> {
+        self.accepts.revocation.as_ref()
+    }
+
+    /// Reads the revocation lists again when their file changes.
+    async fn watch_revocation(&self) {
+        let Some(lists) = &self.accepts.revocation else { return };
+        loop {
+            sleep(REVOCATION_LOOK).await;
+            if lists.refresh() {
+                self.trust.send_modify(|revision| *revision += 1);
+            }
+        }
+    }
+
     /// Fetches and renews until it is dropped; run it once, as an essential task.
     ///
     /// Renewal is due after 45–55 % of a certificate's life. A failure is retried after 1 s, then twice as long each
     /// time up to 150 s, ±20 %, and no later than the expiry of the certificate that is still in use. When the CA's roots
     /// change, all certificates are issued again at once. A certificate that serves is never thrown away for a failure.
     ///
+    /// The revocation lists, if there are to be any, are read again whenever their file changes.
+    ///
     /// **Cancel safety**: requests under way are dropped; a later call begins them again.
     pub async fn run(self: Arc<Self>) {
+        tokio::join!(self.watch_revocation(), self.renew());
+    }
+
+    async fn renew(self: &Arc<Self>) {
         self.schedule().restart();
         let mut fetches = JoinSet::new();
         let mut running = HashMap::new();
@@ -200,6 +236,11 @@ impl Certs {
     /// All identities that are used or asked for, sorted.
     pub fn status(&self) -> Vec<CertStatus> {
         self.schedule().status(self.clock.now())
+    }
+
+    /// Requests to the CA that ended since the last call, by how: `issued`, or a failure's [`CaError::reason`].
+    pub fn take_ended(&self) -> BTreeMap<&'static str, u64> {
+        std::mem::take(&mut *self.ended.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Whether each wanted identity has had its first certificate.
@@ -243,7 +284,7 @@ impl Certs {
             .await
             .map_err(|_| CaError::Timeout { limit: CA_LIMIT })
             .flatten()?;
-        WorkloadCert::new(id, &issued, self.clock.clone())
+        WorkloadCert::new(id, &issued, self.clock.clone(), &self.accepts)
     }
 
     fn finish(
@@ -256,6 +297,8 @@ impl Certs {
             Err(error) => (error.id(), Err(CaError::Aborted)),
         };
         let Some(id) = running.remove(&task) else { return };
+        let how = fetched.as_ref().map_or_else(CaError::reason, |_| "issued");
+        *self.ended.lock().unwrap_or_else(PoisonError::into_inner).entry(how).or_default() += 1;
         let fetched = fetched
             .inspect(
                 |cert| tracing::debug!(identity = %id, not_after = ?cert.not_after, "certificate issued"),

@@ -12,6 +12,7 @@ use rcgen::{
 use rustls_pki_types::CertificateDer;
 use tokio::time::Instant;
 
+use super::acceptance::Acceptance;
 use super::ca::PrivateKey;
 use super::workload::WorkloadCert;
 use super::{EmbeddedCa, EmbeddedOptions, Issued};
@@ -97,7 +98,8 @@ pub(crate) fn live<const N: usize>(accounts: [&str; N]) -> [WorkloadCert; N] {
     let ca = EmbeddedCa::open_or_create(dir.path(), EmbeddedOptions::new("cluster.local")).unwrap();
     accounts.map(|account| {
         let id = shop(account);
-        WorkloadCert::new(&id, &ca.issue(&id).unwrap(), Arc::new(SystemClock)).unwrap()
+        WorkloadCert::new(&id, &ca.issue(&id).unwrap(), Arc::new(SystemClock), &Acceptance::default())
+            .unwrap()
     })
 }
 
@@ -119,7 +121,7 @@ pub(super) fn put(dir: &TempPath, name: &str, text: &str) {
 
 /// A CA that signs what no CA should.
 pub(super) struct Pki {
-    issuer: Issuer<'static, KeyPair>,
+    pub(super) issuer: Issuer<'static, KeyPair>,
     pub(super) cert: CertificateDer<'static>,
 }
 
@@ -202,7 +204,7 @@ impl Pki {
     /// A usable certificate of ours.
     pub(super) fn workload(&self, identity: &SpiffeId) -> WorkloadCert {
         let made = self.sign(&Leaf::of(&identity.to_string()));
-        WorkloadCert::new(identity, &self.issued(&made), Arc::new(Standing)).unwrap()
+        WorkloadCert::new(identity, &self.issued(&made), Arc::new(Standing), &Acceptance::default()).unwrap()
     }
 }
 
@@ -218,7 +220,7 @@ fn params((start, end): (i64, i64)) -> CertificateParams {
 fn ca_params(name: &str) -> CertificateParams {
     let mut params = params((-3_600, 86_400));
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params.distinguished_name.push(DnType::CommonName, name);
     params
 }

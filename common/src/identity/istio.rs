@@ -23,6 +23,8 @@ use crate::types::SpiffeId;
 
 /// Limit of one request.
 const REQUEST_MAX: Duration = Duration::from_secs(10);
+/// Between attempts to connect, whatever the number of identities.
+const ATTEMPT_PAUSE: Duration = Duration::from_millis(500);
 /// Bytes of an answer; a chain with a bundle of twenty roots has about 40 KiB.
 const ANSWER_MAX: usize = 1 << 20;
 /// Certificates between leaf and root, with the leaf.
@@ -46,8 +48,15 @@ pub struct IstioCa {
     options: IstioOptions,
     /// Held while a connection is made, so that all who need one share the attempt.
     live: Mutex<Option<Live>>,
-    /// The last attempt that failed, for those who waited for it.
-    failed: StdMutex<Option<(Instant, Arc<ConnectError>)>>,
+    /// The last attempt that failed, for those who waited for it or come right after.
+    failed: StdMutex<Option<Attempt>>,
+}
+
+/// An attempt to connect that failed, and the roots' file as it was then.
+struct Attempt {
+    at: Instant,
+    roots: Option<Stamp>,
+    error: Arc<ConnectError>,
 }
 
 /// A connection, and the roots' file as it was then.
@@ -123,7 +132,7 @@ impl IstioCa {
         {
             return Ok((live.channel.clone(), false));
         }
-        if let Some(error) = self.failed_since(asked) {
+        if let Some(error) = self.failed_since(asked, roots) {
             return Err(error);
         }
         *live = None;
@@ -136,15 +145,18 @@ impl IstioCa {
             Err(error) => {
                 let error = Arc::new(error);
                 *self.failed.lock().unwrap_or_else(PoisonError::into_inner) =
-                    Some((Instant::now(), Arc::clone(&error)));
+                    Some(Attempt { at: Instant::now(), roots, error: Arc::clone(&error) });
                 Err(error)
             }
         }
     }
 
-    fn failed_since(&self, asked: Instant) -> Option<Arc<ConnectError>> {
+    /// What became of an attempt that began after this one was asked for, or has just failed in the same way.
+    fn failed_since(&self, asked: Instant, roots: Option<Stamp>) -> Option<Arc<ConnectError>> {
         let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
-        failed.as_ref().filter(|(at, _)| *at > asked).map(|(_, error)| Arc::clone(error))
+        let same =
+            |last: &&Attempt| last.roots == roots && (last.at > asked || last.at.elapsed() < ATTEMPT_PAUSE);
+        failed.as_ref().filter(same).map(|last| Arc::clone(&last.error))
     }
 }
 

@@ -4,6 +4,7 @@
 //!   that speaks Istio's certificate protocol (`messages`).
 //! - `certs`: one certificate per local identity, issued ahead and renewed early. `schedule` decides what is
 //!   issued when and does no I/O; start reading there.
+//! - `acceptance`: trust domains that are one mesh; `crl`: revocation lists.
 //! - `trust`: the roots that came with a certificate, to look at tunnels again when they change.
 //! - `workload`: one certificate with the TLS settings built from it.
 //! - `describe`: what admin pages show of a certificate.
@@ -15,8 +16,10 @@
 //! and get an identity. Private keys leave this folder by [`Issued::key_pem`] alone, which no agent calls, and only the
 //! embedded root's is ever written to disk here.
 
+pub mod acceptance;
 pub mod ca;
 pub mod certs;
+pub mod crl;
 pub mod embedded;
 pub mod istio;
 pub mod tls;
@@ -33,12 +36,14 @@ mod workload;
 #[cfg(test)]
 pub(crate) mod fixtures;
 
+pub use acceptance::Acceptance;
 pub use ca::{Ca, CaError, Issued};
 pub use certs::{CertState, CertStatus, Certs, IdentityError, WorkloadCert};
+pub use crl::{Revocation, RevocationStatus};
 pub use describe::Described;
 pub use embedded::{EmbeddedCa, EmbeddedOptions};
 pub use istio::{IstioCa, IstioOptions};
 pub use peer::Role;
 pub use service::CertificateService;
 pub use tls::{PeerCertificate, PeerIdentityError, peer_certificate, peer_identity};
-pub use trust::{Chain, Trust};
+pub use trust::{Chain, Distrust, Trust};

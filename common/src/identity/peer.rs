@@ -82,6 +82,12 @@ pub enum PeerIdentityError {
         /// Trust domain of the own certificate.
         want: Arc<str>,
     },
+    /// A certificate of its chain was revoked.
+    #[error("peer certificate, or one above it, was revoked by its issuer")]
+    Revoked,
+    /// Whether it was revoked cannot be said.
+    #[error("peer certificate cannot be checked for revocation ({0}); check the revocation lists")]
+    RevocationUnknown(String),
     /// A server that is somebody else.
     #[error(
         "peer did not present the expected SAN ({}), got {got}; did the pod behind this address change?",
@@ -112,6 +118,7 @@ impl PeerIdentityError {
             Self::Usage { .. } | Self::TrustDomain { .. } | Self::Unexpected { .. } => {
                 Handshake::WrongIdentity
             }
+            Self::Revoked | Self::RevocationUnknown(_) => Handshake::Revoked,
         }
     }
 

@@ -18,6 +18,8 @@ pub(super) const PARALLEL_MAX: usize = 8;
 const BACKOFF_MIN: Duration = Duration::from_secs(1);
 /// Longest pause, before jitter.
 const BACKOFF_MAX: Duration = Duration::from_secs(150);
+/// Longest pause, before jitter, without a certificate and while the authority does not answer.
+const BACKOFF_AWAY: Duration = Duration::from_secs(15);
 /// Longest pause, before jitter, while connections are held for a first certificate.
 const BACKOFF_HELD: Duration = Duration::from_secs(2);
 
@@ -218,6 +220,9 @@ impl Schedule {
         now: Moment,
         random: f64,
     ) -> bool {
+        if fetched.is_ok() {
+            self.ask_again_where_unanswered();
+        }
         let Some(entry) = self.entries.get_mut(id) else { return false };
         let mut trust_changed = false;
         match fetched {
@@ -232,7 +237,9 @@ impl Schedule {
             Err(reason) => {
                 let left =
                     entry.valid(now.wall).and_then(|cert| cert.not_after.duration_since(now.wall).ok());
-                let pause = backoff(entry.failures, random);
+                // No answer: one attempt a second at most reaches the network, and a node without certificates is down.
+                let longest = if reason.is_answer || left.is_some() { BACKOFF_MAX } else { BACKOFF_AWAY };
+                let pause = backoff(entry.failures, random).min(longest.mul_f64(0.8 + 0.4 * random));
                 let held = BACKOFF_HELD.mul_f64(0.8 + 0.4 * random).min(pause);
                 let at = now.steady + left.map_or(pause, |left| pause.min(left));
                 entry.next = Next::Retry(at, now.steady + held);
@@ -245,6 +252,16 @@ impl Schedule {
         }
         entry.done.send_replace(());
         trust_changed
+    }
+
+    /// The authority is back: those who had no answer while it was away need not wait their pause out.
+    fn ask_again_where_unanswered(&mut self) {
+        for entry in self.entries.values_mut() {
+            let unanswered = entry.reason.as_ref().is_some_and(|failed| !failed.is_answer);
+            if unanswered && matches!(entry.next, Next::Retry(..)) {
+                entry.next = Next::Now;
+            }
+        }
     }
 
     /// Nothing is under way any more: the task that fetched was replaced.

@@ -25,6 +25,7 @@ use crate::telemetry::Handshake;
 use crate::types::Clock;
 use crate::types::SpiffeId;
 
+use super::acceptance::Acceptance;
 use super::peer::identity_for;
 pub use super::peer::{PeerCertificate, PeerIdentityError, Role, peer_certificate, peer_identity};
 
@@ -70,12 +71,28 @@ pub(super) struct Own {
     pub(super) key: Arc<CertifiedKey>,
     pub(super) roots: Arc<RootCertStore>,
     pub(super) clock: Arc<dyn Clock>,
+    pub(super) accepts: Acceptance,
+}
+
+impl Own {
+    /// What the peer's chain says when it leads to a root: whether it was revoked.
+    fn not_revoked(
+        &self,
+        chain: (&CertificateDer<'_>, &[CertificateDer<'_>]),
+        now: UnixTime,
+        role: Role,
+    ) -> Result<(), rustls::Error> {
+        match &self.accepts.revocation {
+            Some(lists) => Ok(lists.check(chain, &self.roots, now, role)?),
+            None => Ok(()),
+        }
+    }
 }
 
 /// Settings of a server that requires a client of its own trust domain.
-pub(super) fn server_config(own: &Own) -> Result<ServerConfig, rustls::Error> {
+pub(super) fn server_config(own: &Arc<Own>) -> Result<ServerConfig, rustls::Error> {
     let chain = client_chains(&own.roots)?;
-    let verifier = ClientVerifier { chain, trust_domain: own.trust_domain.clone() };
+    let verifier = ClientVerifier { chain, own: Arc::clone(own) };
     let mut config = ServerConfig::builder_with_details(provider(), wall(own))
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(Arc::new(verifier))
@@ -89,8 +106,11 @@ pub(super) fn server_config(own: &Own) -> Result<ServerConfig, rustls::Error> {
 }
 
 /// Settings of a client that accepts exactly the servers of `expected`; none if that is empty.
-pub(super) fn client_config(own: &Own, expected: Arc<[SpiffeId]>) -> Result<ClientConfig, rustls::Error> {
-    let verifier = ServerVerifier { roots: own.roots.clone(), expected };
+pub(super) fn client_config(
+    own: &Arc<Own>,
+    expected: Arc<[SpiffeId]>,
+) -> Result<ClientConfig, rustls::Error> {
+    let verifier = ServerVerifier { own: Arc::clone(own), expected };
     let mut config = ClientConfig::builder_with_details(provider(), wall(own))
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()
@@ -147,12 +167,12 @@ fn wall(own: &Own) -> Arc<dyn TimeProvider> {
 /// Verifies clients: chain, use, one identity, own trust domain.
 struct ClientVerifier {
     chain: Arc<dyn ClientCertVerifier>,
-    trust_domain: Arc<str>,
+    own: Arc<Own>,
 }
 
 impl fmt::Debug for ClientVerifier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ClientVerifier").field("trust_domain", &self.trust_domain).finish_non_exhaustive()
+        f.debug_struct("ClientVerifier").field("trust_domain", &self.own.trust_domain).finish_non_exhaustive()
     }
 }
 
@@ -168,9 +188,10 @@ impl ClientCertVerifier for ClientVerifier {
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
         let verified = self.chain.verify_client_cert(end_entity, intermediates, now)?;
+        self.own.not_revoked((end_entity, intermediates), now, Role::Client)?;
         let got = identity_for(end_entity, Role::Client)?;
-        if got.trust_domain() != &*self.trust_domain {
-            return Err(PeerIdentityError::TrustDomain { got, want: self.trust_domain.clone() }.into());
+        if !self.own.accepts.is_own(&self.own.trust_domain, got.trust_domain()) {
+            return Err(PeerIdentityError::TrustDomain { got, want: self.own.trust_domain.clone() }.into());
         }
         Ok(verified)
     }
@@ -199,10 +220,15 @@ impl ClientCertVerifier for ClientVerifier {
 }
 
 /// Verifies servers: chain, use, one identity, member of the expected set. DNS and IP names say nothing here.
-#[derive(Debug)]
 struct ServerVerifier {
-    roots: Arc<RootCertStore>,
+    own: Arc<Own>,
     expected: Arc<[SpiffeId]>,
+}
+
+impl fmt::Debug for ServerVerifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ServerVerifier").field("expected", &self.expected).finish_non_exhaustive()
+    }
 }
 
 impl ServerCertVerifier for ServerVerifier {
@@ -214,9 +240,10 @@ impl ServerCertVerifier for ServerVerifier {
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        verify_chain(end_entity, intermediates, &self.roots, now)?;
+        verify_chain(end_entity, intermediates, &self.own.roots, now)?;
+        self.own.not_revoked((end_entity, intermediates), now, Role::Server)?;
         let got = identity_for(end_entity, Role::Server)?;
-        if !self.expected.contains(&got) {
+        if !self.own.accepts.is_expected(&self.own.trust_domain, &got, &self.expected) {
             return Err(PeerIdentityError::Unexpected { got, want: self.expected.clone() }.into());
         }
         Ok(ServerCertVerified::assertion())

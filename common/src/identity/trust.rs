@@ -8,6 +8,7 @@ use rustls::RootCertStore;
 use rustls::server::danger::ClientCertVerifier;
 use rustls_pki_types::{CertificateDer, UnixTime};
 
+use super::crl::Revocation;
 use super::peer::{self, Role};
 use super::tls;
 
@@ -15,6 +16,7 @@ use super::tls;
 pub struct Trust {
     roots: Arc<RootCertStore>,
     clients: Arc<dyn ClientCertVerifier>,
+    revocation: Option<Arc<Revocation>>,
     /// What `roots` was made of, sorted.
     bundle: Vec<CertificateDer<'static>>,
     signer: CertificateDer<'static>,
@@ -29,6 +31,28 @@ impl Chain {
     pub fn of(certificates: Option<&[CertificateDer<'static>]>) -> Self {
         Self(certificates.unwrap_or_default().into())
     }
+
+    /// Whether there is nothing to verify.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// Why a peer that was verified before is trusted no longer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Distrust {
+    /// Its chain leads to no root that is trusted now.
+    Roots(String),
+    /// It, or one above it, was revoked; or nobody can say.
+    Revoked(String),
+}
+
+impl fmt::Display for Distrust {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Roots(cause) | Self::Revoked(cause) => f.write_str(cause),
+        }
+    }
 }
 
 impl Trust {
@@ -36,7 +60,7 @@ impl Trust {
     ///
     /// **Errors**: no root can be read, or `leaf` leads to none of them.
     pub(super) fn new(
-        roots: &[CertificateDer<'static>],
+        (roots, revocation): (&[CertificateDer<'static>], Option<Arc<Revocation>>),
         leaf: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
@@ -56,7 +80,7 @@ impl Trust {
         let signer = bundle.iter().find(leads).cloned().ok_or("it leads to no single root")?;
         let roots = Arc::new(store);
         let clients = tls::client_chains(&roots).map_err(|error| error.to_string())?;
-        Ok(Self { roots, clients, bundle, signer })
+        Ok(Self { roots, clients, revocation, bundle, signer })
     }
 
     pub(super) fn roots(&self) -> &Arc<RootCertStore> {
@@ -73,19 +97,26 @@ impl Trust {
         self.signer == other.signer
     }
 
-    /// Whether a peer that was verified before would still lead to one of these roots. Its expiry does not count: a peer
+    /// Whether a peer that was verified before would still lead to one of these roots, and was not revoked. Its expiry does not count: a peer
     /// whose certificate has expired keeps what it has open, and opens nothing new.
     ///
     /// **Errors**: for the log, why not.
-    pub fn verify(&self, chain: &Chain, role: Role) -> Result<(), String> {
-        let (leaf, intermediates) = chain.0.split_first().ok_or("there is no certificate")?;
-        let (_, end) = peer::validity(leaf).map_err(|error| error.to_string())?;
+    pub fn verify(&self, chain: &Chain, role: Role) -> Result<(), Distrust> {
+        let (leaf, intermediates) =
+            chain.0.split_first().ok_or_else(|| Distrust::Roots("there is no certificate".to_owned()))?;
+        let (_, end) = peer::validity(leaf).map_err(|error| Distrust::Roots(error.to_string()))?;
         let while_valid = tls::unix(end.checked_sub(Duration::from_secs(1)).unwrap_or(end));
         match role {
             Role::Server => tls::verify_chain(leaf, intermediates, &self.roots, while_valid),
             Role::Client => self.clients.verify_client_cert(leaf, intermediates, while_valid).map(drop),
         }
-        .map_err(|error| error.to_string())
+        .map_err(|error| Distrust::Roots(error.to_string()))?;
+        match &self.revocation {
+            Some(lists) => lists
+                .check((leaf, intermediates), &self.roots, while_valid, role)
+                .map_err(|error| Distrust::Revoked(error.to_string())),
+            None => Ok(()),
+        }
     }
 }
 

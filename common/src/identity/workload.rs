@@ -11,6 +11,7 @@ use rustls::{ClientConfig, ServerConfig};
 use crate::types::Clock;
 use crate::types::SpiffeId;
 
+use super::acceptance::Acceptance;
 use super::ca::{CaError, Issued};
 use super::describe::{Described, describe};
 use super::peer;
@@ -28,7 +29,7 @@ pub struct WorkloadCert {
     pub not_before: SystemTime,
     /// End of its validity; connections made with it should be drained by then.
     pub not_after: SystemTime,
-    own: Own,
+    own: Arc<Own>,
     trust: Arc<Trust>,
     server: Arc<ServerConfig>,
     clients: Mutex<HashMap<Arc<[SpiffeId]>, Arc<ClientConfig>>>,
@@ -39,7 +40,12 @@ impl WorkloadCert {
     ///
     /// **Errors**: the certificate is not of `id` alone, not valid now, does not lead to the roots that came with
     /// it, or does not belong to its key: better seen here than by every peer.
-    pub(super) fn new(id: &SpiffeId, issued: &Issued, clock: Arc<dyn Clock>) -> Result<Self, CaError> {
+    pub(super) fn new(
+        id: &SpiffeId,
+        issued: &Issued,
+        clock: Arc<dyn Clock>,
+        accepts: &Acceptance,
+    ) -> Result<Self, CaError> {
         let unusable = |seen: String| CaError::Unusable { id: id.clone(), seen };
         let (leaf, intermediates) =
             issued.chain.split_first().ok_or_else(|| unusable("no certificate".to_owned()))?;
@@ -55,11 +61,14 @@ impl WorkloadCert {
         if now < not_before || now >= not_after {
             return Err(CaError::NotValidNow { id: id.clone() });
         }
-        let trust = Trust::new(&issued.roots, leaf, intermediates, tls::unix(now)).map_err(unusable)?;
+        let accepts = accepts.clone();
+        let lists = accepts.revocation.clone();
+        let trust =
+            Trust::new((&issued.roots, lists), leaf, intermediates, tls::unix(now)).map_err(unusable)?;
         let key = CertifiedKey::from_der(issued.chain.clone(), issued.key.expose(), &tls::provider())
             .map_err(|error| unusable(error.to_string()))?;
         let (trust_domain, roots) = (id.trust_domain().into(), Arc::clone(trust.roots()));
-        let own = Own { trust_domain, key: Arc::new(key), roots, clock };
+        let own = Arc::new(Own { trust_domain, key: Arc::new(key), roots, clock, accepts });
         let server = tls::server_config(&own).map_err(|error| unusable(error.to_string()))?;
         // Also proves that client settings can be built at all: later ones differ in the expected set only.
         tls::client_config(&own, Arc::from([])).map_err(|error| unusable(error.to_string()))?;

@@ -26,11 +26,13 @@ pub enum ResponseFlag {
     Limit,
     /// It would have left in plaintext, to a destination that should be captured.
     NotCaptured,
+    /// The peer's certificate was revoked.
+    CertRevoked,
 }
 
 impl ResponseFlag {
     /// Every flag, each at the index that is its discriminant.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::None,
         Self::Deny,
         Self::Connect,
@@ -42,6 +44,7 @@ impl ResponseFlag {
         Self::Draining,
         Self::Limit,
         Self::NotCaptured,
+        Self::CertRevoked,
     ];
 
     /// The label's value.
@@ -58,6 +61,7 @@ impl ResponseFlag {
             Self::Draining => "CULVERT_DRAINING",
             Self::Limit => "CULVERT_LIMIT",
             Self::NotCaptured => "NOT_CAPTURED",
+            Self::CertRevoked => "CERT_REVOKED",
         }
     }
 
@@ -75,6 +79,7 @@ impl ResponseFlag {
             Self::Draining => "draining",
             Self::Limit => "limit",
             Self::NotCaptured => "not-captured",
+            Self::CertRevoked => "revoked",
         }
     }
 }

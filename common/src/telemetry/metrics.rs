@@ -1,6 +1,7 @@
 //! All metrics of a process behind small typed methods. `docs/metrics.md` describes each.
 
 pub(super) mod groups;
+mod identity;
 mod times;
 
 use std::collections::BTreeMap;
@@ -12,6 +13,7 @@ use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry};
 use tokio::runtime::RuntimeMetrics;
 
 use self::groups::{Budgets, Config, Pods, Process, Tunnels, counter, counters, gauges};
+use self::identity::IdentityMetrics;
 use self::times::{ConfigTimes, Runtimes};
 use super::capture::CaptureMetrics;
 use super::connection::Reporter;
@@ -73,11 +75,13 @@ pub enum Handshake {
     Timeout,
     /// There was no certificate to present.
     NoCertificate,
+    /// The peer's certificate was revoked, or that cannot be checked.
+    Revoked,
 }
 
 impl Handshake {
     /// Every result.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Complete,
         Self::Expired,
         Self::UntrustedRoot,
@@ -90,6 +94,7 @@ impl Handshake {
         Self::Http2,
         Self::Timeout,
         Self::NoCertificate,
+        Self::Revoked,
     ];
 
     /// Value of the label `result`.
@@ -107,6 +112,7 @@ impl Handshake {
             Self::Http2 => "http2",
             Self::Timeout => "timeout",
             Self::NoCertificate => "no_certificate",
+            Self::Revoked => "revoked",
         }
     }
 }
@@ -153,6 +159,7 @@ pub struct Metrics {
     sockets_of: [OnceLock<IntGauge>; 2],
     pods: Pods,
     process: Process,
+    identity: IdentityMetrics,
     refusals: IntCounterVec,
     early_failures: IntCounterVec,
     tunnels: Tunnels,
@@ -192,6 +199,7 @@ impl Metrics {
             sockets_of: Default::default(),
             pods: Pods::new(r),
             process: Process::new(r),
+            identity: IdentityMetrics::new(r),
             refusals: counters(
                 r,
                 "culvert_refusals_total",
@@ -388,6 +396,11 @@ impl Metrics {
     /// A certificate of ours is valid until `not_after`. It is forgotten by [`Metrics::certificate_gone`].
     pub fn certificate(&self, identity: &SpiffeId, not_after: SystemTime) {
         self.certificates().insert(identity.to_string(), not_after);
+    }
+
+    /// What is told of certificates and of revocation.
+    pub fn identity(&self) -> &IdentityMetrics {
+        &self.identity
     }
 
     /// The identity is no longer ours.

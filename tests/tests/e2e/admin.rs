@@ -33,7 +33,7 @@ fn ask(from: &Place, method: &str, path: &str, headers: &str) -> (u16, String) {
     raw(from, V4, &format!("{method} {path} HTTP/1.0\r\n{headers}\r\n"))
 }
 
-fn get(from: &Place, path: &str) -> (u16, String) {
+pub(crate) fn get(from: &Place, path: &str) -> (u16, String) {
     ask(from, "GET", path, "Host: localhost\r\n")
 }
 

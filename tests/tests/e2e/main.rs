@@ -22,6 +22,7 @@ mod node_agent;
 mod nodowngrade;
 mod policy;
 mod protocols;
+mod revoked;
 mod routing;
 mod sandbox;
 mod successor;

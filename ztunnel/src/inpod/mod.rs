@@ -6,8 +6,9 @@
 //!
 //! Must not know rules, paths of namespaces or why a pod is wanted: that is `enroll`. Decides nothing about
 //! connections. Start with [`Pods::run`], then `obey`; `feed` has the conversation, `listeners` the sockets, `sharing`
-//! those that another agent's stand beside, `own` the agent's own pod.
+//! those that another agent's stand beside, `own` the agent's own pod, `certificates` whose are needed.
 
+mod certificates;
 mod feed;
 mod listeners;
 mod own;
@@ -493,10 +494,7 @@ impl Pods {
     fn report(&mut self) {
         let is_told = matches!(self.link, Link::Told);
         if is_told && std::mem::take(&mut self.is_stale) {
-            let snapshot = self.shared.state.snapshot();
-            let pods = self.running.values().map(|running| &running.pod).chain(&self.own);
-            let workloads = pods.filter_map(|pod| pod.workload(&snapshot).ok());
-            self.shared.certs.want(workloads.map(|workload| workload.identity.clone()).collect());
+            self.shared.certs.want(self.wanted_identities());
         }
         if is_told
             && self.waiting.is_empty()
@@ -508,31 +506,6 @@ impl Pods {
         let up = self.running.values().map(|running| (running.pod.local.clone(), Serving::Up));
         let pending = self.waiting.values().map(|waiting| (waiting.name.clone(), Serving::Pending));
         self.shared.served.set(up.chain(pending).collect());
-    }
-
-    /// Readiness waits until each local workload has its first certificate or a stated reason why not.
-    fn report_certificates(&mut self) {
-        let (statuses, metrics) = (self.shared.certs.status(), self.shared.telemetry.metrics());
-        let mut certified = HashSet::new();
-        for status in &statuses {
-            if let Some(not_after) = status.not_after {
-                metrics.certificate(&status.identity, not_after);
-                certified.insert(status.identity.clone());
-            }
-        }
-        self.certified.difference(&certified).for_each(|gone| metrics.certificate_gone(gone));
-        self.certified = certified;
-        // A refusal is an answer; a CA that is away is none, and a roll-out must not go on from node to node meanwhile.
-        let waiting = statuses
-            .iter()
-            .any(|s| s.wanted && s.not_after.is_none() && (s.error.is_none() || !s.is_refused));
-        if self.is_told
-            && !self.is_stale
-            && !waiting
-            && let Some(uncertified) = self.uncertified.take()
-        {
-            uncertified.ready();
-        }
     }
 }
 

@@ -17,7 +17,9 @@ use culvert_common::hbone::pool::{Key, Opened};
 use culvert_common::identity::Role;
 use culvert_common::model::Workload;
 use culvert_common::net::socket::ConnectError;
-use culvert_common::telemetry::{Connection, Flow, Handshake, HoldResult, Reporter, Security, Side, Target};
+use culvert_common::telemetry::{
+    Connection, Flow, Handshake, HoldResult, Reporter, ResponseFlag, Security, Side, Target,
+};
 use culvert_common::types::WorkloadUid;
 use http::StatusCode;
 use tokio::net::TcpStream;
@@ -376,6 +378,9 @@ async fn establish(
         Ok(_) => Handshake::Complete,
         Err(error) => error.result().unwrap_or(Handshake::Tls),
     });
+    if tunnel.as_ref().is_err_and(|error| error.flag() == ResponseFlag::CertRevoked) {
+        shared.telemetry.metrics().identity().rejected(Reporter::Source);
+    }
     let tunnel = tunnel?;
     worker.tunnels.track(shared, &certificate, (Role::Server, tunnel.chain()), tunnel.orders());
     Ok(tunnel)

@@ -217,7 +217,7 @@ fn told(error: &CaError) -> String {
 
 /// Through all checks, as the agent fetches.
 async fn fetch(ca: IstioCa, id: &SpiffeId) -> Result<(), String> {
-    let certs = Certs::new(Ca::Istio(ca), Arc::new(SystemClock));
+    let certs = Certs::new(Ca::Istio(Box::new(ca)), Arc::new(SystemClock));
     let scope = Scope::new();
     scope.spawn(Arc::clone(&certs).run());
     certs.want([id.clone()].into());
@@ -388,7 +388,7 @@ async fn targets_that_cannot_be_used_are_named() {
 #[tokio::test]
 async fn while_the_ca_is_silent_a_connection_is_held_and_then_told_why() {
     let world = World::new(Does::Nothing).await;
-    let certs = Certs::new(Ca::Istio(world.client()), Arc::new(SystemClock));
+    let certs = Certs::new(Ca::Istio(Box::new(world.client())), Arc::new(SystemClock));
     world.scope.spawn(Arc::clone(&certs).run());
     let error = certs.wait(&shop("cart"), Duration::from_millis(300)).await.unwrap_err();
     assert!(matches!(error, IdentityError::Timeout { .. }), "{error}");

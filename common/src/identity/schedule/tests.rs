@@ -1,12 +1,13 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::identity::Acceptance;
 use crate::identity::fixtures::{Leaf, Pki, Standing, at, shop};
 
 /// A certificate of `id` that ends `ttl` seconds after the tests' present.
 fn cert(pki: &Pki, id: &SpiffeId, ttl: i64) -> WorkloadCert {
     let leaf = Leaf { validity: (-60, ttl), ..Leaf::of(&id.to_string()) };
-    WorkloadCert::new(id, &pki.issued(&pki.sign(&leaf)), Arc::new(Standing)).unwrap()
+    WorkloadCert::new(id, &pki.issued(&pki.sign(&leaf)), Arc::new(Standing), &Acceptance::default()).unwrap()
 }
 
 fn no(text: &str) -> Failed {
@@ -116,6 +117,35 @@ fn failures_are_retried_ever_more_slowly_and_a_success_forgets_them() {
     assert_eq!(schedule.start_next(now), Some(id.clone()));
     schedule.finish(&id, Err(no("down")), now, 0.5);
     assert_eq!(schedule.due_in(now), Some(Duration::from_secs(1)));
+}
+
+#[test]
+fn a_ca_that_is_away_is_asked_more_often_and_one_that_is_back_serves_all() {
+    let (mut schedule, start, pki) = (Schedule::default(), Instant::now(), Pki::new("root"));
+    let (a, b, refused) = (shop("a"), shop("b"), shop("refused"));
+    schedule.want(set(&[a.clone(), b.clone(), refused.clone()]));
+    let away = || Failed { text: "away".to_owned(), is_answer: false };
+    let mut now = moment(start, 0);
+    for _ in 0..10 {
+        while let Some(id) = schedule.start_next(now) {
+            let failed = if id == refused { no("denied") } else { away() };
+            schedule.finish(&id, Err(failed), now, 0.5);
+        }
+        assert!(schedule.due_in(now).unwrap() <= Duration::from_secs(15));
+        now.steady += Duration::from_secs(300);
+    }
+    while let Some(id) = schedule.start_next(now) {
+        let failed = if id == refused { no("denied") } else { away() };
+        schedule.finish(&id, Err(failed), now, 0.5);
+    }
+    now.steady += Duration::from_secs(15);
+    let first = schedule.start_next(now).unwrap();
+    let other = schedule.start_next(now).unwrap();
+    schedule.finish(&other, Err(away()), now, 0.5);
+    assert_eq!(schedule.start_next(now), None);
+    schedule.finish(&first, Ok(cert(&pki, &first, 1_000)), now, 0.5);
+    assert_eq!(schedule.start_next(now), Some(other), "at once");
+    assert_eq!(schedule.start_next(now), None, "the one that was refused waits on");
 }
 
 #[test]

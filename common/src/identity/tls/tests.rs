@@ -524,8 +524,13 @@ fn an_expired_certificate_of_ours_is_not_taken_over() {
     let pki = Pki::new("root");
     let check = |leaf: &Leaf, text: &str| {
         let made = pki.sign(leaf);
-        let error = super::super::WorkloadCert::new(&shop("cart"), &pki.issued(&made), Arc::new(Standing))
-            .unwrap_err();
+        let error = super::super::WorkloadCert::new(
+            &shop("cart"),
+            &pki.issued(&made),
+            Arc::new(Standing),
+            &Acceptance::default(),
+        )
+        .unwrap_err();
         assert!(error.to_string().contains(text), "{error}");
     };
     check(&valid(-3_600, -1), "not valid now");
@@ -535,8 +540,10 @@ fn an_expired_certificate_of_ours_is_not_taken_over() {
     let mut wrong_key = pki.sign(&Leaf::of(GOOD));
     wrong_key.key = rcgen::KeyPair::generate().unwrap();
     let issued = pki.issued(&wrong_key);
-    let refused =
-        |issued| super::super::WorkloadCert::new(&shop("cart"), &issued, Arc::new(Standing)).unwrap_err();
+    let refused = |issued| {
+        super::super::WorkloadCert::new(&shop("cart"), &issued, Arc::new(Standing), &Acceptance::default())
+            .unwrap_err()
+    };
     assert!(refused(issued).to_string().contains("cannot be used"));
     let mut foreign = pki.issued(&pki.sign(&Leaf::of(GOOD)));
     foreign.roots = vec![Pki::new("other").cert];
@@ -582,7 +589,9 @@ fn secrets_are_not_printed() {
     let pki = Pki::new("root");
     let made = pki.sign(&Leaf::of(GOOD));
     let issued = pki.issued(&made);
-    let workload = super::super::WorkloadCert::new(&shop("cart"), &issued, Arc::new(Standing)).unwrap();
+    let workload =
+        super::super::WorkloadCert::new(&shop("cart"), &issued, Arc::new(Standing), &Acceptance::default())
+            .unwrap();
     assert_eq!(format!("{:?}", issued.key), "PrivateKey(secret)");
     let all = format!(
         "{issued:?} {workload:?} {:?} {:?}",

@@ -38,6 +38,11 @@ fn all() -> Arc<Telemetry> {
     metrics.dry_run("would_deny");
     metrics.policy_hold(true);
     metrics.certificate(&identity("shop", "cart"), SystemTime::now() + Duration::from_millis(90_500));
+    metrics.identity().states(&[("available", 2), ("unavailable", 0)]);
+    metrics.identity().requests("issued", 3);
+    metrics.identity().rejected(Reporter::Source);
+    metrics.identity().untracked(Reporter::Destination);
+    metrics.identity().lists(2, true);
     telemetry
 }
 
@@ -87,6 +92,12 @@ fn samples_of_the_small_families() {
         "culvert_config_age_seconds 0",
         "culvert_config_stale_seconds 0",
         "culvert_certificate_expiry_seconds{identity=\"spiffe://cluster.local/ns/shop/sa/cart\"} 90",
+        "culvert_certificates{state=\"available\"} 2",
+        "culvert_certificates{state=\"unavailable\"} 0",
+        "culvert_certificate_requests_total{result=\"issued\"} 3",
+        "istio_crl_policy_rejections_total{reporter=\"source\"} 1",
+        "culvert_crl_lists 2",
+        "culvert_crl_load_failed 1",
         "culvert_certificate_expiry_seconds{identity=\"spiffe://cluster.local/ns/shop/sa/old\"} -1",
         "culvert_log_lines_dropped_total 0",
     ] {
