@@ -7,7 +7,7 @@ HOST = $(shell rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')
 # As another user, cargo builds and only the test programs run as root.
 RUNNER = $(if $(SUDO),CARGO_TARGET_$(HOST)_RUNNER='sudo -E')
 
-.PHONY: help demo bench test setup cluster cluster-down test-cluster
+.PHONY: help demo bench test image setup cluster cluster-down test-cluster
 .DEFAULT_GOAL := help
 
 help: ## Say what there is
@@ -26,6 +26,9 @@ bench: setup ## Build optimised, then compare with sidecars and with no mesh (ne
 test: setup ## Build and run all tests (needs root)
 	$(CARGO) build --locked -p ztunnel -p culvert
 	$(RUNNER) $(CARGO) test --locked --workspace
+
+image: ## Build a static image of the agent, without a Docker daemon (ARGS="--arch arm64 --tag NAME:TAG")
+	hack/image.sh $(ARGS)
 
 # docs/cluster-lab.md. The first time builds Kubernetes and Istio, which takes about 20 minutes on two cores.
 LAB = $(SUDO) env CARGO_TARGET_DIR=$(abspath $(TARGET)) NODES=$(NODES) IPV6=$(IPV6) tests/cluster/lab

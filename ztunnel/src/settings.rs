@@ -5,7 +5,6 @@
 //! identity), `control_plane` (discovery, CA, DNS), `tunnel`, `process`; `values` has the types that they take. What is
 //! told beside flags, such as the mesh file, is in `environment`. Start with [`Cli::read`].
 
-#[allow(dead_code, reason = "read by the clients of the control plane, which come one by one")]
 pub(crate) mod control_plane;
 pub(crate) mod environment;
 pub(crate) mod mesh;
