@@ -18,7 +18,7 @@ crds() {
 istio() {
   local values=() value
   for value in profile=ambient hub=$HUB tag=lab values.global.variant= values.global.imagePullPolicy=IfNotPresent \
-    values.pilot.autoscaleEnabled=false values.pilot.resources.requests.{cpu=10m,memory=64Mi} \
+    values.pilot.autoscaleEnabled=false values.pilot.env.AMBIENT_ENABLE_DRY_RUN_AUTHORIZATION_POLICY=true values.pilot.resources.requests.{cpu=10m,memory=64Mi} \
     values.ztunnel.resources.requests.{cpu=10m,memory=32Mi} values.cni.resources.requests.{cpu=10m,memory=32Mi}; do
     values+=(--set "$value")
   done

@@ -207,15 +207,25 @@ fn a_node_port_leads_to_captured_pods() {
     let space = Space::ambient("node-port");
     space.apps(&[("near", 1, 1), ("far", 2, 1)]);
     space.captured(true);
+    // A machine beside the nodes.
+    let outside = "ip netns list | grep -q outside || {
+        ip netns add outside
+        ip link add outside0 type veth peer name eth0 netns outside
+        ip link set outside0 master nodes0 up
+        ip -n outside addr add 172.31.0.99/24 dev eth0
+        ip -n outside link set eth0 up; }";
+    assert!(inside(1).args(["sh", "-ec", outside]).status().unwrap().success());
     for (app, port) in [("near", 31801), ("far", 31802)] {
         space.apply(&format!(
             "{{apiVersion: v1, kind: Service, metadata: {{name: {app}-port}}, spec: {{type: NodePort, selector: {{app: {app}}}, \
              ports: [{{name: http, port: 80, targetPort: 8080, nodePort: {port}}}]}}}}"
         ));
         until(&format!("node port of {app}"), SOON, || {
-            // node-2 is outside as far as node-1's port is concerned.
             let url = format!("http://172.31.0.1:{port}/");
-            let output = inside(2).args(["timeout", "5", "busybox", "wget", "-qO-", &url]).output().unwrap();
+            let output = inside(1)
+                .args(["ip", "netns", "exec", "outside", "timeout", "5", "busybox", "wget", "-qO-", &url])
+                .output()
+                .unwrap();
             let said = crate::kube::Said::from(output);
             if said.ok && said.out.contains("Hostname=") { Ok(()) } else { Err(format!("{said:?}")) }
         });
