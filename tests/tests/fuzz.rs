@@ -4,6 +4,8 @@ use std::path::Path;
 
 use culvert_tests::dice::Dice;
 
+#[path = "../fuzz/laws/discovery.rs"]
+mod discovery;
 #[path = "../fuzz/laws/guard.rs"]
 mod guard;
 #[path = "../fuzz/laws/netlink.rs"]
@@ -74,4 +76,9 @@ fn messages_of_the_other_process() {
 #[test]
 fn answers_of_the_kernel() {
     run("netlink", netlink::answers);
+}
+
+#[test]
+fn answers_of_a_discovery_server() {
+    run("discovery", discovery::responses);
 }

@@ -115,12 +115,22 @@ fn xds_settings(settings: &Settings, server: &Server) -> client::Settings {
     let (control_plane, source) = (&settings.control_plane, &settings.source);
     let options = Options { network: source.network.as_str().into(), ..Options::default() };
     let metadata = control_plane.node_metadata(source.node.as_deref());
+    // Another cluster, network or node has other workloads; another trust domain other identities.
+    let owner = format!(
+        "cluster={} network={} trust={} node={}",
+        source.cluster_id(),
+        source.network,
+        settings.identity.trust_domain,
+        source.node.as_deref().unwrap_or_default()
+    );
+    let kept = control_plane.state_dir(&settings.enrolment.zds_socket).map(|dir| (dir, owner));
     client::Settings {
         target: server.target(source.cluster_id()),
         limits: grpc::Limits { message_max: options.bytes_max, window: WINDOW, ..grpc::Limits::default() },
         node: Node { id: control_plane.node_id(), cluster: String::new(), metadata: Some(metadata.into()) },
         options,
         scope: if control_plane.xds_on_demand { client::Scope::OnDemand } else { client::Scope::Everything },
+        kept,
     }
 }
 

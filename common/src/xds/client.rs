@@ -4,6 +4,7 @@
 //! snapshot anew, so it is given a bounded share of this thread: a lone change is published at once, a flood of them now
 //! and then. Nothing the server does ends this task. Start with [`Client::run`].
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::backoff::Backoff;
+use super::journal::{Journal, Told};
 use super::on_demand::{Asks, Interest};
 use super::proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node};
 pub use super::session::Scope;
@@ -37,6 +39,8 @@ const PAUSE: u32 = 4;
 const SETTLED: Duration = Duration::from_secs(3);
 /// Time between looks at what nobody asks for any more.
 const TIDY: Duration = Duration::from_secs(10);
+/// Time between writes of the kept state.
+const FLUSH: Duration = Duration::from_secs(5);
 /// Bytes of messages that leave memory worth giving back.
 const WORTH_GIVING_BACK: usize = 256 << 10;
 
@@ -53,6 +57,8 @@ pub struct Settings {
     pub options: Options,
     /// Whether to know everything, or what is asked for.
     pub scope: Scope,
+    /// Where the last state is kept, and whose it is; not used on demand.
+    pub kept: Option<(PathBuf, String)>,
 }
 
 /// Why a stream ended.
@@ -96,8 +102,12 @@ pub struct Client {
     store: Store,
     state: Arc<State>,
     metrics: Arc<Metrics>,
+    /// Whether something can be in force: every type has been answered once, now or before the last restart.
+    usable: watch::Sender<bool>,
     /// Whether every type has been answered once in this process's life.
-    synced: watch::Sender<bool>,
+    was_synced: bool,
+    journal: Option<Journal>,
+    flush_at: Option<Instant>,
     pace: Pace,
     backoff: Backoff,
     /// Questions, and what they led to; neither is used where everything is known.
@@ -120,19 +130,23 @@ struct Pace {
 }
 
 impl Client {
-    /// A client that publishes into the state; the answer turns true once every type has been answered.
+    /// A client that publishes into the state; the answer turns true once something is in force.
     pub fn new(
         settings: Settings,
         asks: Asks,
         (state, metrics): (Arc<State>, Arc<Metrics>),
     ) -> (Self, watch::Receiver<bool>) {
-        let (synced, is_synced) = watch::channel(false);
+        let (usable, is_usable) = watch::channel(false);
+        let kept = settings.kept.clone().filter(|_| settings.scope == Scope::Everything);
         let client = Self {
             store: Store::new(settings.options.clone()),
             settings,
             state,
             metrics,
-            synced,
+            usable,
+            was_synced: false,
+            journal: kept.map(|(dir, owner)| Journal::new(dir, &owner)),
+            flush_at: None,
             pace: Pace::default(),
             backoff: Backoff::default(),
             asks,
@@ -140,14 +154,17 @@ impl Client {
             away_since: None,
             last_logged: String::new(),
         };
-        (client, is_synced)
+        (client, is_usable)
     }
 
     /// Runs until dropped.
     ///
     /// **Cancel safety**: what was published stays.
     pub async fn run(mut self) {
-        self.metrics.discovery().disconnected(std::time::Instant::now());
+        self.away_since = Some(Instant::now());
+        let age = self.restore().unwrap_or_default();
+        let now = std::time::Instant::now();
+        self.metrics.discovery().disconnected(now.checked_sub(age).unwrap_or(now));
         loop {
             let began = Instant::now();
             let mut session = None;
@@ -168,16 +185,43 @@ impl Client {
         }
     }
 
+    /// Begins with what was kept before the last restart; returns how old it is.
+    fn restore(&mut self) -> Option<Duration> {
+        let (journal, store, mut is_complete) = (self.journal.as_ref()?, &mut self.store, false);
+        let loaded = journal.load(|told| match told {
+            Told::There(kind, resource) => {
+                let _told_before =
+                    store.apply(kind, std::iter::empty(), std::iter::once(Ok(resource)), &mut ());
+            }
+            Told::Gone(kind, name) => {
+                let _told_before = store.apply(kind, std::iter::once(&*name), std::iter::empty(), &mut ());
+            }
+            Told::Complete => is_complete = true,
+        });
+        let age = loaded.unwrap_or_else(|error| {
+            tracing::warn!(target: "xds", "{error}");
+            None
+        })?;
+        self.pace.bytes = self.store.held();
+        if is_complete {
+            tracing::info!(target: "xds", ?age, "the state from before the last restart is in force");
+            self.usable.send_replace(true);
+            self.publish();
+        }
+        Some(age)
+    }
+
     /// Counts, logs and publishes what the end of a stream leaves.
     fn ended(&mut self, end: &End, was_answered: bool, was_synced: bool) {
         self.metrics.discovery().terminated(end.termination(was_answered));
+        if self.pace.is_due {
+            self.publish();
+        }
+        self.flush();
         let now = Instant::now();
         if was_synced || self.away_since.is_none() {
             self.away_since = Some(now);
             self.metrics.discovery().disconnected(now.into_std());
-        }
-        if self.pace.is_due {
-            self.publish();
         }
         // istiod ends each stream after half an hour: a moment without it is nothing.
         if self.away_since.is_some_and(|since| now - since >= AWAY) {
@@ -210,6 +254,7 @@ impl Client {
         let mut tidy_at = Instant::now() + TIDY;
         loop {
             let (publish_at, settled_at) = (self.pace.publish_at(), self.pace.settled_at);
+            let flush_at = self.flush_at;
             tokio::select! {
                 message = responses.bytes() => match message? {
                     None => return Ok(()),
@@ -237,6 +282,7 @@ impl Client {
                     }
                 }
                 () = until(publish_at), if publish_at.is_some() => self.publish(),
+                () = until(flush_at), if flush_at.is_some() => self.flush(),
                 () = until(settled_at), if settled_at.is_some() => {
                     self.pace.settled_at = None;
                     memory::give_back();
@@ -252,7 +298,11 @@ impl Client {
         let response = Response::read(bytes)?;
         let size = response.size();
         self.pace.bytes = self.pace.bytes.saturating_add(size);
-        let Some(received) = session.receive(&response, &mut self.store) else {
+        let received = match &mut self.journal {
+            Some(journal) => session.receive(&response, &mut self.store, journal),
+            None => session.receive(&response, &mut self.store, &mut ()),
+        };
+        let Some(received) = received else {
             self.metrics.discovery().message("other", size, 0);
             tracing::debug!(target: "xds", kind = response.type_url, "a type that nobody asked for");
             return Ok(Vec::new());
@@ -260,12 +310,13 @@ impl Client {
         let applied = received.applied;
         self.metrics.discovery().message(received.kind.url(), size, applied.rejected_count);
         for rejection in &applied.rejected {
-            tracing::warn!(target: "xds", resource = rejection.name, "cannot be used: it {}", rejection.reason);
+            tracing::warn!(target: "xds", resource = rejection.name, "cannot be used: {}", rejection.reason);
         }
         self.pace.is_due |= applied.changed;
         if session.is_synced() && !was_synced {
             self.synced();
         }
+        self.plan_flush();
         let mut requests = Vec::from_iter(received.reply);
         if self.settings.scope == Scope::OnDemand && received.kind == Kind::Address {
             let lost = self.interest.answered(&response, |name| self.store.has_address(name));
@@ -279,7 +330,7 @@ impl Client {
 
     /// Tells whoever waits what is published; what is not yet is told after that.
     fn tell(&mut self) {
-        if !self.pace.is_due && *self.synced.borrow() {
+        if !self.pace.is_due && *self.usable.borrow() {
             self.interest.tell();
         }
     }
@@ -288,7 +339,7 @@ impl Client {
     fn give_up(&mut self) -> Vec<String> {
         let (names, behind) = self.interest.give_up(Instant::now());
         let gone = behind.iter().map(String::as_str);
-        self.pace.is_due |= self.store.apply(Kind::Address, gone, std::iter::empty()).changed;
+        self.pace.is_due |= self.store.apply(Kind::Address, gone, std::iter::empty(), &mut ()).changed;
         names
     }
 
@@ -298,11 +349,34 @@ impl Client {
         self.last_logged.clear();
         self.away_since = None;
         self.metrics.discovery().connected();
-        let is_first = !self.synced.send_replace(true);
+        let is_first = !std::mem::replace(&mut self.was_synced, true);
+        self.usable.send_replace(true);
+        if let Some(journal) = self.journal.as_mut().filter(|_| is_first) {
+            journal.complete();
+        }
         if is_first || self.pace.is_due {
             self.publish();
         } else {
             self.state.confirm();
+        }
+    }
+
+    /// What waits for the disk is written in a while, or now if it is much.
+    fn plan_flush(&mut self) {
+        let Some(journal) = &self.journal else { return };
+        if journal.is_full() {
+            self.flush();
+        } else if journal.is_pending() && self.flush_at.is_none() {
+            self.flush_at = Some(Instant::now() + FLUSH);
+        }
+    }
+
+    fn flush(&mut self) {
+        self.flush_at = None;
+        if let Some(journal) = &mut self.journal {
+            journal.flush(self.store.held());
+            // Another agent has the folder.
+            self.flush_at = journal.is_pending().then(|| Instant::now() + FLUSH);
         }
     }
 
@@ -314,8 +388,8 @@ impl Client {
             ("service", parts.services.len()),
             ("policy", parts.policies.len()),
         ];
-        // Before the first sync something may be missing: then nothing new is in force.
-        if !*self.synced.borrow() {
+        // Before the first answers something may be missing: then nothing is in force.
+        if !*self.usable.borrow() {
             return;
         }
         let completeness =
@@ -363,3 +437,6 @@ async fn send(
         Err(_) => Err(End::NotReading),
     }
 }
+
+#[cfg(test)]
+mod tests;

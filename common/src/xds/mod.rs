@@ -7,6 +7,7 @@
 //! - [`session`]: one stream's questions and answers, pure; [`wire`] reads an answer piece by piece.
 //! - [`on_demand`]: look-ups of what is not known yet.
 //! - [`store`]: what was said, by name; services get their endpoints from the workloads. Pure.
+//! - `journal`: the last state on disk, for the next start.
 //! - [`translate`]: one resource to one item of the model, pure; [`proto`] are its messages.
 //!
 //! Everything that a server sends is bounded: a message, a resource, and all that is kept. What cannot be used leaves
@@ -14,6 +15,7 @@
 
 mod backoff;
 pub mod client;
+mod journal;
 pub mod on_demand;
 pub mod proto;
 pub mod session;

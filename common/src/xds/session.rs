@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::proto::discovery::{DeltaDiscoveryRequest, Node, Status};
-use super::store::{Applied, Kind, Store};
+use super::store::{Applied, Kind, Log, Store};
 use super::wire::Response;
 
 /// Most bytes of names and versions in a type's first request: istiod takes messages of 4 MiB.
@@ -90,14 +90,14 @@ impl Session {
     }
 
     /// Takes an answer into the store; `None` if it is of a type that nobody asked for, which changes nothing.
-    pub fn receive(&mut self, response: &Response, store: &mut Store) -> Option<Received> {
+    pub fn receive(&mut self, response: &Response, store: &mut Store, log: &mut dyn Log) -> Option<Received> {
         let kind = Kind::of(&response.type_url)?;
         let state = self.types.entry(kind).or_default();
         let untold = std::mem::take(&mut state.untold);
         state.answered = true;
         let gone = if untold.is_empty() { BTreeSet::new() } else { unnamed(untold, response) };
         let removed = response.removed().chain(gone.iter().map(String::as_str));
-        let applied = store.apply(kind, removed, response.resources());
+        let applied = store.apply(kind, removed, response.resources(), log);
         // Without a nonce an answer would be a new question.
         let reply = (!response.nonce.is_empty()).then(|| DeltaDiscoveryRequest {
             type_url: response.type_url.clone(),

@@ -45,6 +45,28 @@ impl Kind {
     }
 }
 
+/// Whoever wants to know what was taken, such as a copy on disk.
+pub trait Log {
+    /// It is in force, or what stands in for it.
+    fn there(&mut self, kind: Kind, resource: &Resource);
+    /// It is gone.
+    fn gone(&mut self, kind: Kind, name: &str);
+}
+
+/// Nobody.
+impl Log for () {
+    fn there(&mut self, _: Kind, _: &Resource) {}
+    fn gone(&mut self, _: Kind, _: &str) {}
+}
+
+/// What a resource changed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Change {
+    Nothing,
+    Version,
+    Content,
+}
+
 /// Resources by name.
 #[derive(Default)]
 pub struct Store {
@@ -93,6 +115,14 @@ struct Origin {
     version: Version,
     /// Bytes on the wire.
     size: usize,
+}
+
+impl Origin {
+    fn renew(&mut self, new: Self) -> Change {
+        let is_same = self.version == new.version;
+        *self = new;
+        if is_same { Change::Nothing } else { Change::Version }
+    }
 }
 
 /// Versions are 64-bit hashes where the control plane is istiod: kept as such.
@@ -172,10 +202,14 @@ impl Store {
         kind: Kind,
         removed: impl Iterator<Item = &'a str>,
         resources: impl Iterator<Item = Result<Resource, (String, Unusable)>>,
+        log: &mut dyn Log,
     ) -> Applied {
         let mut applied = Applied::default();
         for name in removed {
-            applied.changed |= self.remove(kind, name);
+            if self.remove(kind, name) {
+                applied.changed = true;
+                log.gone(kind, name);
+            }
         }
         for resource in resources {
             let (resource, outcome) = match resource {
@@ -186,9 +220,17 @@ impl Store {
                 Err((name, reason)) => (Resource { name, ..Resource::default() }, Err(reason)),
             };
             match outcome {
-                Ok(changed) => applied.changed |= changed,
+                Ok(change) => {
+                    applied.changed |= change == Change::Content;
+                    if change != Change::Nothing {
+                        log.there(kind, &resource);
+                    }
+                }
                 Err(reason) => {
-                    applied.changed |= self.close(kind, &resource);
+                    if self.close(kind, &resource) {
+                        applied.changed = true;
+                        log.there(kind, &resource);
+                    }
                     applied.reject(&resource.name, reason);
                 }
             }
@@ -201,7 +243,7 @@ impl Store {
         applied
     }
 
-    fn insert(&mut self, kind: Kind, resource: &Resource) -> Result<bool, Unusable> {
+    fn insert(&mut self, kind: Kind, resource: &Resource) -> Result<Change, Unusable> {
         let body = resource.resource.as_ref().ok_or(Unusable::Empty)?;
         if body.type_url != kind.url() {
             return Err(Unusable::OtherType(body.type_url.chars().take(256).collect()));
@@ -223,15 +265,14 @@ impl Store {
         })
     }
 
-    fn insert_workload(&mut self, item: Workload, member_of: Vec<Membership>, origin: Origin) -> bool {
+    fn insert_workload(&mut self, item: Workload, member_of: Vec<Membership>, origin: Origin) -> Change {
         let member_of: Box<[Member]> = member_of.into_iter().map(|one| self.member(one)).collect();
         if let Some(held) = self.workloads.get_mut(&item.uid)
             && *held.item == item
             && held.member_of == member_of
         {
             self.held = self.held - held.origin.size + origin.size;
-            held.origin = origin;
-            return false;
+            return held.origin.renew(origin);
         }
         self.leave_services(&item.uid);
         let item = Arc::new(self.texts.settle(item));
@@ -257,13 +298,12 @@ impl Store {
         Member { service, ports }
     }
 
-    fn insert_service(&mut self, item: Service, origin: Origin) -> bool {
+    fn insert_service(&mut self, item: Service, origin: Origin) -> Change {
         if let Some(held) = self.services.get_mut(&item.key)
             && is_same_but_for_endpoints(&held.item, &item)
         {
             self.held = self.held - held.origin.size + origin.size;
-            held.origin = origin;
-            return false;
+            return held.origin.renew(origin);
         }
         let item = Arc::new(self.texts.settle(item));
         self.touched.insert(item.key.clone());
@@ -272,13 +312,12 @@ impl Store {
         self.holds(before.map(|held| held.origin), size)
     }
 
-    fn insert_policy(&mut self, item: Authorization, origin: Origin) -> bool {
+    fn insert_policy(&mut self, item: Authorization, origin: Origin) -> Change {
         if let Some(held) = self.policies.get_mut(&item.key)
             && *held.item == item
         {
             self.held = self.held - held.origin.size + origin.size;
-            held.origin = origin;
-            return false;
+            return held.origin.renew(origin);
         }
         let item = Arc::new(self.texts.settle(item));
         let size = origin.size;
@@ -286,10 +325,10 @@ impl Store {
         self.holds(before.map(|held| held.origin), size)
     }
 
-    /// Accounts for something new in the place of something; says that it is a change.
-    fn holds(&mut self, before: Option<Origin>, size: usize) -> bool {
+    /// Accounts for something new in the place of something, which is a change.
+    fn holds(&mut self, before: Option<Origin>, size: usize) -> Change {
         self.held = self.held - before.map_or(0, |origin| origin.size) + size;
-        true
+        Change::Content
     }
 
     /// Accounts for something that is gone; says whether it was there.
@@ -307,7 +346,8 @@ impl Store {
         let body = resource.resource.as_ref().map(|body| &*body.value).unwrap_or_default();
         match translate::closed(&resource.name, body) {
             Some(stand_in) => {
-                self.insert_policy(stand_in, Origin { version: Version::Text("".into()), size: 0 })
+                let origin = Origin { version: Version::Text("".into()), size: 0 };
+                self.insert_policy(stand_in, origin) == Change::Content
             }
             None => false,
         }
@@ -396,6 +436,11 @@ impl Store {
     pub fn has_address(&self, name: &str) -> bool {
         let is_service = || translate::service_key(name).is_ok_and(|key| self.services.contains_key(&key));
         self.workloads.contains_key(&WorkloadUid(name.into())) || is_service()
+    }
+
+    /// Bytes on the wire of all that is held.
+    pub fn held(&self) -> usize {
+        self.held
     }
 
     /// Whether nothing is in it.

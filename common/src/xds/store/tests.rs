@@ -63,7 +63,7 @@ fn policy(name: &str, action: i32) -> Resource {
 }
 
 fn push(store: &mut Store, kind: Kind, removed: &[&str], resources: Vec<Resource>) -> Applied {
-    store.apply(kind, removed.iter().copied(), resources.into_iter().map(Ok))
+    store.apply(kind, removed.iter().copied(), resources.into_iter().map(Ok), &mut ())
 }
 
 fn endpoints(parts: &Parts) -> Vec<(String, Vec<(u16, u16)>)> {
