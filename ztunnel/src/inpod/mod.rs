@@ -188,6 +188,7 @@ impl Pods {
         while *revisions.borrow_and_update() == 0 {
             tokio::select! {
                 () = self.scope.draining() => return,
+                Some(ask) = asks.recv() => self.answer(ask).await,
                 changed = revisions.changed() => if changed.is_err() { return },
             }
         }
