@@ -46,7 +46,7 @@ pub(crate) struct ControlPlane {
     #[arg(long, env = "ALT_CA_HOSTNAME", value_name = "HOST")]
     pub(crate) alt_ca_hostname: Option<String>,
     /// Bearer token for both: its file, or the token itself [default: ./var/run/secrets/tokens/istio-token if it is there]
-    #[arg(long, env = "AUTH_TOKEN", value_name = "FILE", value_parser = token)]
+    #[arg(long, env = "AUTH_TOKEN", hide_env_values = true, value_name = "FILE", value_parser = token)]
     pub(crate) auth_token: Option<Token>,
     /// Ask for a workload when a connection needs it, instead of knowing all of the mesh
     #[arg(long, env = "XDS_ON_DEMAND", value_name = "BOOL", default_value_t = false, action = clap::ArgAction::Set)]
@@ -55,7 +55,7 @@ pub(crate) struct ControlPlane {
     #[arg(long, env = "LOCAL_XDS_PATH", value_name = "FILE")]
     pub(crate) local_xds_path: Option<PathBuf>,
     /// The same as text
-    #[arg(long, env = "LOCAL_XDS", value_name = "YAML")]
+    #[arg(long, env = "LOCAL_XDS", hide_env_values = true, value_name = "YAML")]
     pub(crate) local_xds: Option<String>,
     /// Folder where the last state of the discovery server is kept for the next start, or off
     /// [default: culvert-state beside the ZDS socket]
@@ -80,7 +80,7 @@ pub(crate) struct ControlPlane {
     #[arg(long, env = "INSTANCE_IP", value_name = "IP")]
     pub(crate) instance_ip: Option<IpAddr>,
     /// YAML of a ProxyConfig, which wins over the mesh file ./etc/istio/config/mesh
-    #[arg(long, env = "PROXY_CONFIG", value_name = "YAML")]
+    #[arg(long, env = "PROXY_CONFIG", hide_env_values = true, value_name = "YAML")]
     pub(crate) proxy_config: Option<String>,
     /// Answer the pods' DNS queries for names of the mesh: true or unset; anything else is off
     #[arg(long, env = "ISTIO_META_DNS_CAPTURE", value_name = "BOOL")]
@@ -385,13 +385,13 @@ fn roots(text: &str) -> Result<Roots, String> {
     }
 }
 
+/// Refuses nothing but nothing: what is said of a wrong value would print it.
 fn token(text: &str) -> Result<Token, String> {
-    match text {
+    match text.trim() {
         "" => Err("write the file of a token, or the token".into()),
         // No token begins so: a JWT begins with base64.
         path if path.starts_with(['/', '.']) || Path::new(path).exists() => Ok(Token::File(path.into())),
-        literal if literal.bytes().all(|byte| byte.is_ascii_graphic()) => Ok(Token::Literal(literal.into())),
-        _ => Err("neither a file nor a token: it has spaces or unprintable characters".into()),
+        literal => Ok(Token::Literal(literal.into())),
     }
 }
 
