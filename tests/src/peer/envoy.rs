@@ -57,6 +57,15 @@ fn install() -> PathBuf {
 /// Starts Envoy in place of the world's peer: on port 15008 it takes CONNECTs to the app beside it, on [`FORWARD`]
 /// plain connections for the captured pod.
 pub fn start(world: &World) -> Process {
+    start_with(world, APP)
+}
+
+/// As [`start`], but what comes in on port 15008 goes on through a tunnel to the captured pod's app.
+pub fn start_waypoint(world: &World) -> Process {
+    start_with(world, FORWARD)
+}
+
+fn start_with(world: &World, app: u16) -> Process {
     let dir = world.peer.dir().expect("a directory");
     let leaf = world.leaf();
     let put = |name: &str, text: &str| {
@@ -82,6 +91,7 @@ pub fn start(world: &World) -> Process {
         .replace("@TLS_SERVER@", &tls("prefix: \"spiffe://cluster.local/\""))
         .replace("@POD@", &world.pod.v4.to_string())
         .replace("@APP@", &APP.to_string())
+        .replace("@NEXT@", &app.to_string())
         .replace("@HBONE@", &HBONE.to_string())
         .replace("@FORWARD@", &FORWARD.to_string());
     let config = put("envoy.yaml", &text);
@@ -141,7 +151,7 @@ static_resources:
     connect_timeout: 5s
     load_assignment:
       cluster_name: app
-      endpoints: [{lb_endpoints: [{endpoint: {address: {socket_address: {address: 127.0.0.1, port_value: @APP@}}}}]}]
+      endpoints: [{lb_endpoints: [{endpoint: {address: {socket_address: {address: 127.0.0.1, port_value: @NEXT@}}}}]}]
   - name: tunnel
     type: STATIC
     connect_timeout: 5s

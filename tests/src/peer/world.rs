@@ -2,10 +2,12 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use culvert::lab::{Agent, AgentOptions, Lab, LabOptions, LogLine, Pod, PodSpec};
+use culvert::lab::{
+    Agent, AgentOptions, Lab, LabOptions, LogLine, NodeId, Pod, PodSpec, Process, wait_until,
+};
 
-use super::eventually;
 use super::pki::{Claims, Leaf, Pki};
+use super::{PATIENCE, eventually};
 use crate::binary;
 
 /// Port of HBONE.
@@ -25,6 +27,8 @@ pub const REMOTE_SERVICE: &str = "remote.default.svc.cluster.local";
 pub struct World {
     /// The agent of node `a`.
     pub agent: Agent,
+    /// What captures the pods, where the agent does not.
+    enroll: Option<Process>,
     /// A captured pod of node `a`.
     pub pod: Pod,
     /// Another one.
@@ -45,10 +49,7 @@ impl World {
 
     /// As [`World::new`], with more documents.
     pub fn with(flags: &[&str], documents: &[(&str, &str)]) -> Self {
-        let mut lab = Lab::new(LabOptions { prefix: "culvert-peers".to_owned() }).expect("a lab");
-        let (a, b) = (lab.node("a").expect("a node"), lab.node("b").expect("a node"));
-        let mut pod = |node, name: &str| lab.pod(node, PodSpec::new(name).captured(true)).expect("a pod");
-        let (pod, twin, peer) = (pod(a, "pod"), pod(a, "twin"), pod(b, "peer"));
+        let (lab, node, [pod, twin, peer]) = pods();
         lab.publish().expect("documents");
         let services = [
             service("front", ["10.96.0.10", "fd00:96::10"], &pod),
@@ -59,13 +60,37 @@ impl World {
         for (name, text) in documents {
             lab.put(name, text).expect("documents");
         }
-        let mut args: Vec<String> = ["--log-format", "json"].map(str::to_owned).into();
-        args.extend(flags.iter().map(|&f| f.to_owned()));
-        let env = vec![("RUST_LOG".to_owned(), "info".to_owned())];
-        let options = AgentOptions { binary: Some(binary::ztunnel()), part: None, args, env };
-        let agent = lab.agent(a, &options).expect("an agent");
+        Self::start((lab, node), [pod, twin, peer], &options(flags))
+    }
+
+    /// As [`World::new`], where all that the mesh has comes from a local file as a control plane would say it. `text` is
+    /// told the pods `pod`, `twin` and `peer`. Enrolment is a process of its own, as the file says nothing of it.
+    pub fn told(flags: &[&str], text: impl FnOnce([&Pod; 3]) -> String) -> Self {
+        let (lab, node, [pod, twin, peer]) = pods();
+        lab.publish().expect("documents");
+        let (file, socket) = (lab.dir().join("told.yaml"), lab.dir().join("zds").join("z.sock"));
+        std::fs::write(&file, text([&pod, &twin, &peer])).expect("a file");
+        let enroll = lab.host(node).expect("the node").command(&binary::ztunnel().display().to_string());
+        let enroll = enroll.arg("enroll").arg("--config").arg(lab.config_dir());
+        let enroll = enroll.args(["--node", lab.node_name(node)]).arg("--zds-socket").arg(&socket);
+        let enroll = enroll.spawn().expect("enrolment");
+        let socket = socket.display().to_string();
+        let mut options = options(&[&["--zds-socket", &socket], flags].concat());
+        options.part = Some("proxy".to_owned());
+        options.env.push(("LOCAL_XDS_PATH".to_owned(), file.display().to_string()));
+        let mut world = Self::start((lab, node), [pod, twin, peer], &options);
+        world.enroll = Some(enroll);
+        let is_up =
+            || world.agent.metric("workload_manager_active_proxy_count", &[]).ok().filter(|n| *n > 1.5);
+        let up = wait_until("both pods served", PATIENCE, is_up, String::new);
+        up.expect("two captured pods");
+        world
+    }
+
+    fn start((lab, node): (Lab, NodeId), [pod, twin, peer]: [Pod; 3], options: &AgentOptions) -> Self {
+        let agent = lab.agent(node, options).expect("an agent");
         let pki = Pki::open(&lab.ca_dir());
-        Self { agent, pod, twin, peer, pki, lab }
+        Self { agent, enroll: None, pod, twin, peer, pki, lab }
     }
 
     /// A right certificate of `peer`.
@@ -129,6 +154,21 @@ impl World {
     }
 }
 
+fn options(flags: &[&str]) -> AgentOptions {
+    let args = ["--log-format", "json"].iter().chain(flags).map(|&flag| flag.to_owned()).collect();
+    let env = vec![("RUST_LOG".to_owned(), "info".to_owned())];
+    AgentOptions { binary: Some(binary::ztunnel()), part: None, args, env }
+}
+
+/// Two captured pods on node `a`, which is named, and one on node `b`.
+fn pods() -> (Lab, NodeId, [Pod; 3]) {
+    let mut lab = Lab::new(LabOptions { prefix: "culvert-peers".to_owned() }).expect("a lab");
+    let (a, b) = (lab.node("a").expect("a node"), lab.node("b").expect("a node"));
+    let mut pod = |node, name: &str| lab.pod(node, PodSpec::new(name).captured(true)).expect("a pod");
+    let pods = [pod(a, "pod"), pod(a, "twin"), pod(b, "peer")];
+    (lab, a, pods)
+}
+
 /// A dual-stack service with one endpoint.
 fn service(name: &str, [v4, v6]: [&str; 2], pod: &Pod) -> String {
     let slice = |family: &str, address: IpAddr| {
@@ -158,8 +198,10 @@ impl Drop for World {
         if std::thread::panicking() {
             let log = self.agent.log();
             let last = log.iter().skip(log.len().saturating_sub(12)).map(|l| format!("{}\n", l.as_str()));
+            let enrolled = self.enroll.as_ref().map(|e| format!("{}{}", e.stdout(), e.stderr()));
             let (ended, complaints) = (self.agent.process().ended(), self.agent.process().stderr());
-            eprintln!("agent: {ended:?}\n{}{complaints}", last.collect::<String>());
+            let enrolled = enrolled.unwrap_or_default();
+            eprintln!("agent: {ended:?}\n{}{complaints}{enrolled}", last.collect::<String>());
         }
     }
 }

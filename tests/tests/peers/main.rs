@@ -16,4 +16,5 @@ mod right_server;
 mod streams;
 mod turns;
 mod violations;
+mod waypoint;
 mod wrong_server;
