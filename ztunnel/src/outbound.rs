@@ -1,6 +1,7 @@
 //! One captured outgoing connection, top to bottom: original destination, the way to an endpoint that takes it, relay,
 //! one log line and one set of counters. How the way is found, held and tried elsewhere is in `reach.rs`.
 
+mod ask;
 pub(crate) mod failing;
 mod hold;
 pub(crate) mod prepared;

@@ -161,12 +161,21 @@ fn strict(snapshot: &Snapshot, workload: &Workload, to: SocketAddr) -> Option<Po
 }
 
 /// Why an address that nobody is known to have gets no plaintext.
-pub(super) fn unanswered(snapshot: &Snapshot, to: SocketAddr) -> Option<Downgrade> {
-    let state = snapshot.completeness;
-    if state == Completeness::Complete {
-        return None;
+pub(super) fn incomplete(snapshot: &Snapshot, to: SocketAddr) -> Option<Downgrade> {
+    match snapshot.completeness {
+        Completeness::Complete => None,
+        Completeness::Loading | Completeness::Stale => unanswered(snapshot, to),
     }
+}
+
+/// The same where the source of the state was asked for the address and has not answered.
+pub fn unanswered(snapshot: &Snapshot, to: SocketAddr) -> Option<Downgrade> {
+    let to = super::canonical(to);
     let range = snapshot.no_downgrade.range_of(to.ip())?;
+    let state = match snapshot.completeness {
+        Completeness::Complete => Completeness::Stale, // as far as this address goes
+        other => other,
+    };
     Some(Downgrade::Unanswered { to, range, state })
 }
 

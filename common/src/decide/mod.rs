@@ -19,7 +19,7 @@ mod world;
 
 use std::net::{IpAddr, SocketAddr};
 
-pub use downgrade::{Downgrade, NotPlain};
+pub use downgrade::{Downgrade, NotPlain, unanswered};
 pub use endpoint::{Balance, Choice, PassedOver};
 pub use inbound::{InboundRefusal, InboundTarget, inbound_hbone, inbound_plaintext, inbound_service_guess};
 pub use next_hop::{NextHop, Outbound, OutboundRefusal, PassthroughReason, Unresolved, next_hop, resolved};

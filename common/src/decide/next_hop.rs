@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use super::downgrade::{Downgrade, not_plain, unanswered};
+use super::downgrade::{Downgrade, incomplete, not_plain};
 use super::endpoint::{self, Chosen, expected};
 use super::waypoint::{self, Before, Waypoint};
 use super::{Choice, HBONE_PORT, PassedOver, canonical, is_local, is_reserved_port};
@@ -200,7 +200,7 @@ pub fn next_hop(snapshot: &Snapshot, facts: &Outbound<'_>) -> Result<NextHop, Ou
         return to_service(snapshot, service, facts);
     }
     let Some(workload) = snapshot.workload_by_ip(ip) else {
-        if let Some(downgrade) = unanswered(snapshot, destination) {
+        if let Some(downgrade) = incomplete(snapshot, destination) {
             return Ok(NextHop::Hold(Box::new(downgrade)));
         }
         return Ok(NextHop::Passthrough { to: destination, why: PassthroughReason::UnknownDestination });

@@ -26,6 +26,7 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use super::OutboundError;
+use super::ask::Questions;
 use super::hold::Hold;
 use super::prepared::Between;
 use super::resolve::{self, ResolveError};
@@ -83,11 +84,20 @@ impl Drop for Routed<'_> {
 /// **Errors**: what the last try met, or a refusal. **Cancel safety**: dropping it gives up; nothing was read.
 pub(super) async fn reach(call: &Call<'_>, routed: &mut Routed<'_>) -> Result<Upstream, OutboundError> {
     let (worker, mut tries, mut hold) = (call.worker, Tries::new(), None);
+    let mut questions = Questions::default();
     let reached = loop {
         let (source, decided) = match decide(call, &tries.tried) {
             Ok(decided) => decided,
             Err(error) => break Err(error),
         };
+        if questions.has(call, &decided) {
+            // Boxed: few connections ask, and every one would hold the room for it.
+            match Box::pin(questions.ask(call, &source, &decided)).await {
+                Ok(true) => continue,
+                Ok(false) => {}
+                Err(refusal) => break Err(refusal.into()),
+            }
+        }
         routed.flow = flow(call, &source, &decided);
         let hop = match decided {
             Err(refusal) => break Err(refusal.into()),

@@ -134,3 +134,18 @@ fn the_words_say_what_was_seen_and_what_to_check() {
         }
     }
 }
+
+/// A look-up that nobody has answered, whatever the state says of itself.
+#[test]
+fn an_address_that_nobody_has_answered_for_gets_no_plaintext() {
+    for state in [Completeness::Loading, Completeness::Stale, Completeness::Complete] {
+        let snapshot = snapshot(state, DowngradeMode::Count);
+        let told =
+            |to: &str| unanswered(&snapshot, to.parse().unwrap()).map(|d| (d.reason(), d.to().to_string()));
+        for to in ["10.0.0.200:80", "[::ffff:10.0.0.200]:80"] {
+            assert_eq!(told(to), Some(("unanswered", "10.0.0.200:80".into())), "{to} {state}");
+        }
+        assert_eq!(told("[fd96::5]:80"), Some(("unanswered", "[fd96::5]:80".into())), "{state}");
+        assert_eq!(told("192.0.2.1:80"), None, "{state}: outside");
+    }
+}

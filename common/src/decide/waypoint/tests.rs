@@ -1,4 +1,7 @@
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use proptest::prelude::*;
 
 use super::*;
 use crate::decide::next_hop;
@@ -313,4 +316,75 @@ svc shop/agent 240.240.0.4 ports=80:15001
         assert!(then(&agent, own).contains("attempted recursive call"), "{own}");
     }
     assert_eq!(then(&agent, "192.0.2.9"), format!("tcp 192.0.2.9:15001: {one}"));
+}
+
+/// A waypoint of the world, or one that nothing is known of.
+fn any_gateway() -> impl Strategy<Value = &'static str> {
+    prop::sample::select(vec![
+        "a/ready",
+        "a/shut",
+        "a/nobody",
+        "@10.96.9.1",
+        "@10.0.9.2",
+        "@10.96.9.9",
+        "a/=edge",
+    ])
+}
+
+proptest! {
+    /// Whatever waypoints a destination has, it is reached through one that is ready, or not at all; and without any it is
+    /// reached itself.
+    #[test]
+    fn who_has_a_waypoint_is_reached_through_one(
+        single in prop::option::of(any_gateway()),
+        weights in prop::collection::vec((any_gateway(), 0..3_u32), 0..3),
+        is_service in any::<bool>(),
+        passes in any::<bool>(),
+        ready in any::<[bool; 3]>(),
+        pick in any::<u64>(),
+    ) {
+        let state = |n: usize| if ready[n] { "" } else { "not-ready" };
+        let mut text = format!("
+pod a/client 10.0.0.1 hbone
+pod a/wp-0 10.0.9.1 hbone
+pod a/wp-1 10.0.9.2 hbone {}
+pod a/edge-0 10.0.9.3 hbone host=edge {}
+svc a/ready 10.96.9.1 ports=15008:15008
+  ep a/wp-0 {}
+  ep a/wp-1 {}
+svc a/shut 10.96.9.2 ports=15008:15008
+  ep a/wp-0 not-ready
+", state(1), state(2), state(0), state(1));
+        let of_pod = single.filter(|_| !is_service).map(|w| format!("waypoint={w}")).unwrap_or_default();
+        writeln!(text, "pod a/server 10.0.0.2 hbone {of_pod}").unwrap();
+        write!(text, "svc a/server 10.96.0.1 ports=80:8080").unwrap();
+        if let Some(single) = single.filter(|_| is_service) {
+            write!(text, " waypoint={single}").unwrap();
+        }
+        if !weights.is_empty() {
+            let all: Vec<String> = weights.iter().map(|(gateway, weight)| format!("{gateway}*{weight}")).collect();
+            write!(text, " weights={}", all.join(",")).unwrap();
+        }
+        writeln!(text, "{}\n  ep a/server", if passes { " mode=Passthrough" } else { "" }).unwrap();
+        let snapshot = world(&text);
+        let to = if is_service { "10.96.0.1:80" } else { "10.0.0.2:80" };
+        let has_one = single.is_some() || (is_service && weights.iter().any(|(_, weight)| *weight != 0));
+        let wanted = to.parse::<SocketAddr>().unwrap();
+        match decide(&snapshot, "a/client", to, pick) {
+            Ok(NextHop::Hbone { waypoint: Some(_), peer, authority, workload, expected, .. }) => {
+                prop_assert!(has_one && workload.addresses.contains(&peer.ip()), "{text}");
+                let index = [("wp-0", 0), ("wp-1", 1), ("edge-0", 2)].iter().find(|(name, _)| *name == &*workload.name);
+                prop_assert!(index.is_some_and(|(_, n)| ready[*n]), "{text}: {}", workload.name);
+                prop_assert_eq!((authority, &expected[0]), (wanted, &workload.identity));
+            }
+            Err(OutboundRefusal::UnknownWaypoint { .. } | OutboundRefusal::NoHealthyWaypoint { .. }) => {
+                prop_assert!(has_one, "{text}");
+            }
+            Ok(NextHop::Hbone { waypoint: None, workload, .. }) => {
+                prop_assert!(!has_one && &*workload.name == "server", "{text}");
+            }
+            Ok(NextHop::Passthrough { .. }) => prop_assert!(!has_one && is_service && passes, "{text}"),
+            other => prop_assert!(false, "{text}: {other:?}"),
+        }
+    }
 }
