@@ -28,7 +28,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::admin::{self, AdminSettings, Stop, Stopping};
 use crate::authority;
-use crate::dns::{Dns, Helper, Origins};
+use crate::dns::{Dns, Helper, Origins, Resolver};
 use crate::enroll::{self, DnsCapture, Enroll, EnrollOptions, Peers};
 use crate::inpod::{Ask, Dialer, ListenSettings, Pods, PodsOptions};
 use crate::origin::{self, Origin};
@@ -426,6 +426,7 @@ fn shared(
         localhost_app_tunnel: settings.control_plane.localhost_app_tunnel,
         policy_info_logging: settings.process.policy_info_logging,
         dns,
+        resolver: Resolver::new(settings.capture.packet_mark),
         is_succeeded: AtomicBool::new(false),
     }))
 }

@@ -43,7 +43,7 @@ enum OutboundError {
     #[error("no connection to the destination: {0}")]
     Connect(#[from] ConnectError),
     #[error(transparent)]
-    Resolve(resolve::ResolveError),
+    Resolve(crate::dns::ResolveError),
     #[error(transparent)]
     Copy(#[from] CopyError),
     #[error("{0}")]

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::admission::{Admission, PodLimits, Refused};
-use crate::dns::{Dns, LastServer};
+use crate::dns::{Dns, LastServer, Resolver};
 use crate::worker::Worker;
 use culvert_common::hbone::budget::Budget;
 use culvert_common::hbone::{Http2, Limits};
@@ -51,6 +51,8 @@ pub(crate) struct Shared {
     pub(crate) policy_info_logging: bool,
     /// The pods' DNS queries; none where they are not taken.
     pub(crate) dns: Option<Dns>,
+    /// Addresses of workloads that are host names.
+    pub(crate) resolver: Resolver,
     /// Whether another agent has taken this one's place: new connections are its business.
     pub(crate) is_succeeded: AtomicBool,
 }

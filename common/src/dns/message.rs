@@ -12,16 +12,16 @@ pub const READ_MAX: usize = u16::MAX as usize;
 /// What a client without EDNS takes by UDP.
 const UDP_MIN: usize = 512;
 /// What is sent by UDP at most, whatever the client takes.
-const UDP_MAX: usize = 4096;
+const UDP_MAX: u16 = 4096;
 const NAME_MAX: usize = 255;
 const LABEL_MAX: u8 = 63;
 
-const TYPE_A: u16 = 1;
+pub(super) const TYPE_A: u16 = 1;
 const TYPE_CNAME: u16 = 5;
 const TYPE_SOA: u16 = 6;
-const TYPE_AAAA: u16 = 28;
+pub(super) const TYPE_AAAA: u16 = 28;
 const TYPE_OPT: u16 = 41;
-const CLASS_IN: u16 = 1;
+pub(super) const CLASS_IN: u16 = 1;
 /// Points at the question's name, which stands behind the head.
 const ASKED_NAME: u16 = 0xc00c;
 /// Seconds for which an address may be kept.
@@ -30,12 +30,12 @@ const TTL: u32 = 30;
 const TTL_NONE: u32 = 5;
 
 /// Bits of the head's third and fourth byte.
-mod flag {
+pub(super) mod flag {
     pub(super) const RESPONSE: u8 = 0x80;
     pub(super) const OPCODE: u8 = 0x78;
     pub(super) const AUTHORITATIVE: u8 = 0x04;
-    pub(super) const TRUNCATED: u8 = 0x02;
-    pub(super) const RECURSION_DESIRED: u8 = 0x01;
+    pub(in crate::dns) const TRUNCATED: u8 = 0x02;
+    pub(in crate::dns) const RECURSION_DESIRED: u8 = 0x01;
     pub(super) const RECURSION_AVAILABLE: u8 = 0x80;
     pub(super) const CHECKING_DISABLED: u8 = 0x10;
 }
@@ -180,7 +180,7 @@ impl<'a> Query<'a> {
 
     /// Bytes that an answer by UDP may have.
     pub fn udp_limit(&self) -> usize {
-        self.edns.map_or(UDP_MIN, |edns| usize::from(edns.payload).clamp(UDP_MIN, UDP_MAX))
+        self.edns.map_or(UDP_MIN, |edns| usize::from(edns.payload).clamp(UDP_MIN, UDP_MAX.into()))
     }
 
     /// The answer's bytes, at most `limit`: with what does not fit it says that it is cut off.
@@ -219,7 +219,7 @@ impl<'a> Query<'a> {
         }
         let mut additionals = 0;
         if let Some(edns) = self.edns {
-            out.opt(edns);
+            out.opt(UDP_MAX, edns.dnssec_ok);
             additionals = 1;
         }
         out.counts(answers, authorities, additionals);
@@ -235,7 +235,7 @@ pub fn failure(query: &Query<'_>, code: Code) -> Vec<u8> {
     let mut out = Writer::reply(query, code, false);
     let mut additionals = 0;
     if let Some(edns) = query.edns {
-        out.opt(edns);
+        out.opt(UDP_MAX, edns.dnssec_ok);
         additionals = 1;
     }
     out.counts(0, 0, additionals);
@@ -260,7 +260,7 @@ pub fn answers(reply: &[u8], query: &[u8]) -> bool {
 }
 
 /// Where the one question ends; none when it does not, or is compressed, which no query is.
-fn question_end(bytes: &[u8]) -> Option<usize> {
+pub(super) fn question_end(bytes: &[u8]) -> Option<usize> {
     let mut at = HEADER;
     loop {
         match *bytes.get(at)? {
@@ -310,7 +310,7 @@ fn opt(record: &[u8]) -> Option<Edns> {
     })
 }
 
-fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+pub(super) fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
     bytes.get(at..)?.first_chunk().copied().map(u16::from_be_bytes)
 }
 
@@ -319,7 +319,7 @@ const OPT_LENGTH: usize = 11;
 /// Owner (a pointer), type, class, TTL and length.
 const RECORD_HEAD: usize = 12;
 
-struct Writer(Vec<u8>);
+pub(super) struct Writer(pub(super) Vec<u8>);
 
 impl Writer {
     /// The head, and the question as it was asked.
@@ -348,7 +348,7 @@ impl Writer {
         self.0.splice(6..HEADER, counts.as_flattened().iter().copied());
     }
 
-    fn u16(&mut self, value: u16) {
+    pub(super) fn u16(&mut self, value: u16) {
         self.0.extend(value.to_be_bytes());
     }
 
@@ -389,7 +389,7 @@ impl Writer {
         }
     }
 
-    fn name(&mut self, name: &str) -> Option<()> {
+    pub(super) fn name(&mut self, name: &str) -> Option<()> {
         let start = self.0.len();
         for label in name.split('.') {
             let length = u8::try_from(label.len()).ok().filter(|length| (1..=LABEL_MAX).contains(length))?;
@@ -416,11 +416,11 @@ impl Writer {
         })
     }
 
-    fn opt(&mut self, asked: Edns) {
+    pub(super) fn opt(&mut self, payload: u16, dnssec_ok: bool) {
         self.0.push(0);
         self.u16(TYPE_OPT);
-        self.u16(u16::try_from(UDP_MAX).unwrap_or(u16::MAX));
-        self.0.extend([0, 0, if asked.dnssec_ok { DNSSEC_OK } else { 0 }, 0]);
+        self.u16(payload);
+        self.0.extend([0, 0, if dnssec_ok { DNSSEC_OK } else { 0 }, 0]);
         self.u16(0);
     }
 }

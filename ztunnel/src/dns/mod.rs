@@ -9,6 +9,7 @@
 //! behalf of workloads that are host names.
 
 mod origin;
+mod resolve;
 mod servers;
 mod sockets;
 mod tcp;
@@ -25,6 +26,7 @@ use culvert_common::model::Workload;
 use culvert_common::telemetry::DnsQuery;
 
 pub(crate) use origin::{COMMAND, Helper, Origins, serve as look_up_destinations};
+pub(crate) use resolve::{ResolveError, Resolver};
 pub(crate) use sockets::{DnsSocket, Kind, open};
 
 use crate::settings::control_plane::DnsAddress;

@@ -29,7 +29,8 @@ use super::OutboundError;
 use super::ask::Questions;
 use super::hold::Hold;
 use super::prepared::Between;
-use super::resolve::{self, ResolveError};
+use super::resolve;
+use crate::dns::ResolveError;
 use crate::shared::{Pod, Shared, random};
 use crate::worker::Worker;
 
@@ -179,7 +180,8 @@ async fn for_a_moment(hold: &mut Option<Hold>, worker: &Rc<Worker>, reason: &'st
 async fn by_name(call: &Call<'_>, source: &Arc<Workload>, of: &Unresolved) -> Result<NextHop, OutboundError> {
     let Call { worker, dst, .. } = call;
     let host = &of.workload.hostname;
-    let addresses = resolve::addresses(host).await.map_err(OutboundError::Resolve)?;
+    worker.shared.telemetry.metrics().dns().on_demand(source, host);
+    let addresses = worker.shared.resolver.addresses(host).await.map_err(OutboundError::Resolve)?;
     let ip = resolve::one_of(&addresses, dst.is_ipv4(), random() as u64);
     let ip = ip.ok_or_else(|| OutboundError::Resolve(ResolveError::NoAddress { host: Arc::clone(host) }))?;
     Ok(resolved(&worker.shared.state.snapshot(), source, of, ip)?)
