@@ -6,6 +6,8 @@ use culvert_tests::dice::Dice;
 
 #[path = "../fuzz/laws/discovery.rs"]
 mod discovery;
+#[path = "../fuzz/laws/dns.rs"]
+mod dns;
 #[path = "../fuzz/laws/guard.rs"]
 mod guard;
 #[path = "../fuzz/laws/netlink.rs"]
@@ -81,4 +83,9 @@ fn answers_of_the_kernel() {
 #[test]
 fn answers_of_a_discovery_server() {
     run("discovery", discovery::responses);
+}
+
+#[test]
+fn dns_messages() {
+    run("dns", dns::messages);
 }

@@ -24,6 +24,7 @@ use std::time::Duration;
 use culvert_common::dns::{self, Asker, Code, Naming, Query};
 use culvert_common::model::Workload;
 use culvert_common::telemetry::DnsQuery;
+use culvert_common::xds::on_demand::Lookup;
 
 pub(crate) use origin::{COMMAND, Helper, Origins, serve as look_up_destinations};
 pub(crate) use resolve::{ResolveError, Resolver};
@@ -36,6 +37,9 @@ use servers::Servers;
 
 /// How long a relayed query waits for its answer, and a TCP connection for anything at all.
 const LIMIT: Duration = Duration::from_secs(5);
+
+/// How long the control plane is waited for when it is asked for a name.
+const ON_DEMAND: Duration = Duration::from_secs(1);
 
 /// What the DNS proxy works with.
 pub(crate) struct Dns {
@@ -119,34 +123,63 @@ fn decide(
     (protocol, limit): (&'static str, usize),
 ) -> (Verdict, Labels) {
     let metrics = shared.telemetry.metrics().dns();
-    let snapshot = shared.state.snapshot();
-    let source = pod.workload(&snapshot).ok();
+    let source = pod.workload(&shared.state.snapshot()).ok();
     let labels = Labels { kind: query.kind(), protocol, source };
     metrics.request(&labels.query());
-    let Some(source) = &labels.source else {
+    if labels.source.is_none() {
         metrics.result("unknown source");
         tracing::debug!(target: "dns", pod = pod.local.to_string(), "query of a pod that is not known: SERVFAIL");
         return (Verdict::Say(dns::failure(query, Code::ServFail)), labels);
-    };
-    let asker = Asker { namespace: &source.namespace, network: &source.network };
-    let found = query.question().and_then(|question| {
-        let seed = u64::try_from(random() >> 64).unwrap_or_default();
-        let found = dns::answer(&snapshot, &dns.naming, asker, &question, seed)?;
-        let bytes = query.answered(&found.answer, limit)?;
-        tracing::debug!(
-            target: "dns", pod = pod.local.to_string(), query = question.name, kind = query.kind(), protocol,
-            records = found.answer.addresses.len(), result = found.outcome.as_str(), "query answered"
-        );
-        Some((found.outcome, bytes))
-    });
-    let verdict = match found {
-        Some((outcome, bytes)) => {
-            metrics.result(outcome.as_str());
-            Verdict::Say(bytes)
-        }
+    }
+    let verdict = match find(shared, dns, pod, query, (&labels, limit)) {
+        Some(answer) => Verdict::Say(answer),
         None => Verdict::Relay,
     };
     (verdict, labels)
+}
+
+/// The answer to a query for a name of the mesh.
+fn find(
+    shared: &Shared,
+    dns: &Dns,
+    pod: &Pod,
+    query: &Query<'_>,
+    (labels, limit): (&Labels, usize),
+) -> Option<Vec<u8>> {
+    let (question, source) = (query.question()?, labels.source.as_deref()?);
+    let asker = Asker { namespace: &source.namespace, network: &source.network };
+    let seed = u64::try_from(random() >> 64).unwrap_or_default();
+    let found = dns::answer(&shared.state.snapshot(), &dns.naming, asker, &question, seed)?;
+    let bytes = query.answered(&found.answer, limit)?;
+    shared.telemetry.metrics().dns().result(found.outcome.as_str());
+    tracing::debug!(
+        target: "dns", pod = pod.local.to_string(), query = question.name, kind = labels.kind,
+        protocol = labels.protocol, records = found.answer.addresses.len(), result = found.outcome.as_str(),
+        "query answered"
+    );
+    Some(bytes)
+}
+
+/// As [`find`] for a name that the state does not have and the control plane can be asked for, where it is asked at all.
+async fn find_on_demand(
+    shared: &Shared,
+    dns: &Dns,
+    pod: &Pod,
+    query: &Query<'_>,
+    (labels, limit): (&Labels, usize),
+) -> Option<Vec<u8>> {
+    let on_demand = shared.on_demand.as_ref()?;
+    let (question, source) = (query.question()?, labels.source.as_deref()?);
+    let asker = Asker { namespace: &source.namespace, network: &source.network };
+    for key in dns::keys(&dns.naming, asker, &question.name) {
+        // A control plane that does not answer in time leaves the question to the pod's name server, which knows too.
+        if on_demand.service(&key, ON_DEMAND).await == Lookup::Known
+            && let Some(answer) = find(shared, dns, pod, query, (labels, limit))
+        {
+            return Some(answer);
+        }
+    }
+    None
 }
 
 /// Whether `decide` has to wait for the pod's workload first.

@@ -17,7 +17,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Mutex, Notify};
 use tokio::time::{sleep, timeout};
 
-use super::{Dns, LIMIT, Labels, RelayError, Verdict, decide, destinations, relayed};
+use super::{Dns, LIMIT, Labels, RelayError, Verdict, decide, destinations, find_on_demand, relayed};
 use crate::shared::Pod;
 use crate::worker::Worker;
 
@@ -171,6 +171,10 @@ impl Talk<'_> {
         match decide(&self.worker.shared, self.dns, self.pod, &query, ("tcp", READ_MAX)) {
             (Verdict::Say(answer), _) => self.say(&answer).await.map(|()| None),
             (Verdict::Relay, labels) => {
+                let (shared, about) = (&self.worker.shared, (&labels, READ_MAX));
+                if let Some(answer) = find_on_demand(shared, self.dns, self.pod, &query, about).await {
+                    return self.say(&answer).await.map(|()| None);
+                }
                 self.worker.shared.telemetry.metrics().dns().upstream_request(&labels.query());
                 Ok(Some(labels))
             }

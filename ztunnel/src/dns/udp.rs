@@ -12,7 +12,9 @@ use culvert_common::net::datagram;
 use tokio::net::UdpSocket;
 use tokio::time::{sleep, timeout};
 
-use super::{Dns, LIMIT, Labels, RelayError, Verdict, decide, destinations, is_waiting, relayed};
+use super::{
+    Dns, LIMIT, Labels, RelayError, Verdict, decide, destinations, find_on_demand, is_waiting, relayed,
+};
 use crate::shared::{Pod, random};
 use crate::worker::Worker;
 
@@ -122,6 +124,9 @@ impl Listener {
                 }
             }
         };
+        if let Some(answer) = find_on_demand(shared, dns, pod, &query, (&labels, query.udp_limit())).await {
+            return self.say(&answer, client);
+        }
         let began = Instant::now();
         match self.relay(dns, &labels, &bytes, client).await {
             Ok(answer) => {
