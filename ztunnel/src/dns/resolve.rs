@@ -36,13 +36,15 @@ pub(crate) enum ResolveError {
     Failed { host: Arc<str>, source: Arc<io::Error> },
 }
 
+/// Until when, and the addresses; none where the name has none.
+type Kept = (Instant, Arc<[IpAddr]>);
+
 /// Resolves host names.
 pub(crate) struct Resolver {
     servers: Servers,
     hosts: Hosts,
     mark: u32,
-    /// Empty: the name has no addresses.
-    kept: Mutex<HashMap<Arc<str>, (Instant, Arc<[IpAddr]>)>>,
+    kept: Mutex<HashMap<Arc<str>, Kept>>,
 }
 
 impl Resolver {
