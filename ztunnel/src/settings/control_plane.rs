@@ -323,7 +323,6 @@ impl ControlPlane {
     }
 
     /// Where the last state is kept.
-    #[allow(dead_code, reason = "the discovery client reads it once it keeps its state")]
     pub(crate) fn state_dir(&self, zds_socket: &Path) -> Option<PathBuf> {
         match &self.state_dir {
             Some(dir) if dir.as_os_str() == "off" => None,
