@@ -10,6 +10,8 @@ mod discovery;
 mod dns;
 #[path = "../fuzz/laws/guard.rs"]
 mod guard;
+#[path = "../fuzz/laws/identity.rs"]
+mod identity;
 #[path = "../fuzz/laws/netlink.rs"]
 mod netlink;
 #[path = "../fuzz/laws/zds.rs"]
@@ -88,4 +90,14 @@ fn answers_of_a_discovery_server() {
 #[test]
 fn dns_messages() {
     run("dns", dns::messages);
+}
+
+#[test]
+fn answers_of_a_certificate_authority() {
+    run("ca_answer", identity::answers);
+}
+
+#[test]
+fn files_of_revocation_lists() {
+    run("crl", identity::lists);
 }

@@ -7,6 +7,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex as StdMutex, PoisonError};
 use std::time::Duration;
 
+use prost::Message as _;
 use rcgen::string::Ia5String;
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, SanType};
 use rustls_pki_types::CertificateDer;
@@ -210,6 +211,13 @@ fn read(reply: &Reply) -> Result<Certificates, String> {
         chain: certificates(chain, "chain", CHAIN_MAX)?,
         roots: certificates(std::slice::from_ref(roots), "root", ROOTS_MAX)?,
     })
+}
+
+/// How many certificates an answer of a CA holds in its chain and as roots; `None` where it is refused. For fuzzing.
+pub fn count_certificates(answer: &[u8]) -> Option<(usize, usize)> {
+    let reply = Reply::decode(answer).ok()?;
+    let read = read(&reply).ok()?;
+    Some((read.chain.len(), read.roots.len()))
 }
 
 #[cfg(test)]

@@ -4,7 +4,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, Request, Response};
-use prost::Message as _;
 use rcgen::CertificateSigningRequestParams;
 use rustls::ServerConfig;
 use tokio::net::TcpListener;

@@ -605,3 +605,34 @@ fn secrets_are_not_printed() {
     let (hex, decimal) = (hex.get(..16).unwrap(), decimal.get(..20).unwrap());
     assert!(!all.to_lowercase().contains(hex) && !all.contains(decimal), "{all}");
 }
+
+/// What `identity` has of `pki`, with these trust domains beside its own.
+fn with_aliases(pki: &Pki, identity: &SpiffeId, aliases: &[&str]) -> super::super::WorkloadCert {
+    let made = pki.sign(&Leaf::of(&identity.to_string()));
+    let accepts = Acceptance { aliases: aliases.iter().map(|&a| a.into()).collect(), revocation: None };
+    super::super::WorkloadCert::new(identity, &pki.issued(&made), Arc::new(Standing), &accepts).unwrap()
+}
+
+#[test]
+fn peers_of_an_aliased_trust_domain_are_accepted_and_keep_their_identity() {
+    let pki = Pki::new("root");
+    let (old, new) = (id("spiffe://old.example/ns/shop/sa/cart"), shop("pay"));
+    let renamed = id("spiffe://cluster.local/ns/shop/sa/cart");
+    let both = with_aliases(&pki, &new, &["old.example"]);
+    let alone = with_aliases(&pki, &new, &[]);
+    let before = with_aliases(&pki, &old, &["cluster.local"]);
+    // The peer as client, and as server under the name that the state has for it.
+    let meeting = Meeting::of(before.client_config(std::slice::from_ref(&new)), both.server_config());
+    meeting.succeeded("client of the alias");
+    assert_eq!(peer_identity(meeting.server.peer_certificates()).unwrap(), old, "as it has proven itself");
+    Meeting::of(both.client_config(std::slice::from_ref(&renamed)), before.server_config())
+        .succeeded("server of the alias");
+    let text = |error: &Option<Error>| error.as_ref().unwrap().to_string();
+    let refused = Meeting::of(before.client_config(std::slice::from_ref(&new)), alone.server_config());
+    assert!(text(&refused.server_error).contains("not of trust domain cluster.local"));
+    let refused = Meeting::of(alone.client_config(std::slice::from_ref(&renamed)), before.server_config());
+    assert!(text(&refused.client_error).contains("did not present the expected SAN"));
+    let other = id("spiffe://cluster.local/ns/shop/sa/other");
+    let refused = Meeting::of(both.client_config(&[other]), before.server_config());
+    assert!(text(&refused.client_error).contains("got spiffe://old.example/ns/shop/sa/cart"));
+}
