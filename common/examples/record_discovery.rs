@@ -1,7 +1,8 @@
 //! Records what a discovery server says, for the test that replays it (`src/xds/client/dialogue.txt`).
 //!
 //! `cargo run -p culvert-common --example record_discovery -- http://127.0.0.1:15010 60 > dialogue.txt` asks as the agent
-//! does and writes each message as a line, `>` for ours and `<` for the server's, in base64. Change the cluster meanwhile.
+//! does and writes each message as a line, `>` for ours and `<` for the server's, in base64, and at the end `=` for each name that was there. Change
+//! the cluster meanwhile. Names after the seconds are asked for on demand instead of everything.
 
 use std::io::Write as _;
 use std::time::Duration;
@@ -45,7 +46,9 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let (requests, mut responses) =
         channel.stream::<DeltaDiscoveryRequest, DeltaDiscoveryResponse>(METHOD)?;
     let mut store = Store::default();
-    let (mut session, first) = Session::open(node, &store, Scope::Everything, Vec::new());
+    let wanted: Vec<String> = args.collect();
+    let scope = if wanted.is_empty() { Scope::Everything } else { Scope::OnDemand };
+    let (mut session, first) = Session::open(node, &store, scope, wanted);
     for request in first {
         line('>', &request.encode_to_vec())?;
         requests.send(&request).await?;
@@ -60,5 +63,11 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
             requests.send(&reply).await?;
         }
     }
+    let parts = store.parts();
+    let mut names: Vec<String> = parts.workloads.iter().map(|workload| workload.uid.to_string()).collect();
+    names.extend(parts.services.iter().map(|service| format!("{} {}", service.key, service.endpoints.len())));
+    names.extend(parts.policies.iter().map(|policy| policy.key.to_string()));
+    names.sort();
+    names.iter().try_for_each(|name| writeln!(std::io::stdout(), "= {name}"))?;
     Ok(())
 }

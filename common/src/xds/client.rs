@@ -253,7 +253,8 @@ impl Client {
         let answered_by = Instant::now() + ANSWER;
         let mut tidy_at = Instant::now() + TIDY;
         loop {
-            let (publish_at, settled_at) = (self.pace.publish_at(), self.pace.settled_at);
+            let publish_at = self.pace.publish_at().filter(|_| *self.usable.borrow());
+            let settled_at = self.pace.settled_at;
             let flush_at = self.flush_at;
             tokio::select! {
                 message = responses.bytes() => match message? {
@@ -381,6 +382,10 @@ impl Client {
     }
 
     fn publish(&mut self) {
+        // Before the first answers something may be missing: then nothing is in force.
+        if !*self.usable.borrow() {
+            return;
+        }
         let began = Instant::now();
         let parts = self.store.parts();
         let counts = [
@@ -388,10 +393,6 @@ impl Client {
             ("service", parts.services.len()),
             ("policy", parts.policies.len()),
         ];
-        // Before the first answers something may be missing: then nothing is in force.
-        if !*self.usable.borrow() {
-            return;
-        }
         let completeness =
             if self.away_since.is_none() { Completeness::Complete } else { Completeness::Stale };
         let revision = self.state.publish_as(parts, completeness);

@@ -2,6 +2,8 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bytes::{BufMut as _, BytesMut};
 use http::{HeaderMap, Response as HttpResponse};
 use prost::Message as _;
@@ -165,6 +167,10 @@ struct Agent {
 }
 
 fn agent(at: SocketAddr, scope: Scope) -> Agent {
+    keeping(at, scope, None)
+}
+
+fn keeping(at: SocketAddr, scope: Scope, kept: Option<(PathBuf, String)>) -> Agent {
     let target = Target {
         address: format!("http://{at}").parse().unwrap(),
         roots: Roots::System,
@@ -174,7 +180,7 @@ fn agent(at: SocketAddr, scope: Scope) -> Agent {
     };
     let node = Node { id: "ztunnel~1.1.1.1~a.b~b.svc.cluster.local".into(), ..Node::default() };
     let limits = Limits { message_max: 1 << 20, ..Limits::default() };
-    let settings = Settings { target, limits, node, options: Options::default(), scope, kept: None };
+    let settings = Settings { target, limits, node, options: Options::default(), scope, kept };
     let (state, metrics, tasks) = (State::new(), Metrics::new("test"), Tasks::new());
     let (on_demand, asks) = OnDemand::new();
     let (client, synced) = Client::new(settings, asks, (Arc::clone(&state), Arc::clone(&metrics)));
@@ -421,10 +427,83 @@ async fn on_demand_a_hit_by_address_a_miss_and_no_answer_are_told_apart() {
     assert_eq!(found, Lookup::Missing);
     let short = Duration::from_millis(20);
     assert_eq!(agent.on_demand.address("net", "10.0.0.3".parse().unwrap(), short).await, Lookup::TimedOut);
-    drop(stream);
+    stream.send.send_reset(h2::Reason::CANCEL);
     // What was asked for is asked for again.
     let (_stream, [addresses, _]) = server.opened().await;
     let asked = &addresses.resource_names_subscribe;
     assert!(asked.contains(&"net/10.0.0.1".to_owned()) && asked.contains(&"*".to_owned()), "{asked:?}");
     assert_eq!(addresses.initial_resource_versions.len(), 1);
+}
+
+#[tokio::test]
+async fn a_restarted_agent_begins_with_what_was_kept_and_asks_for_what_differs() {
+    let dir = std::env::temp_dir().join(format!("culvert-xds-{:016x}", getrandom::u64().unwrap()));
+    let kept = || Some((dir.clone(), "cluster=c".to_owned()));
+    let mut server = Server::new().await;
+    let before = keeping(server.at, Scope::Everything, kept());
+    let (mut stream, _) = server.opened().await;
+    stream.answer(ADDRESS, "1", vec![workload("a", 1), workload("gone", 2)], &[]);
+    stream.answer(POLICY, "2", vec![policy("p"), bad(POLICY, "shop/bad")], &[]);
+    stream.answer(ADDRESS, "3", vec![], &[&uid("gone")]);
+    before.until("without what is gone", |snapshot| snapshot.workloads().count() == 1).await;
+    stream.end(0);
+    let _written_by_then = server.opened().await;
+    drop(before);
+
+    // Nobody takes connections there.
+    let nowhere = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap().local_addr().unwrap();
+    let alone = keeping(nowhere, Scope::Everything, kept());
+    alone.until("what was kept", |snapshot| snapshot.workloads().count() == 1).await;
+    assert_eq!(alone.names(), ["a", "shop/bad", "shop/p"], "what could not be used denies still");
+    assert_eq!(alone.state.snapshot().completeness, Completeness::Stale);
+    assert!(*alone.synced.borrow(), "pods are served");
+    drop(alone);
+
+    let after = keeping(server.at, Scope::Everything, kept());
+    let (mut stream, [addresses, _]) = server.opened().await;
+    assert_eq!(addresses.initial_resource_versions, [(uid("a"), "a1".to_owned())].into());
+    stream.answer(ADDRESS, "1", vec![], &[]);
+    stream.answer(POLICY, "2", vec![], &["shop/bad"]);
+    after.until("complete", |snapshot| snapshot.completeness == Completeness::Complete).await;
+    assert_eq!(after.names(), ["a", "shop/p"]);
+    let foreign = keeping(nowhere, Scope::Everything, Some((dir.clone(), "cluster=other".to_owned())));
+    assert!(foreign.names().is_empty());
+    std::fs::remove_dir_all(&dir).unwrap();
+}
+
+/// Each line of the recording is a message in base64: `>` what the client said, `<` what istiod said; and at the end, after
+/// `=`, what was there. `examples/record_discovery.rs` makes it.
+#[tokio::test]
+async fn what_a_real_istiod_said_is_understood() {
+    let recording = include_str!("dialogue.txt");
+    let mut server = Server::new().await;
+    let agent = agent(server.at, Scope::Everything);
+    let mut stream = server.stream().await;
+    let mut said = 0;
+    let mut wanted = Vec::new();
+    for (who, text) in recording.lines().map(|line| line.split_at(2)) {
+        match who {
+            "> " => {
+                let bytes = STANDARD.decode(text).unwrap();
+                let (told, got) =
+                    (DeltaDiscoveryRequest::decode(&bytes[..]).unwrap(), stream.request().await);
+                assert_eq!((&got.type_url, &got.response_nonce), (&told.type_url, &told.response_nonce));
+                assert_eq!(got.error_detail, told.error_detail);
+            }
+            "< " => {
+                stream.message(&STANDARD.decode(text).unwrap());
+                said += 1;
+            }
+            _ => wanted.push(text),
+        }
+    }
+    assert!(said > 5, "{said}");
+    let all = |snapshot: &Snapshot| {
+        let mut names: Vec<String> = snapshot.workloads().map(|w| w.uid.to_string()).collect();
+        names.extend(snapshot.services().map(|s| format!("{} {}", s.key, s.endpoints.len())));
+        names.extend(snapshot.policies().map(|p| p.key.to_string()));
+        names.sort();
+        names == wanted
+    };
+    agent.until("what was there in the end", all).await;
 }
