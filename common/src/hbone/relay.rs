@@ -219,7 +219,13 @@ impl Download<'_> {
                     Poll::Ready(None) => self.ended = true,
                     Poll::Ready(Some(Ok(data))) => self.push(std::mem::replace(&mut last, data)),
                     Poll::Ready(Some(Err(end))) if end.is_orderly() => self.ended = true,
-                    Poll::Ready(Some(Err(end))) => return Poll::Ready(Err(RelayError::Peer(end))),
+                    Poll::Ready(Some(Err(end))) => {
+                        // What came before it is the app's, as far as it takes it now. Envoy ends so what it has closed:
+                        // a whole answer, and RST_STREAM(CONNECT_ERROR) without END_STREAM right behind it.
+                        let taken = self.write_all(last)?;
+                        count(taken as u64);
+                        return Poll::Ready(Err(RelayError::Peer(end)));
+                    }
                 }
             }
             let taken = self.write_all(last)?;

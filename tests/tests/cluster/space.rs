@@ -67,6 +67,11 @@ impl Space {
     /// Waits for a roll-out, and shows what the pods say if there is none.
     #[track_caller]
     pub(crate) fn rolled_out(&self, object: &str) {
+        // istiod makes a waypoint's Deployment a moment after its Gateway.
+        until(object, Duration::from_secs(30), || {
+            let said = try_kubectl(&["-n", &self.name, "get", object]);
+            if said.ok { Ok(()) } else { Err(said.err) }
+        });
         let said = try_kubectl(&["-n", &self.name, "rollout", "status", object, "--timeout=90s"]);
         if !said.ok {
             let pods = self.kubectl(&["get", "pods", "-o", "wide"]);
