@@ -169,7 +169,7 @@ impl Pods {
             running: HashMap::new(),
             waiting: HashMap::new(),
             is_told: false,
-            is_stale: false,
+            is_stale: true,
             certified: HashSet::new(),
             successor: None,
             anew: Arc::new(Notify::new()),
@@ -494,7 +494,8 @@ impl Pods {
 
     fn report(&mut self) {
         let is_told = matches!(self.link, Link::Told);
-        if is_told && std::mem::take(&mut self.is_stale) {
+        // Also before the agent has named them: what the state tells of this node is enough to begin with.
+        if std::mem::take(&mut self.is_stale) {
             self.shared.certs.want(self.wanted_identities());
         }
         if is_told
