@@ -145,6 +145,10 @@ fn belongs(family: &Family, sample: &Sample, openmetrics: bool) -> Result<(), St
     let right = match (family.kind.as_str(), openmetrics) {
         ("counter", true) => suffix == "_total",
         ("counter" | "gauge", _) => suffix.is_empty(),
+        ("histogram", _) => {
+            let is_bucket = sample.labels.iter().any(|(name, _)| name == "le");
+            if is_bucket { suffix == "_bucket" } else { ["_sum", "_count"].contains(&suffix) }
+        }
         _ => return Err("no type, or one that is not written here".to_owned()),
     };
     if !right {
@@ -175,8 +179,8 @@ fn whole(family: &Family, openmetrics: bool) -> Result<(), String> {
         }
         _ => {}
     }
-    let mut series: Vec<Vec<(String, String)>> = samples.iter().map(|s| s.labels.clone()).collect();
-    series.iter_mut().for_each(|labels| labels.sort());
+    let mut series: Vec<_> = samples.iter().map(|s| (&s.name, s.labels.clone())).collect();
+    series.iter_mut().for_each(|(_, labels)| labels.sort());
     let all = series.len();
     let apart: BTreeSet<_> = series.into_iter().collect();
     if apart.len() == all { Ok(()) } else { Err(format!("{name} has two samples with the same labels")) }

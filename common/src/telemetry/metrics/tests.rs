@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use super::super::encode::tests::read;
 use super::super::fixtures::*;
-use super::super::{Early, Failure, HoldResult, LogFormat, ResponseFlag, Telemetry};
+use super::super::{DnsQuery, Early, Failure, HoldResult, LogFormat, ResponseFlag, Telemetry, Termination};
 use super::*;
 
 /// Metrics of which every family has a sample.
@@ -43,6 +43,20 @@ fn all() -> Arc<Telemetry> {
     metrics.identity().rejected(Reporter::Source);
     metrics.identity().untracked(Reporter::Destination);
     metrics.identity().lists(2, true);
+    let discovery = metrics.discovery();
+    discovery.connected();
+    discovery.message("type.googleapis.com/istio.workload.Address", 100, 1);
+    discovery.resources([("workload", 1), ("service", 1), ("policy", 1)]);
+    discovery.terminated(Termination::Complete);
+    let (source, dns) = (workload("front", "web", "eu-1"), metrics.dns());
+    let query = DnsQuery { kind: "A", protocol: "udp", source: Some(&source) };
+    dns.request(&query);
+    dns.upstream_request(&query);
+    dns.upstream_failure(&query);
+    dns.upstream_answer(&query, Duration::from_millis(2));
+    dns.result("forwarded");
+    dns.relayed_to("query");
+    dns.on_demand(&source, "db.example.com");
     telemetry
 }
 
@@ -209,13 +223,17 @@ fn the_documentation_names_every_family_with_its_labels() {
     for (name, kind) in families(&text) {
         let sample = text.lines().find(|l| l.starts_with(name)).unwrap();
         let labels = sample.rsplit_once(' ').unwrap().0.strip_prefix(name).unwrap();
+        let labels = labels.strip_prefix("_bucket").unwrap_or(labels);
         let names: Vec<&str> = labels
             .trim_matches(['{', '}'])
             .split("\",")
             .filter_map(|l| l.split_once('=').map(|(name, _)| name))
+            .filter(|name| *name != "le")
             .collect();
         let names = names.join(", ");
         let names = if names.starts_with("reporter, source_workload, ") { "traffic".into() } else { names };
+        let names =
+            if names.starts_with("hostname, source_app, ") { "hostname, source_*".into() } else { names };
         exported.push((name.to_owned(), kind.to_owned(), names));
     }
     let mut documented: Vec<_> =
