@@ -39,6 +39,11 @@ use crate::permit::{Denied, held, is_for_now, permit};
 use crate::shared::{Pod, Shared, denial_id, failed};
 use crate::worker::Worker;
 
+/// Class of a refusal because the pod or the agent is leaving: it may be asked for again.
+const DRAINING: &str = "draining";
+/// A dial within the pod that takes longer is given up when the pod leaves.
+const LAST_DIALS: Duration = Duration::from_millis(300);
+
 /// What all streams of a tunnel have in common.
 struct Client {
     src: SocketAddr,
@@ -128,6 +133,16 @@ pub(crate) async fn serve(worker: &Rc<Worker>, pod: &Arc<Pod>, tcp: TcpStream, s
     }
 }
 
+/// Resolves when the pod has been leaving for a moment and nobody takes its place. Another hand may have removed the
+/// rules by which the app's answer comes back, and the client can still go another way.
+async fn leaving(shared: &Shared, pod: &Pod) {
+    pod.scope.draining().await;
+    if shared.is_succeeded.load(Ordering::Relaxed) {
+        return std::future::pending().await;
+    }
+    tokio::time::sleep(LAST_DIALS).await;
+}
+
 /// Resolves when the pod begins to be deleted: its clients should go elsewhere. Who has not heard of it is still served,
 /// over a new tunnel; that is why it never resolves for a pod that is being deleted already.
 async fn terminating(shared: &Shared, pod: &Pod) {
@@ -157,6 +172,8 @@ enum StreamError {
     Tell(io::Error),
     #[error("the client left before the app had answered")]
     ClientGone,
+    #[error("the pod is leaving the mesh, or the agent is ending, and the app had not answered yet")]
+    Leaving,
     #[error(transparent)]
     Relay(#[from] RelayError),
     #[error("{0}")]
@@ -170,6 +187,7 @@ impl StreamError {
             Self::Denied(_) | Self::Closed(_) => of(StatusCode::UNAUTHORIZED, "policy"),
             Self::Limit(refused) => of(StatusCode::SERVICE_UNAVAILABLE, refused.flag().class()),
             Self::Connect(_) => of(StatusCode::SERVICE_UNAVAILABLE, "connect"),
+            Self::Leaving => of(StatusCode::SERVICE_UNAVAILABLE, DRAINING),
             Self::Tell(_) | Self::ClientGone | Self::Relay(_) => None,
         }
     }
@@ -180,7 +198,7 @@ impl StreamError {
             Self::Closed(closed) => return closed.failure(),
             Self::Limit(refused) => refused.flag(),
             Self::Relay(RelayError::Budget) => ResponseFlag::Budget,
-            Self::Connect(_) | Self::Tell(_) | Self::ClientGone => ResponseFlag::Connect,
+            Self::Connect(_) | Self::Tell(_) | Self::ClientGone | Self::Leaving => ResponseFlag::Connect,
             Self::Relay(RelayError::App(_) | RelayError::Peer(_)) => ResponseFlag::Connect,
         };
         let denial = self.refusal().map(|r| DenialNote { id: id.into(), class: r.class, policy: None });
@@ -255,6 +273,7 @@ async fn answer(
             closed = open.closed() => Err(StreamError::Closed(closed)),
             app = pod.dial(worker, app, source) => Ok((app?, (open, admitted))),
             () = request.gone() => Err(StreamError::ClientGone),
+            () = leaving(shared, pod) => Err(StreamError::Leaving),
         }
     }
     .await;
@@ -394,7 +413,7 @@ fn route(
     };
     // Behind a successor's back these are the last ones, sent before the GOAWAY was seen: they are served.
     if pod.scope.is_draining() && !shared.is_succeeded.load(Ordering::Relaxed) {
-        return refuse(StatusCode::SERVICE_UNAVAILABLE, "draining", "the agent is draining".into());
+        return refuse(StatusCode::SERVICE_UNAVAILABLE, DRAINING, "the agent is draining".into());
     }
     let snapshot = shared.state.snapshot();
     let workload = match pod.workload(&snapshot) {

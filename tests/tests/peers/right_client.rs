@@ -7,6 +7,7 @@ use culvert_tests::peer::net::{App, End, expect_bytes, read_end};
 use culvert_tests::peer::raw::{Frame, Raw, kind, setting};
 use culvert_tests::peer::world::{APP, HBONE, OTHER_SERVICE, SERVICE, World};
 use culvert_tests::peer::{pki, tls, within};
+use socket2::{Domain, Socket, Type};
 use tokio::io::AsyncWriteExt as _;
 
 #[tokio::test]
@@ -172,6 +173,30 @@ async fn goaway_at_drain_and_open_streams_end_in_peace() {
     assert!(tunnel.ended().await.is_ok());
     let status = world.agent.process().wait(culvert_tests::peer::PATIENCE).unwrap();
     assert!(status.success(), "{status}");
+}
+
+/// An app that does not answer a dial: when its pod leaves, the client is told at once that it may ask again.
+#[tokio::test]
+async fn a_dial_that_hangs_is_given_up_when_the_pod_leaves() {
+    let mut world = World::new(&["--termination-deadline", "20s", "--connect-timeout", "60s"]);
+    let full = world.pod.run(|| {
+        let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        listener.bind(&SocketAddr::new(world.pod.v4.into(), APP).into()).unwrap();
+        listener.listen(0).unwrap();
+        listener
+    });
+    // Nobody accepts, and one connection fills the queue.
+    let first = culvert_tests::peer::net::connect(&world.pod, SocketAddr::new(world.pod.v4.into(), APP));
+    let mut tunnel = Tunnel::open(&world).await;
+    let authority = world.app().to_string();
+    let (answer, _send) = tunnel.send(request(&authority)).await.unwrap();
+    let dials = || world.metric("istio_tcp_sockets_open", &["reporter=\"destination\""]);
+    culvert_tests::peer::eventually("the dial has begun", || dials() == 1.0).await;
+    world.agent.process().signal(nix::sys::signal::Signal::SIGTERM).unwrap();
+    let answer = within("a refusal", answer).await.unwrap();
+    assert_eq!(answer.status(), 503);
+    assert_eq!(answer.headers()["culvert-denial-class"], "draining");
+    drop((first, full));
 }
 
 /// A pod that is being deleted: its clients are told to go, open streams go on, and who comes anew is served.
