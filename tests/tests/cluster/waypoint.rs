@@ -28,13 +28,12 @@ spec: {{gatewayClassName: istio-waypoint, listeners: [{{name: mesh, port: 15008,
     )
 }
 
-/// Envoy says that it was there by a header that it adds to answers.
+/// Envoy says that it was there by headers that it adds to requests, which the app repeats, and to answers.
 #[track_caller]
 fn passes_envoy(space: &Space, url: &str, wanted: bool) {
     crate::kube::until(&format!("{url} through Envoy: {wanted}"), crate::kube::SOON, || {
         let said = space.ask("web", url);
-        let through =
-            said.out.to_lowercase().contains("server:envoy") || said.out.to_lowercase().contains("x-envoy");
+        let through = said.out.to_lowercase().contains("envoy");
         if said.ok && through == wanted { Ok(()) } else { Err(format!("{}{}", said.out, said.err)) }
     });
 }
