@@ -172,8 +172,10 @@ fn a_short_run_measures_every_mode() {
         assert!(bulk.values[&Measure::GbitPerSecond] > 0.0);
         if mode != "direct" {
             let agents = if mode == "culvert-one-node" { 1 } else { 2 };
-            assert_eq!(http.by_process.len(), agents);
-            assert!(http.by_process.values().all(|cpu| *cpu > 0.0), "each agent worked: {http:?}");
+            // `ztunnel proxy` has a second process, which this work does not need.
+            assert_eq!(http.by_process.len(), if mode == "culvert-proxy" { 2 * agents } else { agents });
+            let worked = http.by_process.values().filter(|cpu| **cpu > 0.0).count();
+            assert!(worked >= agents, "each agent worked: {http:?}");
             assert!(http.values[&Measure::CpuUsPerRequest] > 0.0);
             assert!(bulk.values[&Measure::CpuSPerGib] > 0.0);
             let start = of(&recording, mode, "start-0");

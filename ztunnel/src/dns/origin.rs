@@ -9,6 +9,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -28,6 +29,8 @@ pub(crate) const COMMAND: &str = "udp-destinations";
 
 /// Look-ups that wait for the second process.
 const WAITING_MAX: usize = 256;
+/// The program that runs.
+const SELF: &str = "/proc/self/exe";
 /// It answers in microseconds.
 const LIMIT: Duration = Duration::from_secs(1);
 /// Longest message: two addresses.
@@ -89,7 +92,9 @@ impl Helper {
     /// **Errors**: no second process can be started.
     pub(crate) fn start() -> io::Result<Self> {
         let (own, its) = Socket::pair(Domain::UNIX, Type::SEQPACKET, None)?;
-        let mut command = Command::new("/proc/self/exe");
+        // By its own path, so that it is listed as this program; a replaced file is not this program any more.
+        let path = std::fs::read_link(SELF).ok().filter(|path| path.is_file());
+        let mut command = Command::new(path.as_deref().unwrap_or(Path::new(SELF)));
         command.arg(COMMAND).env_clear().stdin(OwnedFd::from(its)).stdout(Stdio::null());
         Ok(Self { child: command.spawn()?, socket: own.into() })
     }
