@@ -315,10 +315,20 @@ pub fn access(agent: &Agent, fields: &[(&str, &str)]) -> Vec<LogLine> {
 ///
 /// **Errors**: none came, or more than one is there.
 pub fn one_access(agent: &Agent, fields: &[(&str, &str)]) -> Result<LogLine, String> {
-    let first = |lines: Vec<LogLine>| (!lines.is_empty()).then_some(lines);
+    one_access_since(agent, 0, fields)
+}
+
+/// The same behind the first `from` lines of the log: a client's port may come again.
+///
+/// **Errors**: as [`one_access`].
+pub fn one_access_since(agent: &Agent, from: usize, fields: &[(&str, &str)]) -> Result<LogLine, String> {
+    let find = || {
+        let lines = agent.log().into_iter().skip(from);
+        let found: Vec<_> = lines.filter(|line| is_access(line) && line.has(fields)).collect();
+        (!found.is_empty()).then_some(found)
+    };
     let what = format!("a log line with {fields:?}");
-    let mut lines = wait_until(&what, SOON, || first(access(agent, fields)), || log_of(agent))
-        .map_err(|e| e.to_string())?;
+    let mut lines = wait_until(&what, SOON, find, || log_of(agent)).map_err(|e| e.to_string())?;
     match lines.pop() {
         Some(line) if lines.is_empty() => Ok(line),
         last => Err(format!("more than one log line with {fields:?}: {last:?} {lines:?}")),

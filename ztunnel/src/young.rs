@@ -50,7 +50,11 @@ mod tests {
     #[tokio::test]
     async fn what_lives_gets_keepalive_once_and_what_has_gone_is_forgotten() {
         let listener = TcpListener::bind("[::1]:0").await.unwrap();
-        let dial = async || TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let dial = async || {
+            let dialled = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+            listener.accept().await.unwrap(); // or the queue would fill
+            dialled
+        };
         let keepalive = Keepalive {
             time: Duration::from_secs(91),
             interval: Duration::from_secs(17),

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use culvert::lab::{Agent, Pod};
 use culvert_tests::documents::policy;
-use culvert_tests::mesh::{Mesh, one_access};
+use culvert_tests::mesh::{Mesh, one_access, one_access_since};
 use culvert_tests::net::{End, Server, exchange, try_out};
 
 const PORTS: [u16; 2] = [8080, 9090];
@@ -170,15 +170,18 @@ impl Row<'_> {
         let destination = self.world.mesh.agent_of(&self.world.server).ok_or("no agent")?;
         let reached = || (self.app.seen.accepted(), self.app.seen.bytes());
         let before = (reached(), denials(destination, "destination", self.client));
+        let from = destination.log().len();
+        let from_source = self.world.mesh.agent_of(self.client).map(|source| source.log().len());
         let (own, bytes, end) = try_out(self.client, self.to);
         if !bytes.is_empty() || end != End::Reset {
             return Err(format!("the app got {bytes:?}, then {end:?}"));
         }
         let own = own.to_string();
         let inbound = match self.world.mesh.agent_of(self.client) {
-            None => one_access(destination, &[("direction", "inbound"), ("src.addr", &own)])?,
+            None => one_access_since(destination, from, &[("direction", "inbound"), ("src.addr", &own)])?,
             Some(source) => {
-                let line = one_access(source, &[("direction", "outbound"), ("src.addr", &own)])?;
+                let outbound = [("direction", "outbound"), ("src.addr", &*own)];
+                let line = one_access_since(source, from_source.unwrap_or(0), &outbound)?;
                 let wanted = [("denial.class", "policy"), ("src.identity", &self.client.identity())];
                 if !line.has(&wanted) || line.field("denial.policy").is_some() {
                     return Err(format!(

@@ -110,7 +110,7 @@ impl Node {
             adopt: false,
             grace: Duration::from_secs(3),
             audit: Duration::from_secs(10),
-            dns: None,
+            dns: Some(DnsCapture { port: 15053, default: true }),
         };
         let owned = (self.readiness.clone(), self.scope.clone());
         let enroll = Enroll::new(options, Arc::clone(&self.state), Arc::clone(&self.metrics), owned, peers);
