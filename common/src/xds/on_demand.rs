@@ -2,7 +2,7 @@
 //!
 //! A node that knows only what its pods use asks the discovery server when a connection needs an address. The server
 //! answers under the resource's own name and lists the key that was asked for among its aliases, or says that the key is
-//! gone. [`OnDemand`] is what the data path holds; [`Interest`] is the client's side, pure. A time-out is never a miss.
+//! gone. [`OnDemand`] is what the data path holds; `Interest` is the client's side, pure. A time-out is never a miss.
 //! **Source**: l4.md §4.2.
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -2,14 +2,14 @@
 //!
 //! A generator that waits for an answer before it sends the next request stops measuring exactly while the server stalls
 //! (coordinated omission): a stall of a second is one slow request to it, not the thousand that came due meanwhile. Here
-//! the [`schedule`] alone says when a request is due. One that is due while all connections are busy waits for the first
+//! the `schedule` alone says when a request is due. One that is due while all connections are busy waits for the first
 //! that is free, in order, and its wait is part of its latency. Requests that wait are a range of numbers, so a server
 //! that never answers costs no memory; one that has no answer within the limit has failed and is counted as such.
 //! Nothing is sent twice: a failure is counted where the socket tells it.
 //!
 //! One thread, without a runtime: `epoll`, one timer for the whole schedule, and per request one write and one read.
-//! Start at [`Engine::run`](engine); [`slot`] is one connection, [`answer`] reads what a server sends, [`report`] is what
-//! has been seen. [`idle`] opens connections and holds them.
+//! Start at `Engine::run` in `engine`; `slot` is one connection, `answer` reads what a server sends, `report` is what
+//! has been seen. `idle` opens connections and holds them.
 //!
 //! It knows nothing of meshes: it is `culvert load`, and the benchmark's open loop.
 

@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 
 use culvert_tests::peer::envoy::{FORWARD, start};
-use culvert_tests::peer::net::{App, End, connect, expect_bytes, read_end, send_and_be_reset};
+use culvert_tests::peer::net::{App, End, connect, expect_bytes, read_end, send_and_be_reset, try_connect};
 use culvert_tests::peer::world::{APP, SERVICE, World};
 use culvert_tests::peer::{eventually, within};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -112,7 +112,9 @@ async fn envoy_as_server_that_our_agent_dials() {
     // Nobody listens behind Envoy: it answers 503, and the app is told.
     drop((client, server, app));
     world.settle().await;
-    let mut client = connect(&world.pod, world.remote());
+    // The reset may be quicker than the answer to the connect.
+    let connected = (0..20).find_map(|_| try_connect(&world.pod, world.remote()).ok());
+    let mut client = connected.expect("a connection");
     send_and_be_reset(&mut client, b"nobody").await;
     let line = world.line_from(client.local_addr().unwrap()).await;
     assert!(line.field("error").unwrap().contains("http status: 503"), "{line:?}");

@@ -24,6 +24,7 @@ const TOKEN: &str = "./var/run/secrets/tokens/istio-token";
 #[derive(Args, Serialize, Debug, Clone)]
 #[serde(rename_all = "camelCase")]
 #[command(next_help_heading = "Control plane")]
+#[allow(rustdoc::bare_urls, reason = "the help shows them as they are written")]
 pub(crate) struct ControlPlane {
     /// Discovery server (istiod) that the mesh's state comes from, in place of --config; empty for none
     /// [default: discoveryAddress of the mesh file; inside Kubernetes https://istiod.istio-system.svc:15012]
