@@ -45,9 +45,9 @@ fn an_envoy_waypoint_for_services_and_workloads() {
     lab(&["waypoints"]);
     let space = Space::ambient("waypoint");
     space.apps(&[("web", 1, 1), ("cart", 2, 1)]);
+    space.captured(true); // the waypoint's own pod never is
     space.apply(&gateway("wp", "all"));
     space.rolled_out("deploy/wp");
-    space.captured(true);
     let pod = format!("http://{}:8080/", space.pod_ip("cart"));
     passes_envoy(&space, "http://cart/", false);
 
