@@ -95,9 +95,9 @@ pub(crate) fn until<T>(what: &str, limit: Duration, mut ask: impl FnMut() -> Res
     }
 }
 
-/// The agent's pod on a node, the newest if there are two.
+/// The agent's pods on a node, the newest last.
 #[track_caller]
-pub(crate) fn agent_on(node: u32) -> String {
+fn agents_on(node: u32) -> Vec<String> {
     let field = format!("spec.nodeName=node-{node}");
     let names = kubectl(&[
         "-n",
@@ -112,28 +112,19 @@ pub(crate) fn agent_on(node: u32) -> String {
         "-o",
         "jsonpath={range .items[*]}{.metadata.name} {end}",
     ]);
-    names.split_whitespace().last().unwrap_or_else(|| panic!("no agent on node-{node}")).to_owned()
+    names.split_whitespace().map(str::to_owned).collect()
+}
+
+/// The agent's pod on a node, the newest if there are two.
+#[track_caller]
+pub(crate) fn agent_on(node: u32) -> String {
+    agents_on(node).pop().unwrap_or_else(|| panic!("no agent on node-{node}"))
 }
 
 /// All that the agent on a node has logged, also the one before it if there are two.
 pub(crate) fn agent_log(node: u32) -> String {
-    let field = format!("spec.nodeName=node-{node}");
-    let names = kubectl(&[
-        "-n",
-        "istio-system",
-        "get",
-        "pods",
-        "-l",
-        "app=ztunnel",
-        "--field-selector",
-        &field,
-        "-o",
-        "jsonpath={range .items[*]}{.metadata.name} {end}",
-    ]);
-    let logs = names
-        .split_whitespace()
-        .map(|pod| try_kubectl(&["-n", "istio-system", "logs", pod, "--tail=20000"]).out);
-    logs.collect()
+    let logs = |pod: String| try_kubectl(&["-n", "istio-system", "logs", &pod, "--tail=20000"]).out;
+    agents_on(node).into_iter().map(logs).collect()
 }
 
 /// Waits for a line of a node's agent that has all these words, and returns it.
