@@ -7,7 +7,7 @@ programs=(
 )
 
 install_packages() {
-  local missing=() pair policy=/usr/sbin/policy-rc.d made=
+  local missing=() pair policy=/usr/sbin/policy-rc.d
   for pair in "${programs[@]}"; do
     command -v "${pair%%:*}" >/dev/null || missing+=("${pair#*:}")
   done
@@ -18,17 +18,15 @@ install_packages() {
   [ ${#missing[@]} -gt 0 ] || return 0
   command -v apt-get >/dev/null || { echo "not installed: ${missing[*]}; without apt-get install them another way"; return 1; }
   echo "installing ${missing[*]}"
-  # etcd and containerd are not to come up by themselves.
+  # etcd and containerd are not to come up by themselves. Left behind, the file would keep the machine's own services down
+  # for good; `step` runs this in a shell of its own, whose end takes it away however it comes.
   if [ ! -e $policy ]; then
-    made=1
+    trap "rm -f $policy" EXIT
     printf '#!/bin/sh\nexit 101\n' >$policy
     chmod 755 $policy
   fi
-  apt-get update -qq &&
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}"
-  local result=$?
-  [ -z "$made" ] || rm -f $policy
-  return $result
+  apt-get update -qq
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}"
 }
 
 GO_MINOR=26
