@@ -271,6 +271,9 @@ impl Client {
                         names.extend(self.interest.ask(more, Instant::now()));
                     }
                     self.tell();
+                    if self.interest.is_full() {
+                        tidy_at = Instant::now();
+                    }
                     if !names.is_empty() {
                         send(&requests, &interest(names, Vec::new())).await?;
                     }

@@ -5,7 +5,7 @@
 //! gone. [`OnDemand`] is what the data path holds; `Interest` is the client's side, pure. A time-out is never a miss.
 //! **Source**: l4.md §4.2.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,6 +20,8 @@ use crate::types::{ServiceKey, WorkloadUid};
 const QUEUE: usize = 256;
 /// Names that are asked for at a time; with more, the oldest are given up.
 const NAMES_MAX: usize = 8192;
+/// So many more do not wait for the next regular look: a pod can make up names as fast as it can ask.
+const NAMES_SPARE: usize = 1024;
 /// Connections that may wait for one name; the others time out.
 const WAITERS_MAX: usize = 1024;
 /// How long a miss is remembered.
@@ -146,15 +148,17 @@ impl Interest {
     /// Takes an answer. `is_held` tells of a resource's own name whether it could be used. Names that have to be asked for
     /// anew when somebody needs them are returned.
     pub(super) fn answered(&mut self, response: &Response, is_held: impl Fn(&str) -> bool) -> Vec<String> {
-        let mut lost = Vec::new();
-        for name in response.removed() {
+        // One pass over what is asked for, however many are gone.
+        let removed: HashSet<&str> = response.removed().collect();
+        for name in &removed {
             self.settle(name, State::Missing);
-            let gone = |(key, asked): (&Arc<str>, &Asked)| match &asked.state {
-                State::Known(under) if **under == *name => Some(key.to_string()),
-                _ => None,
-            };
-            lost.extend(self.asked.iter().filter_map(gone));
         }
+        let gone = |(key, asked): (&Arc<str>, &Asked)| match &asked.state {
+            State::Known(under) if removed.contains(&**under) => Some(key.to_string()),
+            _ => None,
+        };
+        let lost: Vec<String> =
+            if removed.is_empty() { Vec::new() } else { self.asked.iter().filter_map(gone).collect() };
         for resource in response.resources().filter_map(Result::ok).filter(|one| is_held(&one.name)) {
             let under: Arc<str> = resource.name.as_str().into();
             for key in resource.aliases.iter().chain([&resource.name]) {
@@ -194,6 +198,11 @@ impl Interest {
         }
     }
 
+    /// Whether [`Interest::give_up`] should not wait.
+    pub(super) fn is_full(&self) -> bool {
+        self.asked.len() >= NAMES_MAX + NAMES_SPARE
+    }
+
     /// Gives up what nobody needs: misses that are old, questions that nobody waits for any more, and the oldest names
     /// when there are too many. Returns the names, and the resources that stood behind them alone.
     pub(super) fn give_up(&mut self, now: Instant) -> (Vec<String>, Vec<String>) {
@@ -202,7 +211,7 @@ impl Interest {
         for (since, name) in &self.by_time {
             let Some(asked) = self.asked.get(name) else { continue };
             let unneeded = match &asked.state {
-                State::Missing => now - *since >= MISS,
+                State::Missing => excess > 0 || now - *since >= MISS,
                 State::Waiting(waiters) => waiters.iter().all(oneshot::Sender::is_closed),
                 // A workload that was asked for by its own name is one of this node's.
                 State::Known(under) => excess > 0 && under != name,

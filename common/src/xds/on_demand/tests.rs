@@ -93,6 +93,25 @@ async fn with_too_many_names_the_oldest_are_given_up_but_not_the_nodes_own_pods(
 }
 
 #[tokio::test]
+async fn names_that_nobody_has_do_not_pile_up() {
+    let (mut interest, now) = (Interest::default(), Instant::now());
+    let names: Vec<_> = (0..3 * NAMES_MAX).map(|n| format!("net/{n}")).collect();
+    for (turn, batch) in (0..).zip(names.chunks(NAMES_SPARE)) {
+        let batch: Vec<&str> = batch.iter().map(String::as_str).collect();
+        for name in &batch {
+            let _answer = ask(&mut interest, name, now + Duration::from_millis(turn));
+        }
+        interest.answered(&response(&[], &batch), |_| true);
+        if interest.is_full() {
+            assert_eq!(interest.give_up(now).0.len(), NAMES_SPARE);
+        }
+        assert!(interest.asked.len() <= NAMES_MAX);
+    }
+    let kept = interest.names();
+    assert!(kept.contains(&names[names.len() - 1]) && !kept.contains(&names[0]), "the newest");
+}
+
+#[tokio::test]
 async fn a_question_that_nobody_waits_for_is_given_up() {
     let (mut interest, now) = (Interest::default(), Instant::now());
     let (_, answer) = ask(&mut interest, "net/10.0.0.1", now);

@@ -176,7 +176,8 @@ pub(super) fn service_key(text: &str) -> Result<ServiceKey, Unusable> {
         Some((namespace, hostname)) if !hostname.is_empty() => {
             Ok(ServiceKey { namespace: namespace.into(), hostname: hostname.into() })
         }
-        _ => Err(Unusable::NotAServiceName(text.to_owned())),
+        // It goes into a log and back to the control plane.
+        _ => Err(Unusable::NotAServiceName(text.chars().take(256).collect())),
     }
 }
 
