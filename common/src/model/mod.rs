@@ -8,6 +8,7 @@ use std::sync::Arc;
 mod background;
 mod downgrade;
 mod gateway;
+pub mod l7;
 mod pod;
 mod policy;
 mod service;
