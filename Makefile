@@ -33,10 +33,10 @@ image: ## Build a static image of the agent, without a Docker daemon (ARGS="--ar
 # docs/cluster-lab.md. The first time builds Kubernetes and Istio, which takes about 20 minutes on two cores.
 LAB = $(SUDO) env CARGO_TARGET_DIR=$(abspath $(TARGET)) NODES=$(NODES) IPV6=$(IPV6) tests/cluster/lab
 NODES ?= 2
-IPV6 ?=
+IPV6 ?= 1
 
-cluster: setup ## Start a Kubernetes with Istio's control plane and our agent here (needs root; NODES=1, IPV6=1)
-	$(CARGO) build --release --locked -p ztunnel -p culvert
+cluster: setup ## Start a Kubernetes with Istio's control plane and our agent here (needs root; NODES=1, IPV6= for IPv4 alone)
+	RUSTFLAGS="-C target-feature=+crt-static" $(CARGO) build --release --locked --target $(shell uname -m)-unknown-linux-gnu -p ztunnel -p culvert
 	$(LAB) up
 
 cluster-down: ## Take it down without a trace

@@ -17,17 +17,26 @@ crds() {
 
 istio() {
   local values=() value
-  for value in profile=ambient hub=$HUB tag=lab values.global.variant= values.global.imagePullPolicy=IfNotPresent \
+  for value in profile=ambient components.ztunnel.enabled=false hub=$HUB tag=lab values.global.variant= values.global.imagePullPolicy=IfNotPresent \
     values.pilot.autoscaleEnabled=false values.pilot.env.AMBIENT_ENABLE_DRY_RUN_AUTHORIZATION_POLICY=true values.pilot.resources.requests.{cpu=10m,memory=64Mi} \
-    values.ztunnel.resources.requests.{cpu=10m,memory=32Mi} values.cni.resources.requests.{cpu=10m,memory=32Mi}; do
+    values.cni.resources.requests.{cpu=10m,memory=32Mi}; do
     values+=(--set "$value")
   done
   # shellcheck disable=SC2086 # several arguments
   "$BIN/istioctl" manifest generate -d "$(module_dir istio istio.io/istio)/manifests" "${values[@]}" ${ISTIO_ARGS:-} >"$RUN/istio.yaml"
+  # What users have before they take our agent, for the test that replaces it.
+  # shellcheck disable=SC2086
+  "$BIN/istioctl" manifest generate -d "$(module_dir istio istio.io/istio)/manifests" "${values[@]}" ${ISTIO_ARGS:-} \
+    --set=components.{base,pilot,cni}.enabled=false --set=components.ztunnel.enabled=true >"$RUN/ztunnel-chart.yaml"
   kube create namespace istio-system || true
   kube apply --server-side --force-conflicts -f "$RUN/istio.yaml"
   rollout deploy/istiod
   rollout ds/istio-cni-node
+}
+# The kustomize base that users apply; only the image's name is another.
+our_agent() {
+  kube apply -k "$HERE/manifests/agent"
+  rollout ds/ztunnel
 }
 rollout() { # OBJECT in istio-system: wait; if it takes too long, show what its pods say
   kube -n istio-system rollout status "$1" --timeout=120s && return 0

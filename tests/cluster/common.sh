@@ -15,7 +15,7 @@ PKI=$RUN/pki
 export KUBECONFIG=$RUN/admin.conf
 
 NODES=${NODES:-2}
-IPV6=${IPV6:-}              # anything: dual stack
+IPV6=${IPV6-1}              # nothing: IPv4 alone
 HUB=localhost/culvert-lab
 SERVICE_CIDR=10.96.0.0/16
 SERVICE_CIDR6=fd00:10:96::/112

@@ -87,9 +87,10 @@ conformance_names() {
   grep -h 'image:' "$dir/mesh/manifests.yaml" | awk '{print $2}' | sort -u | sed 's/^/,/' | tr -d '\n'
 }
 
-# The agent, with the generator of the tests beside it.
+# The agent's image as users build it, and the generator of the tests with Istio's test app.
 agent_image() { # ZTUNNEL CULVERT [TAG]
-  pack "$(rootfs ztunnel "$1:/usr/local/bin/ztunnel")" "$HUB/ztunnel:${3:-lab}" '{"Entrypoint": ["/usr/local/bin/ztunnel"]}'
+  mkdir -p "$IMAGES"
+  "$ROOT/hack/image.sh" --binary "$1" --tag "$HUB/ztunnel:${3:-lab}" --output "$IMAGES/$(image_file "$HUB/ztunnel:${3:-lab}")"
   [ -z "$2" ] || pack "$(rootfs tester "$2:/usr/local/bin/culvert" "$BIN/client:/usr/local/bin/client" "$BIN/server:/usr/local/bin/server")" \
     "$HUB/tester:lab" '{"Cmd": ["sleep", "1000000"]}'
 }

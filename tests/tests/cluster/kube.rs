@@ -144,8 +144,25 @@ pub(crate) fn logged(node: u32, words: &[&str]) -> String {
 pub(crate) fn agent_page(node: u32, page: &str) -> String {
     let (port, path) = page.split_once('/').unwrap();
     let url = format!("http://127.0.0.1:{port}/{path}");
+    let process = agent_process(node);
+    let page = inside(node).args(["nsenter", "-t", &process, "-n", "busybox", "wget", "-qO-", &url]).output();
+    let said = Said::from(page.unwrap());
+    assert!(said.ok, "{url} on node-{node}: {}", said.err);
+    said.out
+}
+
+/// Number of the agent's process, as its node has it: the image has no shell to ask in.
+#[track_caller]
+pub(crate) fn agent_process(node: u32) -> String {
     let pod = agent_on(node);
-    kubectl(&["-n", "istio-system", "exec", &pod, "--", "wget", "-qO-", &url])
+    let uid = kubectl(&["-n", "istio-system", "get", "pod", &pod, "-o", "jsonpath={.metadata.uid}"]);
+    // Of a pod's processes the agent is the one that is not the pause container; its child comes later.
+    let script = "for dir in /proc/[0-9]*; do
+        grep -qs \"$1\" $dir/cgroup && [ \"$(cat $dir/comm)\" = ztunnel ] && echo ${dir#/proc/}; done | sort -n | head -1";
+    let found = inside(node).args(["sh", "-c", script, "sh", &uid]).output().unwrap();
+    let found = Said::from(found).out.trim().to_owned();
+    assert!(!found.is_empty(), "no process of {pod} on node-{node}");
+    found
 }
 
 /// Sum of a metric's samples whose line has all these words.

@@ -1,7 +1,7 @@
 //! A hundred captured pods on one node.
 
 use crate::change::println_to_log;
-use crate::kube::{SOON, agent_on, kubectl, until};
+use crate::kube::{SOON, Said, agent_process, inside, kubectl, until};
 use crate::space::{IMAGE, Space};
 
 const PODS: usize = 100;
@@ -49,16 +49,8 @@ spec:
         let answers = said.out.lines().filter(|line| line.starts_with("many-")).count();
         if answers == PODS { Ok(()) } else { Err(format!("{answers} answers: {}{}", said.out, said.err)) }
     });
-    let status = kubectl(&[
-        "-n",
-        "istio-system",
-        "exec",
-        &agent_on(1),
-        "--",
-        "sh",
-        "-c",
-        "grep -h VmRSS /proc/1/status",
-    ]);
+    let file = format!("/proc/{}/status", agent_process(1));
+    let status = Said::from(inside(1).args(["grep", "VmRSS", &file]).output().unwrap()).out;
     println_to_log(&format!("agent with {PODS} pods: {}", status.trim()));
     // They go all at once.
     space.kubectl(&["delete", "deploy/many", "--cascade=foreground", "--timeout=120s"]);
