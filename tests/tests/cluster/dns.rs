@@ -17,11 +17,11 @@ fn addresses(said: &Said) -> Vec<String> {
 }
 
 #[track_caller]
-fn resolves(space: &Space, from: &str, name: &str, wanted: &[&str]) {
+pub(crate) fn resolves(space: &Space, from: &str, kind: &str, name: &str, wanted: &[&str]) {
     let mut wanted: Vec<String> = wanted.iter().map(|&ip| ip.to_owned()).collect();
     wanted.sort();
     until(&format!("{name} is {wanted:?}"), Duration::from_secs(20), || {
-        let said = look_up(space, from, &["-type=a", name]);
+        let said = look_up(space, from, &[&format!("-type={kind}"), name]);
         let mut got = addresses(&said);
         got.sort();
         got.dedup();
@@ -100,10 +100,10 @@ spec:
     for name in
         ["cart", &format!("cart.{ns}"), &format!("cart.{ns}.svc"), &format!("cart.{ns}.svc.cluster.local")]
     {
-        resolves(&space, "web", name, &[&own]);
+        resolves(&space, "web", "a", name, &[&own]);
     }
-    resolves(&space, "web", &format!("cart.{theirs}"), &[&other]);
-    resolves(&space, "web", &format!("cart.{theirs}.svc.cluster.local."), &[&other]);
+    resolves(&space, "web", "a", &format!("cart.{theirs}"), &[&other]);
+    resolves(&space, "web", "a", &format!("cart.{theirs}.svc.cluster.local."), &[&other]);
 
     let pods = space.kubectl(&[
         "get",
@@ -114,11 +114,11 @@ spec:
         "jsonpath={range .items[*]}{.status.podIP} {end}",
     ]);
     let pods: Vec<&str> = pods.split_whitespace().collect();
-    resolves(&space, "web", "db", &pods);
-    resolves(&space, "web", &format!("db-0.db.{ns}.svc.cluster.local"), &pods[..1]);
-    resolves(&space, "web", "named.example", &["10.250.0.1"]);
-    resolves(&space, "web", "a.wild.example", &["10.250.0.2"]);
-    resolves(&space, "web", "outside.example", &["172.31.0.1"]);
+    resolves(&space, "web", "a", "db", &pods);
+    resolves(&space, "web", "a", &format!("db-0.db.{ns}.svc.cluster.local"), &pods[..1]);
+    resolves(&space, "web", "a", "named.example", &["10.250.0.1"]);
+    resolves(&space, "web", "a", "a.wild.example", &["10.250.0.2"]);
+    resolves(&space, "web", "a", "outside.example", &["172.31.0.1"]);
 }
 
 /// What is not there is NXDOMAIN with the SOA; other types and TCP pass to the cluster's DNS.
@@ -167,7 +167,7 @@ spec:
     space.rolled_out("deploy/own");
     space.captured(true);
     let own = space.kubectl(&["get", "service", "cart", "-o", "jsonpath={.spec.clusterIP}"]);
-    resolves(&space, "own", &format!("cart.{}.svc.cluster.local", space.name), &[&own]);
-    resolves(&space, "own", "outside.example", &["172.31.0.1"]);
-    resolves(&space, "own", "outside", &["172.31.0.1"]);
+    resolves(&space, "own", "a", &format!("cart.{}.svc.cluster.local", space.name), &[&own]);
+    resolves(&space, "own", "a", "outside.example", &["172.31.0.1"]);
+    resolves(&space, "own", "a", "outside", &["172.31.0.1"]);
 }

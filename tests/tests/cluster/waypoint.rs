@@ -82,6 +82,57 @@ spec:
     passes_envoy(&space, &pod, false);
 }
 
+/// A waypoint of another namespace for a whole namespace, its ServiceEntries too, `none` for one service, one that does not
+/// exist; and one that is away: what is meant for it is refused until it is back, and never passes it by.
+#[test]
+fn waypoints_of_every_attachment() {
+    lab(&["waypoints"]);
+    let (space, infra, plain) =
+        (Space::ambient("attach"), Space::plain("attach-infra"), Space::plain("attach-out"));
+    space.apps(&[("web", 1, 1), ("cart", 2, 1), ("bare", 2, 1), ("bogus", 2, 1)]);
+    plain.app("legacy", 2);
+    space.captured(true);
+    infra.apply(
+        &gateway("wp", "all")
+            .replace("protocol: HBONE", "protocol: HBONE, allowedRoutes: {namespaces: {from: All}}"),
+    );
+    infra.rolled_out("deploy/wp");
+    space.apply(&format!(
+        "apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {{name: egress}}
+spec:
+  hosts: [egress.example]
+  resolution: STATIC
+  ports: [{{number: 80, targetPort: 8080, name: http, protocol: HTTP}}]
+  endpoints: [{{address: {}}}]
+",
+        plain.pod_ip("legacy")
+    ));
+    space.kubectl(&["label", "service", "bare", "istio.io/use-waypoint=none"]);
+    space.kubectl(&["label", "service", "bogus", "istio.io/use-waypoint=nobody"]);
+    space.label(&format!("istio.io/use-waypoint-namespace={}", infra.name));
+    space.label("istio.io/use-waypoint=wp");
+    for (url, wanted) in [("cart", true), ("egress.example", true), ("bare", false), ("bogus", false)] {
+        passes_envoy(&space, &format!("http://{url}/"), wanted);
+    }
+
+    infra.kubectl(&["scale", "deploy/wp", "--replicas=0"]);
+    for host in ["cart", "egress.example"] {
+        space.becomes("web", &format!("http://{host}/"), false);
+    }
+    for _ in 0..5 {
+        let said = space.ask("web", "http://cart/");
+        assert!(!said.ok, "{said:?}");
+    }
+    space.answered("web", "http://bare/");
+    logged(1, &["direction=\"outbound\"", "no healthy upstream"]);
+    infra.kubectl(&["scale", "deploy/wp", "--replicas=1"]);
+    for host in ["cart", "egress.example"] {
+        passes_envoy(&space, &format!("http://{host}/"), true);
+    }
+}
+
 /// As the reference agent: all but the consumer's routes, which Istio's own runs in ambient mode leave out too.
 #[test]
 fn gateway_api_mesh_conformance() {
