@@ -21,7 +21,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::yield_now;
-use tokio::time::{Instant, interval, timeout};
+use tokio::time::{Instant, interval, sleep_until, timeout};
 
 use crate::admission::{Admitted, Refused};
 use crate::connections::{ConnectionInfo, Connections};
@@ -39,6 +39,11 @@ use crate::{inbound, outbound, passthrough, recheck, tunnels};
 const HAND_OVER: usize = 1024;
 /// Connections that one listener may accept before the other tasks of its worker have their turn.
 const ACCEPTS_IN_TURN: usize = 16;
+/// A pod that leaves has redirects until just before: who was on the way to its listeners is let in until nobody has come
+/// for so long. Closed at once, a listener resets what waits in its queue.
+const LATECOMERS: Duration = Duration::from_millis(100);
+/// At most so long, if they keep coming.
+const LATECOMERS_END: Duration = Duration::from_secs(1);
 /// Pause after a failed accept: out of descriptors, the next one would fail too.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// A worker that does not tell its connections by then is left out of the list.
@@ -117,6 +122,8 @@ pub(crate) struct Worker {
     pub(crate) tunnels: Tunnels,
     load: Arc<AtomicUsize>,
     workers: RefCell<Option<Workers>>,
+    /// Drains with the whole agent.
+    agent: Scope,
 }
 
 /// Counts a connection as long as it lives.
@@ -167,8 +174,9 @@ impl Workers {
                     workers: RefCell::new((workers.all.len() > 1).then_some(workers)),
                     shared,
                     load,
+                    agent: scope,
                 });
-                worker.run(i, receiver, &scope);
+                worker.run(i, receiver);
             })
         });
         let threads = threads.collect::<Result<_, _>>()?;
@@ -220,7 +228,7 @@ impl Workers {
 }
 
 impl Worker {
-    fn run(self: Rc<Self>, number: usize, mut commands: mpsc::Receiver<Command>, scope: &Scope) {
+    fn run(self: Rc<Self>, number: usize, mut commands: mpsc::Receiver<Command>) {
         // A local runtime, not a `LocalSet` in one: that has queues of its own, and with each task looks at all that
         // `block_on` waits for below.
         let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
@@ -234,8 +242,7 @@ impl Worker {
         self.shared.telemetry.metrics().watch_worker(number, runtime.metrics());
         runtime.block_on(async {
             let tick = Rc::clone(&self);
-            let (house, ended) = (scope.clone(), scope.clone());
-            scope.spawn_local(async move { tick.keep_house(&house).await });
+            self.agent.spawn_local(async move { tick.keep_house().await });
             let recheck = async { tokio::join!(recheck::run(&self), tunnels::run(&self)) };
             tokio::pin!(recheck);
             loop {
@@ -243,7 +250,7 @@ impl Worker {
                     // Nobody left to command is no end: a drain lets go of the workers before their last connection.
                     Some(command) = commands.recv() => self.obey(command),
                     _ = &mut recheck => break, // never
-                    () = ended.ended() => break,
+                    () = self.agent.ended() => break,
                 }
             }
             self.workers.borrow_mut().take();
@@ -281,7 +288,7 @@ impl Worker {
             Ok(listener) => listener,
             Err(error) => return tracing::error!(%error, ?port, "cannot watch a listener"),
         };
-        let mut closing = false;
+        let (mut closing, mut last) = (false, None);
         for turn in 1_usize.. {
             if turn.is_multiple_of(ACCEPTS_IN_TURN) {
                 yield_now().await;
@@ -290,11 +297,17 @@ impl Worker {
                 biased;
                 // The pod stays and its socket is opened anew: what waits in this one is still served.
                 () = until.draining(), if !closing => {
-                    closing = !pod.scope.is_draining();
-                    if closing { continue } else { return }
+                    closing = true;
+                    // The agent ends: a successor has the same socket, with all that waits in it; without one they are
+                    // refused, as all who come later.
+                    if self.agent.is_draining() {
+                        return;
+                    }
+                    last = pod.scope.is_draining().then(|| Instant::now() + LATECOMERS_END);
+                    continue;
                 }
                 accepted = listener.accept() => accepted,
-                () = std::future::ready(()), if closing => return,
+                () = latecomers(last), if closing => return,
             };
             match accepted {
                 Ok((stream, peer)) => match pod.admission.admit(std::time::Instant::now()) {
@@ -363,12 +376,12 @@ impl Worker {
 
     /// Once a second: tunnels that nobody needs, streams that stall, after each revision those whose pod is gone, and
     /// memory that load has left behind.
-    async fn keep_house(&self, scope: &Scope) {
+    async fn keep_house(&self) {
         let (mut tick, mut trim) = (interval(Duration::from_secs(1)), Trim::default());
         loop {
             tokio::select! {
                 _ = tick.tick() => {}
-                () = scope.draining() => return,
+                () = self.agent.draining() => return,
             }
             let snapshot = self.shared.state.snapshot();
             self.pool.sweep(self.shared.limits.idle, |key| {
@@ -390,6 +403,13 @@ impl Worker {
                 memory::give_back();
             }
         }
+    }
+}
+
+/// Ends when nobody more is waited for; at once without an end.
+async fn latecomers(last: Option<Instant>) {
+    if let Some(last) = last {
+        sleep_until(last.min(Instant::now() + LATECOMERS)).await;
     }
 }
 
