@@ -428,6 +428,7 @@ fn shared(
         dns,
         resolver: Resolver::new(settings.capture.packet_mark),
         is_succeeded: AtomicBool::new(false),
+        unsteered: watch::Sender::new(()),
     }))
 }
 

@@ -53,13 +53,19 @@ pub(crate) enum Closed {
     /// The other end of its tunnel has proven itself with what is revoked now.
     #[error("connection closed due to a change of the revocation lists: {cause}")]
     Revoked { cause: String, id: String },
+    /// Its pod has left, and with it the rules by which the app's answers came back.
+    #[error("connection closed: the pod has left the mesh, and its app's answers do not come back here any more")]
+    Unsteered { id: String },
 }
 
 impl Closed {
     /// Id of this one end, random.
     pub(crate) fn id(&self) -> &str {
         match self {
-            Self::Policy { id, .. } | Self::Trust { id, .. } | Self::Revoked { id, .. } => id,
+            Self::Policy { id, .. }
+            | Self::Trust { id, .. }
+            | Self::Revoked { id, .. }
+            | Self::Unsteered { id } => id,
         }
     }
 
@@ -68,6 +74,7 @@ impl Closed {
             Self::Policy { denial, .. } => (ResponseFlag::Deny, "policy-change", Some(denial.policies())),
             Self::Trust { .. } => (ResponseFlag::TlsFailure, "trust-change", None),
             Self::Revoked { .. } => (ResponseFlag::CertRevoked, "revoked", None),
+            Self::Unsteered { .. } => (ResponseFlag::Connect, "draining", None),
         };
         let denial = Some(DenialNote { id: self.id().to_owned(), class, policy });
         Failure { flag, error: self.to_string(), denial }

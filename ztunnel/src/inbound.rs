@@ -140,7 +140,9 @@ async fn leaving(shared: &Shared, pod: &Pod) {
     if shared.is_succeeded.load(Ordering::Relaxed) {
         return std::future::pending().await;
     }
-    tokio::time::sleep(LAST_DIALS).await;
+    if !pod.is_unsteered.load(Ordering::Relaxed) {
+        tokio::time::sleep(LAST_DIALS).await;
+    }
 }
 
 /// Resolves when the pod begins to be deleted: its clients should go elsewhere. Who has not heard of it is still served,
@@ -184,6 +186,9 @@ impl StreamError {
     fn refusal(&self) -> Option<Refusal> {
         let of = |status, class| Some(Refusal { status, class });
         match self {
+            Self::Closed(closed) if matches!(**closed, Closed::Unsteered { .. }) => {
+                of(StatusCode::SERVICE_UNAVAILABLE, DRAINING)
+            }
             Self::Denied(_) | Self::Closed(_) => of(StatusCode::UNAUTHORIZED, "policy"),
             Self::Limit(refused) => of(StatusCode::SERVICE_UNAVAILABLE, refused.flag().class()),
             Self::Connect(_) => of(StatusCode::SERVICE_UNAVAILABLE, "connect"),

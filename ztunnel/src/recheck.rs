@@ -1,5 +1,5 @@
 //! Policy that lives: after each revision the open connections to captured pods are decided again, and those that would
-//! not be let in any more are reset.
+//! not be let in any more are reset. So are those of pods whose rules another hand has removed.
 //!
 //! Each worker looks after its own, a piece at a time, so that ten thousand connections do not hold up the others. Pods
 //! of which nothing that matters has changed cost one comparison. What was decided in between, from a revision that this
@@ -7,6 +7,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use culvert_common::authz::{Denial, Facts, Verdict, authorize};
 use culvert_common::model::{Authorization, Workload};
@@ -14,7 +15,7 @@ use culvert_common::state::{Policies, Snapshot};
 use culvert_common::types::PolicyKey;
 use tokio::time::{Instant, sleep_until};
 
-use crate::connections::{Closed, Entry};
+use crate::connections::{Closed, Entry, Kind};
 use crate::permit::MISSING_HOLD;
 use crate::shared::denial_id;
 use crate::worker::Worker;
@@ -25,6 +26,7 @@ const PIECE: usize = 256;
 /// Decides again for as long as the worker lives, also while it drains.
 pub(crate) async fn run(worker: &Worker) {
     let mut revisions = worker.shared.state.changed();
+    let mut unsteered = worker.shared.unsteered.subscribe();
     let mut known = Known::default();
     loop {
         let hold = known.hold_ends();
@@ -39,6 +41,13 @@ pub(crate) async fn run(worker: &Worker) {
                 return std::future::pending().await; // the worker holds the state: it ends first
             },
             () = held => {}
+            changed = unsteered.changed() => match changed {
+                Ok(()) => {
+                    end_unsteered(worker).await;
+                    continue;
+                }
+                Err(_) => return std::future::pending().await, // as above
+            },
         }
         let snapshot = worker.shared.state.snapshot();
         let closed = known.walk(worker, &snapshot).await;
@@ -49,6 +58,32 @@ pub(crate) async fn run(worker: &Worker) {
                 "policy changed: open connections were reset"
             );
         }
+    }
+}
+
+/// Ends the incoming connections of pods whose rules went: what their apps say would go out to the clients' own addresses,
+/// past this agent. Outgoing ones are left to end: what the app has said before is still brought to its end.
+async fn end_unsteered(worker: &Worker) {
+    let (mut from, mut closed) = (Some(0), 0);
+    while let Some(at) = from {
+        let (piece, next) = worker.connections.piece(at, PIECE);
+        for entry in piece.iter().filter(|entry| entry.kind.is_inbound()) {
+            let pod = &entry.pod;
+            // What came by a tunnel and was passed on as the agent's own connection needs no rules.
+            let needs_rules =
+                entry.kind == Kind::InboundTcp || pod.client_of(entry.src, entry.actual).is_some();
+            if pod.is_unsteered.load(Ordering::Relaxed) && needs_rules {
+                entry.close(Closed::Unsteered { id: denial_id() });
+                closed += 1;
+            }
+        }
+        from = next;
+        if from.is_some() {
+            tokio::task::yield_now().await;
+        }
+    }
+    if closed > 0 {
+        tracing::info!(closed, "pods left without the rules that steer: incoming connections were reset");
     }
 }
 

@@ -24,6 +24,7 @@ use culvert_common::types::{SpiffeId, WorkloadUid};
 use culvert_common::xds::on_demand::OnDemand;
 use culvert_common::zds::WorkloadInfo;
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 
 /// Shared by all workers, read-only.
 pub(crate) struct Shared {
@@ -55,6 +56,8 @@ pub(crate) struct Shared {
     pub(crate) resolver: Resolver,
     /// Whether another agent has taken this one's place: new connections are its business.
     pub(crate) is_succeeded: AtomicBool,
+    /// Changes when a pod has become [`Pod::is_unsteered`].
+    pub(crate) unsteered: watch::Sender<()>,
 }
 
 impl Shared {
@@ -159,6 +162,8 @@ pub(crate) struct Pod {
     pub(crate) name_server: LastServer,
     /// Whether the state has had its workload.
     pub(crate) is_known: AtomicBool,
+    /// The rules went by which the app's answers to its clients' addresses came back here.
+    pub(crate) is_unsteered: AtomicBool,
 }
 
 impl Pod {

@@ -1,6 +1,7 @@
 //! The messages as protobuf (proto3, package `istio.workload.zds`), and what of them is taken.
 
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use prost::Message;
 
@@ -44,6 +45,9 @@ struct KeepWorkload {
 struct DelWorkload {
     #[prost(string, tag = "2")]
     uid: String,
+    /// Not one of the reference's, which skips what it does not know.
+    #[prost(uint32, optional, tag = "1000")]
+    grace_seconds: Option<u32>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -110,7 +114,10 @@ pub fn decode_request(bytes: &[u8], mut fds: Vec<OwnedFd>) -> Result<Request, Zd
         }
         (RequestPayload::Add(_), None) => return Err(ZdsError::Descriptors { what, found, wanted }),
         (RequestPayload::Keep(keep), _) => Request::Keep { uid: keep.uid },
-        (RequestPayload::Del(del), _) => Request::Del { uid: del.uid },
+        (RequestPayload::Del(del), _) => {
+            let grace = del.grace_seconds.map(|seconds| Duration::from_secs(seconds.into()));
+            Request::Del { uid: del.uid, grace }
+        }
         (RequestPayload::SnapshotSent(_), _) => Request::SnapshotSent,
     })
 }
@@ -174,7 +181,10 @@ pub(super) fn encode_request(request: &Request) -> Result<Vec<u8>, ZdsError> {
             }),
         }),
         Request::Keep { uid } => RequestPayload::Keep(KeepWorkload { uid: uid.clone() }),
-        Request::Del { uid } => RequestPayload::Del(DelWorkload { uid: uid.clone() }),
+        Request::Del { uid, grace } => RequestPayload::Del(DelWorkload {
+            uid: uid.clone(),
+            grace_seconds: grace.map(|grace| u32::try_from(grace.as_secs()).unwrap_or(u32::MAX)),
+        }),
         Request::SnapshotSent => RequestPayload::SnapshotSent(SnapshotSent {}),
     };
     let bytes = WorkloadRequest { payload: Some(payload) }.encode_to_vec();

@@ -14,6 +14,7 @@ mod tests;
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 pub use channel::Channel;
 pub use messages::{decode_ack, decode_hello, decode_request};
@@ -58,6 +59,9 @@ pub enum Request {
     Del {
         /// The pod's UID.
         uid: String,
+        /// For how long answers of the pod's app to open connections still reach the proxy. None where the agent does not
+        /// say, as the reference's: it has removed those rules by now.
+        grace: Option<Duration>,
     },
     /// All wanted pods have been named: stop serving the others.
     SnapshotSent,

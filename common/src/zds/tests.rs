@@ -1,5 +1,6 @@
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
 
 use proptest::prelude::*;
 
@@ -25,7 +26,7 @@ fn words(request: &Request) -> String {
     match request {
         Request::Add { uid, info, .. } => format!("add {uid} {info:?}"),
         Request::Keep { uid } => format!("keep {uid}"),
-        Request::Del { uid } => format!("del {uid}"),
+        Request::Del { uid, grace } => format!("del {uid} {grace:?}"),
         Request::SnapshotSent => "snapshot sent".into(),
     }
 }
@@ -38,16 +39,20 @@ fn the_bytes_are_the_references() {
     assert_eq!(encode_ack(&Err("no".into())), *b"\x0a\x04\x0a\x02no");
     assert_eq!(encode_request(&Request::SnapshotSent).unwrap(), [0x1a, 0x00]);
     assert_eq!(encode_request(&Request::Keep { uid: "u".into() }).unwrap(), *b"\x2a\x03\x0a\x01u");
-    assert_eq!(encode_request(&Request::Del { uid: "u".into() }).unwrap(), *b"\x12\x03\x12\x01u");
+    let del = |grace| encode_request(&Request::Del { uid: "u".into(), grace }).unwrap();
+    assert_eq!(del(None), *b"\x12\x03\x12\x01u");
+    // Field 1000 is ours; who does not know it skips it.
+    assert_eq!(del(Some(Duration::from_secs(5))), *b"\x12\x06\x12\x01u\xc0\x3e\x05");
     let bytes = encode_request(&add("u")).unwrap();
     assert_eq!(bytes, *b"\x0a\x19\x0a\x01u\x12\x14\x0a\x06cart-0\x12\x04shop\x1a\x04cart");
 }
 
 #[test]
 fn requests_come_back_as_they_were() {
-    for request in
-        [add("u"), Request::Keep { uid: "u".into() }, Request::Del { uid: "v".into() }, Request::SnapshotSent]
-    {
+    let del = |grace| Request::Del { uid: "v".into(), grace };
+    let graces = [None, Some(Duration::ZERO), Some(Duration::from_secs(25))];
+    let keep = Request::Keep { uid: "u".into() };
+    for request in [add("u"), keep, Request::SnapshotSent].into_iter().chain(graces.map(del)) {
         let bytes = encode_request(&request).unwrap();
         let fds = if matches!(request, Request::Add { .. }) { vec![null()] } else { Vec::new() };
         assert_eq!(words(&decode_request(&bytes, fds).unwrap()), words(&request));
@@ -121,7 +126,7 @@ fn packets_fit_the_references_buffers() {
     assert!(reason.len() <= REFERENCE_PACKET);
     assert!(decode_ack(&reason).unwrap().unwrap_err().starts_with("ää"));
     assert!(decode_ack(&encode_ack(&Err(String::new()))).unwrap().is_err(), "an empty reason is no success");
-    let too_long = Request::Del { uid: "u".repeat(PACKET_MAX) };
+    let too_long = Request::Del { uid: "u".repeat(PACKET_MAX), grace: None };
     assert!(matches!(encode_request(&too_long), Err(ZdsError::TooLong { .. })));
 }
 

@@ -1,13 +1,15 @@
 //! A proxy of its own and an agent by hand: what ZDS asks is done, what it must not say harms nobody.
 
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use culvert::lab::{Agent, AgentOptions, Pod, http, wait_until};
+use culvert::lab::{Agent, AgentOptions, LogLine, Pod, http, wait_until};
+use culvert_common::net::rules::{self, CaptureSpec};
 use culvert_common::zds::Request;
 use culvert_tests::mesh::{Mesh, SOON, log_of, options};
-use culvert_tests::net::{Server, exchange};
+use culvert_tests::net::{Acceptor, End, Server, exchange, read_to_end};
 use culvert_tests::zds_agent::{ZdsAgent, add, add_in};
 
 const PORTS: [u16; 3] = [15001, 15006, 15008];
@@ -18,6 +20,11 @@ fn proxy_options(socket: &std::path::Path, args: &[&str]) -> AgentOptions {
     options.part = Some("proxy".to_owned());
     options.args.extend(["--zds-socket".to_owned(), socket.display().to_string()]);
     options
+}
+
+/// Stop serving the pod, as the reference's agent says it.
+fn del(uid: &str) -> Request {
+    Request::Del { uid: uid.into(), grace: None }
 }
 
 /// Two pods on node a, whose proxy looks for its agent at the path.
@@ -85,14 +92,14 @@ fn pods_follow_what_the_agent_says() {
     link.done(&add("u2", &two));
     assert!(is_served(&two));
     // The same pod in another namespace: the old one is left.
-    link.done(&Request::Del { uid: "u1".into() });
+    link.done(&del("u1"));
     wait_served(&one, false);
     link.done(&add_in("u2", &two, &one));
     wait_served(&two, false);
     wait_served(&one, true);
     assert_eq!(counts(), (1.0, 3.0));
-    link.done(&Request::Del { uid: "nobody".into() });
-    link.done(&Request::Del { uid: "u2".into() });
+    link.done(&del("nobody"));
+    link.done(&del("u2"));
     wait_served(&one, false);
 
     // A port that is taken: refused with the reason, tried again, served when it is free.
@@ -240,5 +247,68 @@ fn a_proxy_succeeds_another_under_any_agent() {
     wait_served(&two, false);
     assert!(is_served(&one));
     drop((link, newer, second));
+    mesh.finish();
+}
+
+/// Both directions of a connection.
+#[track_caller]
+fn passes((client, server): &mut (TcpStream, TcpStream)) {
+    for (what, from, to) in [("from the client", &*client, &*server), ("from the server", &*server, &*client)] {
+        let (mut from, mut to, mut got) = (from, to, [0; 5]);
+        from.write_all(b"hello").unwrap_or_else(|e| panic!("{what}: {e}"));
+        to.read_exact(&mut got).unwrap_or_else(|e| panic!("{what}: {e}"));
+        assert_eq!(&got, b"hello");
+    }
+}
+
+/// An agent of another kind removes a pod's rules before it says that the pod has left: with the last of them the kernel
+/// gives up tracking and translating, and the app's answers go to its clients past the proxy. Ours leaves open connections
+/// their way back, and says for how long.
+#[test]
+fn relays_end_with_the_rules_that_steer_them() {
+    let (mut mesh, one, _two, socket) = world();
+    let (peer, outside) = (mesh.captured("b", "peer"), mesh.outside("b", "outside"));
+    mesh.lab.publish().unwrap();
+    mesh.start_node("b", &[]);
+    let proxy = start(&mesh, &proxy_options(&socket, &["--termination-deadline", "60s"]));
+    let agent = ZdsAgent::new(&socket);
+    let link = agent.accept();
+    link.done(&Request::SnapshotSent);
+    let ends = || {
+        let is_it = |line: &&LogLine| line.as_str().contains("do not come back here any more");
+        proxy.log().iter().filter(is_it).count()
+    };
+    for grace in [Some(Duration::from_secs(60)), None] {
+        link.done(&add("u1", &one));
+        one.run(|| rules::install(&CaptureSpec::default()).map(drop)).unwrap().unwrap();
+        let mut open = Vec::new();
+        for (from, own) in [(&peer, 8080), (&outside, 8082)] {
+            for (ip, port) in one.addresses().into_iter().zip(own..) {
+                let acceptor = Acceptor::new(&one, (ip, port));
+                let mut pair = acceptor.pair(from);
+                passes(&mut pair);
+                open.push((pair, acceptor));
+            }
+        }
+        let removed = one.run(|| if grace.is_some() { rules::remove_redirects() } else { rules::remove() });
+        removed.unwrap().unwrap();
+        link.done(&Request::Del { uid: "u1".into(), grace });
+        for (pair, _) in &mut open {
+            match grace {
+                Some(_) => passes(pair),
+                None => {
+                    assert_eq!(read_to_end(&mut pair.1), (Vec::new(), End::Reset), "the app");
+                    // Of what is not translated any more the pod's kernel knows nothing: it says so when it is asked.
+                    let _a_reset_may_be_there = pair.0.write_all(b"still there?");
+                    assert_eq!(read_to_end(&mut pair.0), (Vec::new(), End::Reset), "the client");
+                }
+            }
+        }
+        let wanted = if grace.is_some() { 0 } else { open.len() };
+        wait_until("the ends in the log", SOON, || (ends() == wanted).then_some(()), || log_of(&proxy)).unwrap();
+        drop(open);
+        wait_served(&one, false);
+    }
+    drop((link, proxy));
     mesh.finish();
 }

@@ -181,7 +181,7 @@ impl Enroll {
                 // For the proxy it is another pod; its redirects stay, so that nothing gets past meanwhile.
                 pod.info = info;
                 (pod.asked, pod.served) = (None, None);
-                self.proxies.ask_all(&Ask::Del { uid: Arc::clone(&uid) });
+                self.proxies.ask_all(&Ask::Del { uid: Arc::clone(&uid), grace: self.options.grace });
             }
         }
         self.advance_all();
@@ -331,7 +331,7 @@ impl Enroll {
     fn release(&mut self, uid: &Arc<str>) {
         let Some(mut pod) = self.pods.remove(uid) else { return };
         let held = pod.release();
-        self.proxies.ask_all(&Ask::Del { uid: Arc::clone(uid) });
+        self.proxies.ask_all(&Ask::Del { uid: Arc::clone(uid), grace: self.options.grace });
         self.leave(&pod, held);
     }
 

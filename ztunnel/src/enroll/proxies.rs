@@ -77,7 +77,7 @@ pub(super) type ProxyId = u64;
 pub(super) enum Ask {
     Add { uid: Arc<str>, info: WorkloadInfo, netns: NetNs },
     Keep { uid: Arc<str> },
-    Del { uid: Arc<str> },
+    Del { uid: Arc<str>, grace: Duration },
     SnapshotSent,
 }
 
@@ -89,7 +89,7 @@ impl Ask {
                 Request::Add { uid: uid.to_string(), info: info.clone(), netns }
             }
             Self::Keep { uid } => Request::Keep { uid: uid.to_string() },
-            Self::Del { uid } => Request::Del { uid: uid.to_string() },
+            Self::Del { uid, grace } => Request::Del { uid: uid.to_string(), grace: Some(*grace) },
             Self::SnapshotSent => Request::SnapshotSent,
         })
     }

@@ -16,6 +16,8 @@ use tokio::time::timeout;
 
 use super::*;
 
+/// What open connections of a pod that leaves get.
+const GRACE: Duration = Duration::from_secs(3);
 /// Longest wait for what should happen; the clock is paused, so only the agent's own limits ever pass.
 const SOON: Duration = Duration::from_secs(60);
 
@@ -108,7 +110,7 @@ impl Node {
             ipv6: true,
             mark: 0x539,
             adopt: false,
-            grace: Duration::from_secs(3),
+            grace: GRACE,
             audit: Duration::from_secs(10),
             dns: Some(DnsCapture { port: 15053, default: true }),
         };
@@ -161,7 +163,10 @@ async fn next(proxy: &Channel, answer: Ack) -> String {
             format!("add {uid} {}/{}/{}", info.namespace, info.name, info.service_account)
         }
         Request::Keep { uid } => format!("keep {uid}"),
-        Request::Del { uid } => format!("del {uid}"),
+        Request::Del { uid, grace } => {
+            assert_eq!(grace, Some(GRACE), "how long the rest of the rules stays");
+            format!("del {uid}")
+        }
         Request::SnapshotSent => "snapshot sent".into(),
     };
     proxy.send_ack(&answer).await.unwrap();

@@ -18,7 +18,7 @@ use std::collections::{HashMap, HashSet};
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use culvert_common::admin::{Pending, Readiness};
@@ -263,14 +263,14 @@ impl Pods {
                 named.insert(uid.into());
                 Answer::Done
             }
-            (Request::Del { uid }, Link::Naming(named)) => {
+            (Request::Del { uid, .. }, Link::Naming(named)) => {
                 named.remove(uid.as_str());
                 self.waiting.remove(uid.as_str());
                 Answer::Done
             }
-            (Request::Del { uid }, _) => {
+            (Request::Del { uid, grace }, _) => {
                 self.waiting.remove(uid.as_str());
-                self.stop(&uid);
+                self.stop(&uid, grace);
                 Answer::Done
             }
             (Request::SnapshotSent, Link::Naming(named)) => {
@@ -295,7 +295,8 @@ impl Pods {
     /// All wanted pods have been named.
     async fn told(&mut self, named: &HashSet<Arc<str>>) {
         let unnamed: Vec<_> = self.running.keys().filter(|uid| !named.contains(*uid)).cloned().collect();
-        unnamed.iter().for_each(|uid| self.stop(uid));
+        let grace = Some(self.options.grace);
+        unnamed.iter().for_each(|uid| self.stop(uid, grace));
         (self.is_told, self.is_stale) = (true, true);
         // What stopped may have been in the way.
         let now = Instant::now();
@@ -312,7 +313,7 @@ impl Pods {
     async fn add(&mut self, name: PodName, netns: NetNs) -> Answer {
         match self.running.get(&name.uid) {
             Some(running) if running.pod.netns == netns && running.pod.local == name => return Answer::Done,
-            Some(_) => self.stop(&Arc::clone(&name.uid)),
+            Some(_) => self.stop(&Arc::clone(&name.uid), Some(self.options.grace)),
             None => {}
         }
         let pause = self.waiting.remove(&name.uid).map_or(RETRY_MIN, |waiting| waiting.pause);
@@ -371,6 +372,7 @@ impl Pods {
             scope: self.scope.child(),
             admission: Admission::new(self.shared.pod_limits, &self.shared.budget),
             is_known: AtomicBool::new(false),
+            is_unsteered: AtomicBool::new(false),
             name_server: LastServer::default(),
         });
         let inherited = opened.iter().filter(|one| one.is_inherited).count();
@@ -419,8 +421,10 @@ impl Pods {
         Ok((sockets, copies))
     }
 
-    /// Its listeners close at once; tunnels get GOAWAY, and open connections their grace.
-    fn stop(&mut self, uid: &str) {
+    /// Its listeners close at once; tunnels get GOAWAY, and open connections their grace, which is no longer than what the
+    /// agent told. Where it told none, answers of the pod's app to its clients' addresses reach them no more, and those
+    /// connections end at once.
+    fn stop(&mut self, uid: &str, told: Option<Duration>) {
         let Some(Running { pod, sockets, dns, .. }) = self.running.remove(uid) else { return };
         drop((sockets, dns));
         if let Some(deferred) = &mut self.deferred {
@@ -428,7 +432,11 @@ impl Pods {
         }
         self.is_stale = true;
         self.shared.telemetry.metrics().pod_stopped();
-        let grace = self.options.grace;
+        if told.is_none() {
+            pod.is_unsteered.store(true, Ordering::Relaxed); // before it drains: who waits for that looks
+            self.shared.unsteered.send_replace(());
+        }
+        let grace = told.map_or(self.options.grace, |told| told.min(self.options.grace));
         self.scope.spawn(async move {
             let cut = pod.scope.shut_down(grace).await;
             tracing::info!(pod = pod.local.to_string(), connections_cut = cut, "pod released");

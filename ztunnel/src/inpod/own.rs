@@ -40,6 +40,7 @@ fn open(
         scope: scope.child(),
         admission: Admission::new(shared.pod_limits, &shared.budget),
         is_known: AtomicBool::new(false),
+        is_unsteered: AtomicBool::new(false),
         name_server: crate::dns::LastServer::default(),
     };
     Ok((Arc::new(pod), listener))

@@ -99,7 +99,7 @@ impl Pods {
             let Some(running) = self.running.get(&uid) else { continue };
             let (name, netns) = (running.pod.local.clone(), running.pod.netns.clone());
             tracing::warn!(pod = name.to_string(), "the pod is not served: {error}");
-            self.stop(&uid);
+            self.stop(&uid, Some(self.options.grace));
             self.wait(name, netns, RETRY_MIN, error);
         }
     }
