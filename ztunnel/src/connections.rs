@@ -54,7 +54,9 @@ pub(crate) enum Closed {
     #[error("connection closed due to a change of the revocation lists: {cause}")]
     Revoked { cause: String, id: String },
     /// Its pod has left, and with it the rules by which the app's answers came back.
-    #[error("connection closed: the pod has left the mesh, and its app's answers do not come back here any more")]
+    #[error(
+        "connection closed: the pod has left the mesh, and its app's answers do not come back here any more"
+    )]
     Unsteered { id: String },
 }
 

@@ -198,6 +198,8 @@ impl fmt::Display for Stage {
 pub struct Code(pub u32);
 
 impl Code {
+    /// `INVALID_ARGUMENT`.
+    pub const INVALID_ARGUMENT: Self = Self(3);
     /// `PERMISSION_DENIED`.
     pub const PERMISSION_DENIED: Self = Self(7);
     /// `UNIMPLEMENTED`.

@@ -3,6 +3,8 @@
 //! The server decides by the caller's token whom it signs for; the name in the request is not what counts there. All that
 //! it answers is checked before use: here its form and size, by `workload` whom it proves, until when, and by which root.
 
+mod lifetime;
+
 use std::fmt;
 use std::sync::{Arc, Mutex as StdMutex, PoisonError};
 use std::time::Duration;
@@ -16,10 +18,12 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 use zeroize::Zeroize as _;
 
+use lifetime::Lifetime;
+
 use super::ca::{CaError, Issued, PrivateKey};
 use super::messages::{Asked, IMPERSONATED, METHOD, Metadata, Reply, Text};
 use super::peer;
-use crate::grpc::{CallError, Channel, ConnectError, Limits, Stamp, Target, connect};
+use crate::grpc::{CallError, Channel, Code, ConnectError, Limits, Stamp, Target, connect};
 use crate::types::SpiffeId;
 
 /// Limit of one request.
@@ -47,6 +51,7 @@ pub struct IstioOptions {
 /// A certificate authority behind Istio's protocol.
 pub struct IstioCa {
     options: IstioOptions,
+    lifetime: Lifetime,
     /// Held while a connection is made, so that all who need one share the attempt.
     live: Mutex<Option<Live>>,
     /// The last attempt that failed, for those who waited for it or come right after.
@@ -70,7 +75,8 @@ struct Live {
 impl IstioCa {
     /// Connects when the first certificate is asked for.
     pub fn new(options: IstioOptions) -> Self {
-        Self { options, live: Mutex::default(), failed: StdMutex::default() }
+        let lifetime = Lifetime::new(options.ttl);
+        Self { options, lifetime, live: Mutex::default(), failed: StdMutex::default() }
     }
 
     /// A new key, and a certificate of `id` for it from the server.
@@ -82,13 +88,7 @@ impl IstioCa {
         let secret = PrivateKey::from_pkcs8(key.serialized_der().to_vec());
         let asked = self.request(id, &key);
         key.zeroize();
-        let asked = asked?;
-        let mut answer = self.call(&asked, false).await;
-        // A connection that served before may have ended unnoticed: the server's doing, not a failure.
-        if matches!(&answer, Err(Failure::Call { error, is_fresh: false }) if is_broken(error)) {
-            answer = self.call(&asked, true).await;
-        }
-        let reply = answer.map_err(|failure| match failure {
+        let reply = self.ask(asked?).await.map_err(|failure| match failure {
             Failure::Connect(source) => CaError::Connect { source },
             Failure::Call { error, .. } => CaError::Call { id: id.clone(), source: Box::new(error) },
         })?;
@@ -111,9 +111,33 @@ impl IstioCa {
             || Metadata { fields: [(IMPERSONATED.to_owned(), Text { text: id.to_string() })].into() };
         Ok(Asked {
             csr,
-            validity: i64::try_from(self.options.ttl.as_secs()).unwrap_or(i64::MAX),
+            validity: self.lifetime.tries().asked(),
             metadata: self.options.impersonates.then(impersonated),
         })
+    }
+
+    /// Asks, and asks again for what the server is willing to sign where that is only a matter of time.
+    async fn ask(&self, mut asked: Asked) -> Result<Reply, Failure> {
+        let mut tries = self.lifetime.tries();
+        loop {
+            asked.validity = tries.asked();
+            let mut answer = self.call(&asked, false).await;
+            // A connection that served before may have ended unnoticed: the server's doing, not a failure.
+            if matches!(&answer, Err(Failure::Call { error, is_fresh: false }) if is_broken(error)) {
+                answer = self.call(&asked, true).await;
+            }
+            match &answer {
+                Ok(_) => self.lifetime.agreed(tries.asked()),
+                Err(Failure::Call {
+                    error: CallError::Status { code: Code::INVALID_ARGUMENT, message },
+                    ..
+                }) if tries.refused(message) => {
+                    continue;
+                }
+                Err(_) => {}
+            }
+            return answer;
+        }
     }
 
     async fn call(&self, asked: &Asked, anew: bool) -> Result<Reply, Failure> {

@@ -253,7 +253,8 @@ fn a_proxy_succeeds_another_under_any_agent() {
 /// Both directions of a connection.
 #[track_caller]
 fn passes((client, server): &mut (TcpStream, TcpStream)) {
-    for (what, from, to) in [("from the client", &*client, &*server), ("from the server", &*server, &*client)] {
+    for (what, from, to) in [("from the client", &*client, &*server), ("from the server", &*server, &*client)]
+    {
         let (mut from, mut to, mut got) = (from, to, [0; 5]);
         from.write_all(b"hello").unwrap_or_else(|e| panic!("{what}: {e}"));
         to.read_exact(&mut got).unwrap_or_else(|e| panic!("{what}: {e}"));
@@ -305,7 +306,8 @@ fn relays_end_with_the_rules_that_steer_them() {
             }
         }
         let wanted = if grace.is_some() { 0 } else { open.len() };
-        wait_until("the ends in the log", SOON, || (ends() == wanted).then_some(()), || log_of(&proxy)).unwrap();
+        wait_until("the ends in the log", SOON, || (ends() == wanted).then_some(()), || log_of(&proxy))
+            .unwrap();
         drop(open);
         wait_served(&one, false);
     }

@@ -18,6 +18,7 @@ use crate::identity::{Ca, CertState, Certs, EmbeddedCa, EmbeddedOptions, Identit
 use crate::task::Scope;
 use crate::types::SystemClock;
 
+const TOO_LONG: &str = "CSR signing error (requested TTL 24h0m0s is greater than the max allowed TTL 1h0m0s)";
 const LIMIT: Duration = Duration::from_secs(5);
 
 /// What the hand-made CA does with a request.
@@ -25,6 +26,8 @@ const LIMIT: Duration = Duration::from_secs(5);
 enum Does {
     /// Signs for whom it is asked.
     Signs,
+    /// The same, but for no longer than an hour, as istiod says it.
+    SignsForAnHour,
     /// Signs for somebody else.
     SignsFor(SpiffeId),
     /// Another key's certificate.
@@ -163,9 +166,13 @@ impl Peer {
             Reply { cert_chain: all }.encode_to_vec()
         };
         let id = || name.as_ref().unwrap().parse::<SpiffeId>().unwrap();
-        let does = self.does.lock().unwrap().clone();
+        let does = match self.does.lock().unwrap().clone() {
+            Does::SignsForAnHour if asked.validity > 3600 => Does::Refuses(3, TOO_LONG),
+            Does::SignsForAnHour => Does::Signs,
+            does => does,
+        };
         let (message, length) = match does {
-            Does::Signs => (sign(&id(), &asked.csr), None),
+            Does::Signs | Does::SignsForAnHour => (sign(&id(), &asked.csr), None),
             Does::SignsFor(other) => (sign(&other, &asked.csr), None),
             Does::SignsAnotherKey => {
                 let key = KeyPair::generate().unwrap();
@@ -254,6 +261,33 @@ async fn a_certificate_is_asked_for_with_token_cluster_and_identity() {
     let names = csr.params.subject_alt_names;
     assert!(matches!(&names[..], [SanType::URI(uri)] if uri.as_str() == shop("cart").to_string()));
     assert_eq!(csr.params.distinguished_name, DistinguishedName::new());
+}
+
+/// Source: istiod, where SECRET_TTL is more than its MAX_WORKLOAD_CERT_TTL.
+#[tokio::test]
+async fn a_ca_with_a_shorter_limit_is_asked_for_that() {
+    let world = World::new(Does::SignsForAnHour).await;
+    let options = IstioOptions { ttl: Duration::from_hours(24), ..world.client().options };
+    let ca = IstioCa::new(options.clone());
+    for name in ["cart", "pay"] {
+        ca.issue(&shop(name)).await.unwrap();
+    }
+    let asked = |world: &World| -> Vec<i64> {
+        let mut seen = world.peer.seen.lock().unwrap();
+        seen.drain(..).map(|(_, asked)| asked.validity).collect()
+    };
+    assert_eq!(asked(&world), [86_400, 3600, 3600], "the limit is remembered");
+    // One that names no limit, and never agrees: a few tries, then the refusal.
+    world.does(Does::Refuses(3, "TTL too long"));
+    let refused = told(&IstioCa::new(options.clone()).issue(&shop("cart")).await.unwrap_err());
+    assert!(refused.contains("TTL too long"), "{refused}");
+    assert_eq!(asked(&world), [86_400, 0, 43_200, 21_600, 10_800, 5400]);
+    // What is refused for another reason is not asked again.
+    for (code, text) in [(3, "malformed CSR"), (7, "no TTL for you")] {
+        world.does(Does::Refuses(code, text));
+        IstioCa::new(options.clone()).issue(&shop("cart")).await.unwrap_err();
+        assert_eq!(asked(&world), [86_400], "{text}");
+    }
 }
 
 #[tokio::test]
