@@ -31,8 +31,10 @@ pub(crate) const COMMAND: &str = "udp-destinations";
 const WAITING_MAX: usize = 256;
 /// The program that runs.
 const SELF: &str = "/proc/self/exe";
-/// It answers in microseconds.
+/// It answers in microseconds, unless the machine has stopped for a moment.
 const LIMIT: Duration = Duration::from_secs(1);
+/// After so many look-ups in a row without an answer it is not asked any more.
+const SILENT_MAX: u32 = 5;
 /// Longest message: two addresses.
 const MESSAGE_MAX: usize = 256;
 
@@ -111,30 +113,14 @@ impl Helper {
         let (ask, mut asked) = mpsc::channel::<Asked>(WAITING_MAX);
         let (mut child, end) = (self.child, scope.clone());
         scope.spawn(async move {
-            loop {
-                let Asked { netns, ends: (local, client), found } = tokio::select! {
-                    () = end.ended() => return,
-                    asked = asked.recv() => match asked {
-                        Some(asked) => asked,
-                        None => return,
-                    },
-                };
-                match timeout(LIMIT, converse(&socket, &netns, local, client)).await {
-                    Ok(Ok(destination)) => drop(found.send(destination)),
-                    Ok(Err(error)) => {
-                        tracing::warn!(
-                            "destinations of DNS queries cannot be looked up any more, as the process that did has \
-                             ended ({error}): queries go to the server a pod asked last, or the agent's own"
-                        );
-                        break;
-                    }
-                    Err(_elapsed) => {
-                        tracing::warn!("destinations of DNS queries cannot be looked up any more: no answer");
-                        break;
-                    }
-                }
+            tokio::select! {
+                () = end.ended() => {}
+                why = pass_on(&socket, &mut asked) => tracing::warn!(
+                    "destinations of DNS queries cannot be looked up any more: {why}; queries go to the server a pod asked \
+                     last, or the agent's own"
+                ),
             }
-            drop(socket);
+            drop((socket, asked));
             // It ends when its socket closes; it may have done so before.
             let _ended = child.kill().and_then(|()| child.wait());
         });
@@ -142,16 +128,53 @@ impl Helper {
     }
 }
 
+/// Why the second process is asked no more.
+#[derive(Debug, thiserror::Error)]
+enum HelperError {
+    #[error("the process that did has ended ({0})")]
+    Ended(#[from] io::Error),
+    #[error("the process that did has not answered {SILENT_MAX} times in a row, each within {LIMIT:?}")]
+    Silent,
+}
+
+/// Passes look-ups on, one by one, until that is of no use any more.
+async fn pass_on(socket: &SeqPacket, asked: &mut mpsc::Receiver<Asked>) -> HelperError {
+    let (mut number, mut silent) = (0_u64, 0);
+    while let Some(Asked { netns, ends, found }) = asked.recv().await {
+        number += 1;
+        match timeout(LIMIT, converse(socket, number, &netns, ends)).await {
+            Ok(Ok(destination)) => {
+                silent = 0;
+                let _gone = found.send(destination); // who asked may have given up
+            }
+            Ok(Err(error)) => return error.into(),
+            Err(_elapsed) => silent += 1,
+        }
+        if silent >= SILENT_MAX {
+            return HelperError::Silent;
+        }
+    }
+    io::Error::from(io::ErrorKind::BrokenPipe).into()
+}
+
+/// One look-up. What comes late, to one that was given up, is passed over by its number.
 async fn converse(
     socket: &SeqPacket,
+    number: u64,
     netns: &NetNs,
-    local: SocketAddr,
-    client: SocketAddr,
+    (local, client): (SocketAddr, SocketAddr),
 ) -> io::Result<Option<SocketAddr>> {
-    let request = format!("{local} {client}");
+    let request = format!("{number} {local} {client}");
     socket.send(request.as_bytes(), &[netns.as_fd()]).await?;
-    let packet = socket.recv(MESSAGE_MAX).await?.ok_or(io::ErrorKind::UnexpectedEof)?;
-    Ok(String::from_utf8_lossy(&packet.bytes).parse().ok())
+    loop {
+        let packet = socket.recv(MESSAGE_MAX).await?.ok_or(io::ErrorKind::UnexpectedEof)?;
+        let reply = String::from_utf8_lossy(&packet.bytes);
+        if let Some((of, found)) = reply.split_once(' ')
+            && of.parse() == Ok(number)
+        {
+            return Ok(found.parse().ok());
+        }
+    }
 }
 
 /// The second process: answers look-ups until its socket closes.
@@ -163,16 +186,71 @@ pub(crate) fn serve() -> io::Result<()> {
     runtime.block_on(async {
         let socket = SeqPacket::from_fd(io::stdin().as_fd().try_clone_to_owned()?)?;
         while let Some(packet) = socket.recv(MESSAGE_MAX).await? {
-            let found = answer(packet).map_or_else(|| "-".to_owned(), |found| found.to_string());
-            socket.send(found.as_bytes(), &[]).await?;
+            let Some(reply) = answer(packet) else { continue };
+            socket.send(reply.as_bytes(), &[]).await?;
         }
         Ok(())
     })
 }
 
-fn answer(mut packet: Packet) -> Option<SocketAddr> {
+/// The reply to a request; none to what is no request.
+fn answer(mut packet: Packet) -> Option<String> {
     let netns = NetNs::from_fd(packet.fds.pop()?).ok()?;
     let text = std::str::from_utf8(&packet.bytes).ok()?;
-    let (local, client) = text.split_once(' ')?;
-    look_up(&netns, local.parse().ok()?, client.parse().ok()?)
+    let (number, ends) = text.split_once(' ')?;
+    let (local, client) = ends.split_once(' ')?;
+    let found = look_up(&netns, local.parse().ok()?, client.parse().ok()?);
+    Some(format!("{number} {}", found.map_or_else(|| "-".to_owned(), |found| found.to_string())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOCAL: &str = "127.0.0.1:15053";
+
+    fn ask(number: u16) -> (Asked, oneshot::Receiver<Option<SocketAddr>>) {
+        let (found, is_found) = oneshot::channel();
+        let ends = (LOCAL.parse().unwrap(), SocketAddr::new([10, 0, 0, 1].into(), number));
+        (Asked { netns: NetNs::current().unwrap(), ends, found }, is_found)
+    }
+
+    async fn request(socket: &SeqPacket) -> String {
+        String::from_utf8(socket.recv(MESSAGE_MAX).await.unwrap().unwrap().bytes).unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_is_late_costs_one_look_up_and_is_nobody_elses() {
+        let (here, there) = SeqPacket::pair().unwrap();
+        let (asks, mut asked) = mpsc::channel(4);
+        let ((one, first), (two, second)) = (ask(1), ask(2));
+        asks.send(one).await.unwrap();
+        asks.send(two).await.unwrap();
+        let helper = async {
+            assert_eq!(request(&there).await, format!("1 {LOCAL} 10.0.0.1:1"));
+            assert!(first.await.is_err(), "given up");
+            there.send(b"1 10.96.0.1:53", &[]).await.unwrap();
+            assert_eq!(request(&there).await, format!("2 {LOCAL} 10.0.0.1:2"));
+            there.send(b"2 10.96.0.2:53", &[]).await.unwrap();
+            second.await.unwrap()
+        };
+        tokio::select! {
+            found = helper => assert_eq!(found, Some("10.96.0.2:53".parse().unwrap())),
+            why = pass_on(&here, &mut asked) => panic!("{why}"),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_process_that_stays_silent_or_ends_is_asked_no_more() {
+        let (here, _there) = SeqPacket::pair().unwrap();
+        let (asks, mut asked) = mpsc::channel(16);
+        for number in 0..10 {
+            asks.send(ask(number).0).await.unwrap();
+        }
+        assert!(matches!(pass_on(&here, &mut asked).await, HelperError::Silent));
+        assert_eq!(asked.len(), 10 - SILENT_MAX as usize, "the others need not wait");
+        let (here, there) = SeqPacket::pair().unwrap();
+        drop(there);
+        assert!(matches!(pass_on(&here, &mut asked).await, HelperError::Ended(_)));
+    }
 }
