@@ -112,6 +112,14 @@ impl Labels {
     }
 }
 
+/// Counts a query, once.
+fn asked(shared: &Shared, pod: &Pod, query: &Query<'_>, protocol: &'static str) -> Labels {
+    let source = pod.workload(&shared.state.snapshot()).ok();
+    let labels = Labels { kind: query.kind(), protocol, source };
+    shared.telemetry.metrics().dns().request(&labels.query());
+    labels
+}
+
 /// Whether a query is answered here, and how, in at most `limit` bytes.
 ///
 /// The pod should be known by now ([`Pod::known`]): who it is decides what it may see.
@@ -122,12 +130,9 @@ fn decide(
     query: &Query<'_>,
     (protocol, limit): (&'static str, usize),
 ) -> (Verdict, Labels) {
-    let metrics = shared.telemetry.metrics().dns();
-    let source = pod.workload(&shared.state.snapshot()).ok();
-    let labels = Labels { kind: query.kind(), protocol, source };
-    metrics.request(&labels.query());
+    let labels = asked(shared, pod, query, protocol);
     if labels.source.is_none() {
-        metrics.result("unknown source");
+        shared.telemetry.metrics().dns().result("unknown source");
         tracing::debug!(target: "dns", pod = pod.local.to_string(), "query of a pod that is not known: SERVFAIL");
         return (Verdict::Say(dns::failure(query, Code::ServFail)), labels);
     }
@@ -212,7 +217,10 @@ fn relayed(shared: &Shared, pod: &Pod, labels: &Labels, result: Result<Duration,
         }
         Err(error) => {
             metrics.result("forwarding failed");
-            metrics.upstream_failure(&labels.query());
+            // One that was not asked on has not failed there.
+            if !matches!(error, RelayError::Full) {
+                metrics.upstream_failure(&labels.query());
+            }
             tracing::debug!(target: "dns", pod, kind, protocol, result = %format_args!("forwarding failed ({error})"), "query failed");
         }
     }

@@ -13,7 +13,7 @@ use tokio::net::UdpSocket;
 use tokio::time::{sleep, timeout};
 
 use super::{
-    Dns, LIMIT, Labels, RelayError, Verdict, decide, destinations, find_on_demand, is_waiting, relayed,
+    Dns, LIMIT, Labels, RelayError, Verdict, asked, decide, destinations, find_on_demand, is_waiting, relayed,
 };
 use crate::shared::{Pod, random};
 use crate::worker::Worker;
@@ -78,7 +78,7 @@ impl Listener {
         let bytes = buffer.get(..length).unwrap_or_default();
         let (Some(query), Some(dns)) = (dns::read(bytes), &self.worker.shared.dns) else { return Ok(()) };
         if self.waiting.get() >= WAITING_MAX {
-            let labels = Labels { kind: query.kind(), protocol: "udp", source: None };
+            let labels = asked(&self.worker.shared, &self.pod, &query, "udp");
             relayed(&self.worker.shared, &self.pod, &labels, Err(&RelayError::Full));
             self.say(&dns::failure(&query, Code::ServFail), client);
             return Ok(());
