@@ -19,7 +19,7 @@ use culvert_common::hbone::orders::Orders;
 use culvert_common::hbone::relay::{RelayError, Stream, relay};
 use culvert_common::hbone::server::{self, ConnectRequest, Refusal};
 use culvert_common::identity::Role;
-use culvert_common::model::{Enrolment, Health, Locality, TunnelProtocol, Workload, WorkloadType};
+use culvert_common::model::{Health, Locality, TunnelProtocol, Workload, WorkloadType};
 use culvert_common::net::proxy_protocol::header;
 use culvert_common::net::socket::{ConnectError, set_reset_on_drop};
 use culvert_common::state::Snapshot;
@@ -479,15 +479,10 @@ fn flow(
 /// A client that is in no snapshot, as it describes itself; for telemetry only.
 fn described(baggage: &Baggage, identity: &SpiffeId, ip: IpAddr) -> Workload {
     let text = |value: &Option<String>| Arc::from(value.as_deref().unwrap_or(""));
+    let uid = WorkloadUid(Arc::from(format!("described//{identity}/{ip}")));
     Workload {
-        uid: WorkloadUid(Arc::from(format!("described//{identity}/{ip}"))),
-        name: text(&baggage.workload_name),
-        namespace: identity.namespace().into(),
-        identity: identity.clone(),
         addresses: vec![ip],
         protocol: TunnelProtocol::Hbone,
-        enrolment: Enrolment::Unknown,
-        node: "".into(),
         canonical_name: text(&baggage.service_name),
         canonical_revision: text(&baggage.service_version),
         workload_type: match baggage.workload_type {
@@ -498,16 +493,7 @@ fn described(baggage: &Baggage, identity: &SpiffeId, ip: IpAddr) -> Workload {
         },
         workload_name: text(&baggage.workload_name),
         cluster: text(&baggage.cluster),
-        network: "".into(),
         locality: Locality { region: text(&baggage.region), zone: text(&baggage.zone), subzone: "".into() },
-        health: Health::Healthy,
-        host_network: false,
-        capacity: 1,
-        hostname: "".into(),
-        waypoint: None,
-        network_gateway: None,
-        application_tunnel: None,
-        native_tunnel: false,
-        authorization_policies: Vec::new(),
+        ..Workload::new(uid, text(&baggage.workload_name), identity.clone())
     }
 }

@@ -17,9 +17,9 @@ use std::sync::Arc;
 
 use crate::model::{
     Action, ApplicationTunnel, Authorization, Clause, Endpoint, Enrolment, GatewayAddress,
-    GatewayDestination, Health, HealthPolicy, IpFamilies, LoadBalancing, Locality, LocalityScope, Match,
-    Mode, Model, Rule, Scope, Service, ServicePort, StringMatch, TunnelPreamble, TunnelProtocol, Visibility,
-    WeightedWaypoint, Workload, WorkloadType,
+    GatewayDestination, Health, HealthPolicy, IpFamilies, LocalityScope, Match, Mode, Model, Rule, Scope,
+    Service, ServicePort, StringMatch, TunnelPreamble, TunnelProtocol, Visibility, WeightedWaypoint,
+    Workload, WorkloadType,
 };
 use crate::state::Snapshot;
 use crate::types::{PolicyKey, ServiceKey, SpiffeId, WorkloadUid};
@@ -120,12 +120,7 @@ fn pod(full: &str, addresses: &str, rest: &[&str]) -> Workload {
     let (namespace, name) = full.split_once('/').expect("namespace/name");
     let account = name.split('-').next().unwrap(); // cart-0 runs as cart
     let mut pod = Workload {
-        uid: uid(full),
-        name: name.into(),
-        namespace: namespace.into(),
-        identity: SpiffeId::new("td", namespace, account).unwrap(),
         addresses: list(addresses),
-        protocol: TunnelProtocol::Tcp,
         enrolment: Enrolment::NotLabelled,
         node: "n1".into(),
         canonical_name: account.into(),
@@ -133,17 +128,7 @@ fn pod(full: &str, addresses: &str, rest: &[&str]) -> Workload {
         workload_type: WorkloadType::Pod,
         workload_name: name.into(),
         cluster: "Kubernetes".into(),
-        network: "".into(),
-        locality: Locality::default(),
-        health: Health::Healthy,
-        host_network: false,
-        capacity: 1,
-        hostname: "".into(),
-        waypoint: None,
-        network_gateway: None,
-        application_tunnel: None,
-        native_tunnel: false,
-        authorization_policies: vec![],
+        ..Workload::new(uid(full), name, SpiffeId::new("td", namespace, account).unwrap())
     };
     for &word in rest {
         match word.split_once('=').unwrap_or((word, "")) {
@@ -174,24 +159,9 @@ fn pod(full: &str, addresses: &str, rest: &[&str]) -> Workload {
 
 fn service(full: &str, rest: &[&str]) -> Service {
     let (namespace, name) = full.split_once('/').expect("namespace/name");
-    let mut service = Service {
-        key: ServiceKey {
-            namespace: namespace.into(),
-            hostname: format!("{name}.{namespace}.svc.cluster.local").into(),
-        },
-        name: name.into(),
-        vips: vec![],
-        ports: BTreeMap::new(),
-        subject_alt_names: vec![],
-        cidr_vips: vec![],
-        waypoint: None,
-        weighted_waypoints: vec![],
-        load_balancing: LoadBalancing::default(),
-        ip_families: IpFamilies::Automatic,
-        canonical: true,
-        visibility: Visibility::Public,
-        endpoints: vec![],
-    };
+    let hostname = format!("{name}.{namespace}.svc.cluster.local").into();
+    let mut service = Service::new(ServiceKey { namespace: namespace.into(), hostname }, name);
+    service.canonical = true;
     for &word in rest {
         match word.split_once('=').unwrap_or((word, "")) {
             ("ports", v) => {

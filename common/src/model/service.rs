@@ -40,6 +40,28 @@ pub struct Service {
     pub endpoints: Vec<Endpoint>,
 }
 
+impl Service {
+    /// One that everybody may use, without addresses, ports and endpoints. For those that say the rest themselves; see
+    /// [`Workload::new`](super::Workload::new).
+    pub fn new(key: ServiceKey, name: impl Into<Arc<str>>) -> Self {
+        Self {
+            key,
+            name: name.into(),
+            vips: Vec::new(),
+            cidr_vips: Vec::new(),
+            ports: BTreeMap::new(),
+            subject_alt_names: Vec::new(),
+            waypoint: None,
+            weighted_waypoints: Vec::new(),
+            load_balancing: LoadBalancing::default(),
+            ip_families: IpFamilies::Automatic,
+            canonical: false,
+            visibility: Visibility::Public,
+            endpoints: Vec::new(),
+        }
+    }
+}
+
 /// One port of a service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServicePort {

@@ -59,6 +59,40 @@ pub struct Workload {
     pub authorization_policies: Vec<PolicyKey>,
 }
 
+impl Workload {
+    /// One of which no more is known than who it is: healthy, in plaintext, in the single network. For those that say the rest
+    /// themselves; a source names every field, so that a new one is not forgotten there.
+    pub fn new(uid: WorkloadUid, name: impl Into<Arc<str>>, identity: SpiffeId) -> Self {
+        let none = || Arc::<str>::from("");
+        Self {
+            uid,
+            name: name.into(),
+            namespace: identity.namespace().into(),
+            identity,
+            addresses: Vec::new(),
+            protocol: TunnelProtocol::Tcp,
+            enrolment: Enrolment::Unknown,
+            node: none(),
+            canonical_name: none(),
+            canonical_revision: none(),
+            workload_type: WorkloadType::Deployment,
+            workload_name: none(),
+            cluster: none(),
+            network: none(),
+            locality: Locality::default(),
+            health: Health::Healthy,
+            host_network: false,
+            capacity: 1,
+            hostname: none(),
+            waypoint: None,
+            network_gateway: None,
+            application_tunnel: None,
+            native_tunnel: false,
+            authorization_policies: Vec::new(),
+        }
+    }
+}
+
 /// How a workload is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TunnelProtocol {

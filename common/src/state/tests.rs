@@ -5,60 +5,27 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::model::{
-    Action, Authorization, Endpoint, Enrolment, Health, IpFamilies, LoadBalancing, Locality, Model, Scope,
-    Service, TunnelProtocol, Visibility, Workload, WorkloadType,
+    Action, Authorization, Endpoint, Enrolment, Health, Model, Scope, Service, TunnelProtocol, Visibility,
+    Workload,
 };
 use crate::types::{PolicyKey, ServiceKey, SpiffeId, WorkloadUid};
 
 const IP: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1));
 
 fn workload(uid: &str, change: impl FnOnce(&mut Workload)) -> Workload {
+    let identity = SpiffeId::new("cluster.local", "shop", "cart").unwrap();
     let mut workload = Workload {
-        uid: WorkloadUid(uid.into()),
-        name: "w".into(),
-        namespace: "shop".into(),
-        identity: SpiffeId::new("cluster.local", "shop", "cart").unwrap(),
         addresses: vec![IP],
-        protocol: TunnelProtocol::Tcp,
         enrolment: Enrolment::NotLabelled,
-        node: "".into(),
-        canonical_name: "".into(),
-        canonical_revision: "".into(),
-        workload_type: WorkloadType::Pod,
-        workload_name: "".into(),
-        cluster: "".into(),
-        network: "".into(),
-        locality: Locality::default(),
-        health: Health::Healthy,
-        host_network: false,
-        capacity: 1,
-        hostname: "".into(),
-        waypoint: None,
-        network_gateway: None,
-        application_tunnel: None,
-        native_tunnel: false,
-        authorization_policies: vec![],
+        ..Workload::new(WorkloadUid(uid.into()), "w", identity)
     };
     change(&mut workload);
     workload
 }
 
 fn service(namespace: &str, host: &str, change: impl FnOnce(&mut Service)) -> Service {
-    let mut service = Service {
-        key: ServiceKey { namespace: namespace.into(), hostname: host.into() },
-        name: namespace.into(),
-        vips: vec![IP],
-        ports: BTreeMap::new(),
-        subject_alt_names: vec![],
-        cidr_vips: vec![],
-        waypoint: None,
-        weighted_waypoints: vec![],
-        load_balancing: LoadBalancing::default(),
-        ip_families: IpFamilies::Automatic,
-        canonical: false,
-        visibility: Visibility::Public,
-        endpoints: vec![],
-    };
+    let key = ServiceKey { namespace: namespace.into(), hostname: host.into() };
+    let mut service = Service { vips: vec![IP], ..Service::new(key, namespace) };
     change(&mut service);
     service
 }

@@ -5,10 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::*;
-use crate::model::{
-    Enrolment, Health, IpFamilies, LoadBalancing, Locality, Service, TunnelProtocol, Visibility, Workload,
-    WorkloadType,
-};
+use crate::model::{Locality, Service, TunnelProtocol, Workload};
 use crate::types::{ServiceKey, SpiffeId, WorkloadUid};
 
 /// A sink that keeps what it is given.
@@ -64,50 +61,22 @@ pub(super) fn identity(namespace: &str, name: &str) -> SpiffeId {
 }
 
 pub(super) fn workload(namespace: &str, name: &str, zone: &str) -> Arc<Workload> {
+    let uid = WorkloadUid(format!("Kubernetes//Pod/{namespace}/{name}-0").into());
     Arc::new(Workload {
-        uid: WorkloadUid(format!("Kubernetes//Pod/{namespace}/{name}-0").into()),
-        name: format!("{name}-0").into(),
-        namespace: namespace.into(),
-        identity: identity(namespace, name),
-        addresses: vec![],
         protocol: TunnelProtocol::Hbone,
-        enrolment: Enrolment::Unknown,
         node: "node-1".into(),
         canonical_name: format!("{name}-app").into(),
         canonical_revision: "v2".into(),
-        workload_type: WorkloadType::Deployment,
         workload_name: format!("{name}-deploy").into(),
         cluster: "Kubernetes".into(),
-        network: "".into(),
         locality: Locality { region: "eu".into(), zone: zone.into(), subzone: "".into() },
-        health: Health::Healthy,
-        host_network: false,
-        capacity: 1,
-        hostname: "".into(),
-        waypoint: None,
-        network_gateway: None,
-        application_tunnel: None,
-        native_tunnel: false,
-        authorization_policies: vec![],
+        ..Workload::new(uid, format!("{name}-0"), identity(namespace, name))
     })
 }
 
 pub(super) fn service() -> Arc<Service> {
-    Arc::new(Service {
-        key: ServiceKey { namespace: "shop".into(), hostname: "cart.shop.svc.cluster.local".into() },
-        name: "cart".into(),
-        vips: vec![],
-        ports: Default::default(),
-        subject_alt_names: vec![],
-        cidr_vips: vec![],
-        waypoint: None,
-        weighted_waypoints: vec![],
-        load_balancing: LoadBalancing::default(),
-        ip_families: IpFamilies::Automatic,
-        canonical: true,
-        visibility: Visibility::Public,
-        endpoints: vec![],
-    })
+    let key = ServiceKey { namespace: "shop".into(), hostname: "cart.shop.svc.cluster.local".into() };
+    Arc::new(Service { canonical: true, ..Service::new(key, "cart") })
 }
 
 /// `web` calls service `cart` through the tunnel.

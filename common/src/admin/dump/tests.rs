@@ -9,72 +9,44 @@ fn ip(text: &str) -> IpAddr {
 }
 
 fn full_workload() -> Workload {
+    let (uid, identity) = ("c1//Pod/shop/cart-0", SpiffeId::new("cluster.local", "shop", "cart").unwrap());
     Workload {
-        uid: WorkloadUid("c1//Pod/shop/cart-0".into()),
-        name: "cart-0".into(),
-        namespace: "shop".into(),
-        identity: SpiffeId::new("cluster.local", "shop", "cart").unwrap(),
         addresses: vec![ip("10.20.0.5"), ip("fd00::5")],
         protocol: TunnelProtocol::Hbone,
         enrolment: Enrolment::Labelled,
         node: "node-1".into(),
         canonical_name: "cart".into(),
         canonical_revision: "v2".into(),
-        workload_type: WorkloadType::Deployment,
         workload_name: "cart".into(),
         cluster: "c1".into(),
         network: "net-a".into(),
         locality: Locality { region: "r1".into(), zone: "z1".into(), subzone: "".into() },
-        health: Health::Healthy,
-        host_network: false,
         capacity: 3,
-        hostname: "".into(),
-        waypoint: None,
-        network_gateway: None,
-        application_tunnel: None,
-        native_tunnel: false,
         authorization_policies: vec![PolicyKey { namespace: "shop".into(), name: "only-web".into() }],
+        ..Workload::new(WorkloadUid(uid.into()), "cart-0", identity)
     }
 }
 
 fn bare_workload() -> Workload {
+    let (uid, identity) =
+        ("c1/a/WorkloadEntry/ops/x", SpiffeId::new("cluster.local", "ops", "cart").unwrap());
     Workload {
-        uid: WorkloadUid("c1/a/WorkloadEntry/ops/x".into()),
-        name: "".into(),
-        namespace: "ops".into(),
-        addresses: Vec::new(),
-        protocol: TunnelProtocol::Tcp,
-        node: "".into(),
-        canonical_name: "".into(),
-        canonical_revision: "".into(),
+        cluster: "c1".into(),
         workload_type: WorkloadType::Pod,
-        workload_name: "".into(),
-        network: "".into(),
-        locality: Locality::default(),
         health: Health::Terminating,
         host_network: true,
         capacity: 0,
-        hostname: "".into(),
-        waypoint: None,
-        network_gateway: None,
-        application_tunnel: None,
-        native_tunnel: false,
-        authorization_policies: Vec::new(),
-        ..full_workload()
+        ..Workload::new(WorkloadUid(uid.into()), "", identity)
     }
 }
 
 fn full_service() -> Service {
     let port = |target| ServicePort { target, name: "".into() };
+    let key = ServiceKey { namespace: "shop".into(), hostname: "cart.shop.svc.cluster.local".into() };
     Service {
-        key: ServiceKey { namespace: "shop".into(), hostname: "cart.shop.svc.cluster.local".into() },
-        name: "cart".into(),
         vips: vec![ip("10.96.1.1"), ip("fd00:96::1")],
         ports: [(80, port(8080)), (443, port(0))].into(),
         subject_alt_names: vec![SpiffeId::new("cluster.local", "shop", "cart").unwrap()],
-        cidr_vips: vec![],
-        waypoint: None,
-        weighted_waypoints: vec![],
         load_balancing: LoadBalancing {
             routing_preference: vec![LocalityScope::Network, LocalityScope::Region, LocalityScope::Zone],
             mode: Mode::Failover,
@@ -88,25 +60,12 @@ fn full_service() -> Service {
             ports: [(443, 8443)].into(),
             health: Health::Unhealthy,
         }],
+        ..Service::new(key, "cart")
     }
 }
 
 fn bare_service() -> Service {
-    Service {
-        key: ServiceKey { namespace: "ops".into(), hostname: "alpha.example".into() },
-        name: "alpha".into(),
-        vips: Vec::new(),
-        ports: [].into(),
-        subject_alt_names: Vec::new(),
-        cidr_vips: vec![],
-        waypoint: None,
-        weighted_waypoints: vec![],
-        load_balancing: LoadBalancing::default(),
-        ip_families: IpFamilies::Automatic,
-        canonical: false,
-        visibility: Visibility::Public,
-        endpoints: Vec::new(),
-    }
+    Service::new(ServiceKey { namespace: "ops".into(), hostname: "alpha.example".into() }, "alpha")
 }
 
 fn policies() -> [Authorization; 2] {

@@ -1,7 +1,7 @@
 use std::net::IpAddr;
 
 use super::*;
-use crate::model::{Endpoint, Enrolment, LoadBalancing, Locality, Model, TunnelProtocol, WorkloadType};
+use crate::model::{Endpoint, LoadBalancing, Model, WorkloadType};
 use crate::types::{SpiffeId, WorkloadUid};
 
 fn ips(text: &str) -> Vec<IpAddr> {
@@ -9,49 +9,20 @@ fn ips(text: &str) -> Vec<IpAddr> {
 }
 
 fn service(namespace: &str, hostname: &str, vips: &str) -> Service {
-    Service {
-        key: ServiceKey { namespace: namespace.into(), hostname: hostname.into() },
-        name: hostname.split('.').next().unwrap().into(),
-        vips: ips(vips),
-        cidr_vips: Vec::new(),
-        ports: [].into(),
-        subject_alt_names: Vec::new(),
-        waypoint: None,
-        weighted_waypoints: Vec::new(),
-        load_balancing: LoadBalancing::default(),
-        ip_families: IpFamilies::Automatic,
-        canonical: hostname.ends_with(".svc.cluster.local"),
-        visibility: Visibility::Public,
-        endpoints: Vec::new(),
-    }
+    let key = ServiceKey { namespace: namespace.into(), hostname: hostname.into() };
+    let canonical = hostname.ends_with(".svc.cluster.local");
+    Service { vips: ips(vips), canonical, ..Service::new(key, hostname.split('.').next().unwrap()) }
 }
 
 fn workload(namespace: &str, name: &str, owner: &str, addresses: &str) -> Workload {
+    let uid = WorkloadUid(format!("Kubernetes//Pod/{namespace}/{name}").into());
+    let identity = SpiffeId::new("cluster.local", namespace, "default").unwrap();
     Workload {
-        uid: WorkloadUid(format!("Kubernetes//Pod/{namespace}/{name}").into()),
-        name: name.into(),
-        namespace: namespace.into(),
-        identity: SpiffeId::new("cluster.local", namespace, "default").unwrap(),
         addresses: ips(addresses),
-        protocol: TunnelProtocol::Tcp,
-        enrolment: Enrolment::Unknown,
-        node: "".into(),
-        canonical_name: "".into(),
-        canonical_revision: "".into(),
         workload_type: if owner == name { WorkloadType::Pod } else { WorkloadType::Deployment },
         workload_name: owner.into(),
         cluster: "Kubernetes".into(),
-        network: "".into(),
-        locality: Locality::default(),
-        health: Health::Healthy,
-        host_network: false,
-        capacity: 1,
-        hostname: "".into(),
-        waypoint: None,
-        network_gateway: None,
-        application_tunnel: None,
-        native_tunnel: false,
-        authorization_policies: Vec::new(),
+        ..Workload::new(uid, name, identity)
     }
 }
 
