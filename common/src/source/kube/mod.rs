@@ -172,7 +172,7 @@ fn workload(pod: &Pod, objects: &Objects, settings: &Settings, report: &Report) 
         waypoint: None,
         network_gateway: None,
         application_tunnel: None,
-        native_tunnel: false,
+        native_tunnel: pod.is_native_tunnel(),
         authorization_policies: listed_policies(pod, objects, settings),
     })
 }

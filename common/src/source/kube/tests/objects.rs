@@ -62,6 +62,8 @@ fn which_pods_are_captured() {
         let model = model(&format!("{SHOP}{}", pod("a", "10.0.0.1", meta, spec, "")));
         assert_eq!(model.workloads[0].protocol, expected, "{meta} {spec}");
         assert_eq!(model.workloads[0].enrolment, enrolment, "{meta} {spec}");
+        // Nobody else proves its identity for it.
+        assert_eq!(model.workloads[0].native_tunnel, meta.contains("tunnel: http"), "{meta} {spec}");
     }
     let outside = pod("a", "10.0.0.1", "", "", "");
     let is = |w: &Workload| (w.protocol, w.enrolment);
