@@ -4,14 +4,16 @@ use std::path::Path;
 
 use culvert_tests::dice::Dice;
 
+#[path = "../fuzz/laws/ca_answer.rs"]
+mod ca_answer;
+#[path = "../fuzz/laws/crl.rs"]
+mod crl;
 #[path = "../fuzz/laws/discovery.rs"]
 mod discovery;
 #[path = "../fuzz/laws/dns.rs"]
 mod dns;
 #[path = "../fuzz/laws/guard.rs"]
 mod guard;
-#[path = "../fuzz/laws/identity.rs"]
-mod identity;
 #[path = "../fuzz/laws/netlink.rs"]
 mod netlink;
 #[path = "../fuzz/laws/zds.rs"]
@@ -94,10 +96,10 @@ fn dns_messages() {
 
 #[test]
 fn answers_of_a_certificate_authority() {
-    run("ca_answer", identity::answers);
+    run("ca_answer", ca_answer::answers);
 }
 
 #[test]
 fn files_of_revocation_lists() {
-    run("crl", identity::lists);
+    run("crl", crl::lists);
 }
