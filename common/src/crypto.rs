@@ -33,6 +33,36 @@ pub fn provider() -> Arc<CryptoProvider> {
     PROVIDER.clone()
 }
 
+/// The part of a verifier of certificates that is the same for all: signatures of a handshake are checked by [`provider`].
+macro_rules! verify_signatures {
+    () => {
+        fn verify_tls12_signature(
+            &self,
+            message: &[u8],
+            cert: &rustls_pki_types::CertificateDer<'_>,
+            dss: &rustls::DigitallySignedStruct,
+        ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+            let algorithms = $crate::crypto::provider().signature_verification_algorithms;
+            rustls::crypto::verify_tls12_signature(message, cert, dss, &algorithms)
+        }
+
+        fn verify_tls13_signature(
+            &self,
+            message: &[u8],
+            cert: &rustls_pki_types::CertificateDer<'_>,
+            dss: &rustls::DigitallySignedStruct,
+        ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+            let algorithms = $crate::crypto::provider().signature_verification_algorithms;
+            rustls::crypto::verify_tls13_signature(message, cert, dss, &algorithms)
+        }
+
+        fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
+            $crate::crypto::provider().signature_verification_algorithms.supported_schemes()
+        }
+    };
+}
+pub(crate) use verify_signatures;
+
 fn key_exchanges(post_quantum_only: bool) -> Vec<&'static dyn SupportedKxGroup> {
     let mut all: Vec<&'static dyn SupportedKxGroup> = vec![kx_group::X25519MLKEM768];
     if !post_quantum_only {

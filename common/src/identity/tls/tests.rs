@@ -1,10 +1,12 @@
 use std::io::{Read, Write};
 
 use rcgen::ExtendedKeyUsagePurpose;
+use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::{cipher_suite, kx_group};
 use rustls::{
-    AlertDescription, ClientConnection, Connection, Error, HandshakeKind, NamedGroup, ServerConnection,
+    AlertDescription, ClientConnection, Connection, DigitallySignedStruct, Error, HandshakeKind, NamedGroup,
+    ServerConnection, SignatureScheme,
 };
 use rustls_pki_types::PrivateKeyDer;
 
