@@ -10,12 +10,13 @@ use h2::client::{ResponseFuture, SendRequest};
 use h2::{RecvStream, SendStream};
 use http::{HeaderMap, Method, Request, StatusCode, Uri};
 use rustls::ClientConfig;
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::net::{self, End};
+use super::net::{self, End, expect_bytes, read_end};
 use super::within;
 use super::{stream, tls, world::World};
 
@@ -135,6 +136,18 @@ impl Answer {
         stream::read_end(&mut self.recv).await
     }
 
+    /// A question goes to the app, which has accepted `served`, its answer comes back, and both end in order.
+    pub async fn converse(&mut self, mut served: TcpStream) {
+        self.write(b"question").await;
+        expect_bytes(&mut served, b"question").await;
+        served.write_all(b"answer").await.expect("an open connection");
+        self.expect(b"answer").await;
+        self.finish();
+        assert_eq!(read_end(&mut served).await, End::Orderly(Vec::new()));
+        drop(served);
+        assert_eq!(self.read_end().await, Ok(Vec::new()));
+    }
+
     /// Whether the agent refused as it should: END_STREAM, no body, no trailers, and these headers only.
     pub async fn assert_refused(&mut self, status: u16, class: &str) -> String {
         assert_eq!(self.status.as_u16(), status, "{:?}", self.headers);
@@ -166,7 +179,7 @@ pub async fn assert_pod_serves(world: &World) {
     use tokio::io::AsyncWriteExt as _;
     let mut app = net::connect(&world.twin, world.app());
     app.write_all(b"hello").await.expect("an open connection");
-    net::expect_bytes(&mut app, b"hello").await;
+    expect_bytes(&mut app, b"hello").await;
     app.shutdown().await.expect("an open connection");
-    assert_eq!(net::read_end(&mut app).await, End::Orderly(Vec::new()));
+    assert_eq!(read_end(&mut app).await, End::Orderly(Vec::new()));
 }

@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use super::net::App;
+use super::net::{App, End, expect_bytes, read_end};
 use super::raw::{Frame, Raw, kind};
 use super::world::{HBONE, World};
 use super::{stream, tls, within};
@@ -162,6 +162,18 @@ impl Incoming {
     /// Reads to the end; a reset stream is its reason.
     pub async fn read_end(&mut self) -> Result<Vec<u8>, Reason> {
         stream::read_end(&mut self.recv).await
+    }
+
+    /// After [`Incoming::accept`]: the app's question comes here and this answer to the app, and both end in order.
+    pub async fn converse(&mut self, app: &mut TcpStream) {
+        app.write_all(b"question").await.expect("an open connection");
+        self.expect(b"question").await;
+        self.write(b"answer").await;
+        expect_bytes(app, b"answer").await;
+        app.shutdown().await.expect("an open connection");
+        assert_eq!(self.read_end().await, Ok(Vec::new()));
+        self.finish();
+        assert_eq!(read_end(app).await, End::Orderly(Vec::new()));
     }
 }
 

@@ -52,45 +52,29 @@ fn names_of_every_shape() {
     let (space, friends) = (Space::ambient("dns"), Space::ambient("dns-friends"));
     space.apps(&[("web", 1, 1), ("cart", 2, 1)]);
     friends.app("cart", 2);
-    space.apply(&format!(
-        "apiVersion: v1
-kind: Service
-metadata: {{name: db}}
-spec: {{clusterIP: None, selector: {{app: db}}, ports: [{{name: http, port: 8080}}]}}
----
-apiVersion: apps/v1
-kind: StatefulSet
-metadata: {{name: db}}
-spec:
-  serviceName: db
-  replicas: 2
-  selector: {{matchLabels: {{app: db}}}}
-  template:
-    metadata: {{labels: {{app: db}}}}
-    spec: {{terminationGracePeriodSeconds: 1, containers: [{{name: app, image: '{IMAGE}', command: [server, --port=8080]}}]}}
----
-apiVersion: networking.istio.io/v1
+    space.stateful_set("db");
+    space.apply(
+        "apiVersion: networking.istio.io/v1
 kind: ServiceEntry
-metadata: {{name: named}}
+metadata: {name: named}
 spec:
   hosts: [named.example]
   addresses: [10.250.0.1]
   resolution: STATIC
-  ports: [{{number: 80, name: http, protocol: TCP}}]
-  endpoints: [{{address: 192.0.2.1}}]
+  ports: [{number: 80, name: http, protocol: TCP}]
+  endpoints: [{address: 192.0.2.1}]
 ---
 apiVersion: networking.istio.io/v1
 kind: ServiceEntry
-metadata: {{name: wild}}
+metadata: {name: wild}
 spec:
   hosts: ['*.wild.example']
   addresses: [10.250.0.2]
   resolution: STATIC
-  ports: [{{number: 80, name: http, protocol: TCP}}]
-  endpoints: [{{address: 192.0.2.2}}]
-"
-    ));
-    space.rolled_out("statefulset/db");
+  ports: [{number: 80, name: http, protocol: TCP}]
+  endpoints: [{address: 192.0.2.2}]
+",
+    );
     space.captured(true);
     let vip = |space: &Space, name: &str| {
         space.kubectl(&["get", "service", name, "-o", "jsonpath={.spec.clusterIP}"])

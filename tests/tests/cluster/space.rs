@@ -64,6 +64,34 @@ impl Space {
         }
     }
 
+    /// A StatefulSet of two pods behind a headless service; returns when they are ready.
+    #[track_caller]
+    pub(crate) fn stateful_set(&self, name: &str) {
+        self.apply(&format!(
+            "apiVersion: v1
+kind: Service
+metadata: {{name: {name}}}
+spec: {{clusterIP: None, selector: {{app: {name}}}, ports: [{{name: http, port: 8080}}]}}
+---
+apiVersion: apps/v1
+kind: StatefulSet
+metadata: {{name: {name}}}
+spec:
+  serviceName: {name}
+  replicas: 2
+  selector: {{matchLabels: {{app: {name}}}}}
+  template:
+    metadata: {{labels: {{app: {name}}}}}
+    spec:
+      terminationGracePeriodSeconds: 1
+      containers:
+      - {{name: app, image: '{IMAGE}', command: [server, --port=8080],
+         readinessProbe: {{httpGet: {{path: /, port: 8080}}, periodSeconds: 1}}}}
+"
+        ));
+        self.rolled_out(&format!("statefulset/{name}"));
+    }
+
     /// Waits for a roll-out, and shows what the pods say if there is none.
     #[track_caller]
     pub(crate) fn rolled_out(&self, object: &str) {

@@ -11,32 +11,7 @@ use crate::space::{IMAGE, Space};
 fn stateful_set_pods_by_name() {
     let space = Space::ambient("stateful");
     space.app("web", 1);
-    space.apply(&format!(
-        "apiVersion: v1
-kind: Service
-metadata: {{name: db}}
-spec:
-  clusterIP: None
-  selector: {{app: db}}
-  ports: [{{name: http, port: 8080}}]
----
-apiVersion: apps/v1
-kind: StatefulSet
-metadata: {{name: db}}
-spec:
-  serviceName: db
-  replicas: 2
-  selector: {{matchLabels: {{app: db}}}}
-  template:
-    metadata: {{labels: {{app: db}}}}
-    spec:
-      terminationGracePeriodSeconds: 1
-      containers:
-      - {{name: app, image: '{IMAGE}', command: [server, --port=8080],
-         readinessProbe: {{httpGet: {{path: /, port: 8080}}, periodSeconds: 1}}}}
-"
-    ));
-    space.rolled_out("statefulset/db");
+    space.stateful_set("db");
     space.captured(true);
     for pod in ["db-0", "db-1"] {
         space.becomes("web", &format!("http://{pod}.db:8080/"), true);

@@ -21,17 +21,10 @@ async fn a_connect_reaches_the_app_as_the_client_itself() {
         for (host, port) in names {
             let host = if host.contains(':') { format!("[{host}]") } else { host };
             let authority = format!("{host}:{port}");
-            let (mut stream, (mut served, client)) =
+            let (mut stream, (served, client)) =
                 tokio::join!(tunnel_connect(&mut tunnel, &authority), app.accept());
             assert_eq!(client.ip(), source, "the app sees its client");
-            stream.write(b"question").await;
-            expect_bytes(&mut served, b"question").await;
-            served.write_all(b"answer").await.unwrap();
-            stream.expect(b"answer").await;
-            stream.finish();
-            assert_eq!(read_end(&mut served).await, End::Orderly(Vec::new()));
-            drop(served);
-            assert_eq!(stream.read_end().await, Ok(Vec::new()));
+            stream.converse(served).await;
         }
     }
     world.settle().await;

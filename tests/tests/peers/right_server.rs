@@ -52,14 +52,7 @@ async fn the_request_is_as_a_server_expects_it() {
         assert!(!traces.contains(&trace), "a fresh one for each connection");
         traces.push(trace.clone());
         stream.accept();
-        app.write_all(b"question").await.unwrap();
-        stream.expect(b"question").await;
-        stream.write(b"answer").await;
-        expect_bytes(&mut app, b"answer").await;
-        app.shutdown().await.unwrap();
-        assert_eq!(stream.read_end().await, Ok(Vec::new()));
-        stream.finish();
-        assert_eq!(read_end(&mut app).await, End::Orderly(Vec::new()));
+        stream.converse(&mut app).await;
         let line = world.line_from(local).await;
         assert_eq!(line.field("error"), None);
         assert!(

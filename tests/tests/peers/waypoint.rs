@@ -119,14 +119,7 @@ async fn connections_go_to_the_waypoint_of_what_they_address() {
         let host = service.map(|name| format!(";host={}", host(name))).unwrap_or_default();
         assert_eq!(forwarded, format!("for=\"{local}\"{host}"));
         stream.accept();
-        app.write_all(b"question").await.unwrap();
-        stream.expect(b"question").await;
-        stream.write(b"answer").await;
-        expect_bytes(&mut app, b"answer").await;
-        app.shutdown().await.unwrap();
-        assert_eq!(stream.read_end().await, Ok(Vec::new()));
-        stream.finish();
-        assert_eq!(read_end(&mut app).await, End::Orderly(Vec::new()));
+        stream.converse(&mut app).await;
         let line = world.line_from(local).await;
         let (peer, hbone) = (SocketAddr::new(through, HBONE).to_string(), to.to_string());
         let who = world.peer.identity();
@@ -264,14 +257,7 @@ async fn an_app_behind_a_tunnel_of_its_own_is_told_of_its_client() {
         let mut got = vec![0; want.len()];
         within("a header", served.read_exact(&mut got)).await.unwrap();
         assert_eq!(got, want, "{authority}");
-        stream.write(b"question").await;
-        expect_bytes(&mut served, b"question").await;
-        served.write_all(b"answer").await.unwrap();
-        stream.expect(b"answer").await;
-        stream.finish();
-        assert_eq!(read_end(&mut served).await, End::Orderly(Vec::new()));
-        drop(served);
-        assert_eq!(stream.read_end().await.map(|rest| rest.len()), Ok(0));
+        stream.converse(served).await;
     }
     // Ports of the agent's own, whatever the tunnel makes of them.
     let mut tunnel = Tunnel::open(&world).await;
