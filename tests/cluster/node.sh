@@ -7,7 +7,7 @@ SYSCTLS=(vm.overcommit_memory kernel.panic kernel.panic_on_oops)
 node_namespaces() { # NUMBER
   local n=$1 dir=$RUN/node-$1 parent pid name i
   node_pid "$n" >/dev/null && return 0
-  mkdir -p "$dir"/{log,cni/conf,cni/bin,cni/state,kubelet,containerd}
+  mkdir -p "$dir"/{log,cni/conf,cni/bin,cni/state,kubelet,containerd,agent}
   rm -f "$dir"/*.pid
   [ -e "$RUN/sysctls" ] || for name in "${SYSCTLS[@]}"; do echo "$name=$(sysctl -n "$name")"; done >"$RUN/sysctls"
   setsid unshare --net --mount --pid --ipc --uts --fork --mount-proc --propagation private -- bash -c '
@@ -18,7 +18,7 @@ node_namespaces() { # NUMBER
   await 5 "process of node-$n" "$dir/log/init.log" pgrep -P $parent
   pgrep -P $parent | head -1 >"$dir/pid"
   pid=$(cat "$dir/pid")
-  # Its own /run, and CNI's and kubelet's folders at the places where everyone expects them.
+  # Its own /run, and the folders of CNI, kubelet and the agent at the places where everyone expects them.
   inside "$n" sh -ec '
     ip link set lo up
     echo 1 >/proc/sys/net/ipv4/ip_forward
@@ -30,6 +30,7 @@ cni/conf /etc/cni/net.d
 cni/bin /opt/cni/bin
 cni/state /var/lib/cni
 kubelet /var/lib/kubelet
+agent /var/lib/culvert
 END' sh "$dir"
   link_node "$n" "$pid"
   for i in $(nodes_up); do

@@ -25,7 +25,7 @@ fn a_label_brings_running_pods_into_the_mesh_and_back() {
     let space = Space::plain("enrol");
     space.apps(&[("web", 1, 1), ("near", 1, 1), ("far", 2, 1)]);
     for to in ["near", "far"] {
-        space.answered("web", &format!("http://{to}/"));
+        space.becomes("web", &format!("http://{to}/"), true); // kube-proxy takes its time
     }
 
     space.label("istio.io/dataplane-mode=ambient");
