@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use crate::kube::{SOON, agent_page, kubectl, pause, settled, try_kubectl, until};
+use crate::kube::{
+    SOON, agent_page, agent_process, find_agent, inside, kubectl, pause, settled, try_kubectl, until,
+};
 use crate::policy::{policy, principal};
 use crate::space::Space;
 use crate::traffic::{Connections, Traffic};
@@ -61,6 +63,39 @@ fn istiod_is_away_for_a_while() {
     settled();
     space.becomes("other", "http://cart/", false);
     new.none_failed("a minute without istiod");
+}
+
+/// An agent that starts while istiod is away has the last state from its disk: names resolve and plaintext passes at once. What
+/// is for the mesh needs a certificate, which nobody signs: it is refused, and never sent in plaintext.
+#[test]
+fn an_agent_starts_while_istiod_is_away() {
+    let (space, plain) = (Space::ambient("away-start"), Space::plain("away-plain"));
+    space.apps(&[("web", 1, 1), ("cart", 2, 1)]);
+    plain.app("legacy", 2);
+    space.captured(true);
+    let legacy = format!("http://legacy.{}/", plain.name);
+    for url in ["http://cart/", &legacy] {
+        space.becomes("web", url, true);
+    }
+    let _restore = Restore(&[&["scale", "deploy/istiod", "--replicas=1"]]);
+    kubectl(&["-n", NAMESPACE, "scale", "deploy/istiod", "--replicas=0"]);
+    kubectl(&["-n", NAMESPACE, "wait", "--for=delete", "pod", "-l", "app=istiod", "--timeout=60s"]);
+    let before = agent_process(1);
+    assert!(inside(1).args(["kill", "-KILL", &before]).status().unwrap().success());
+    until("kubelet starts the agent again", SOON, || {
+        let now = find_agent(1).ok_or("none")?;
+        if now == before { Err(now) } else { Ok(()) }
+    });
+    space.becomes("web", &legacy, true);
+    for _ in 0..3 {
+        let said = space.ask("web", "http://cart/");
+        assert!(!said.ok, "in plaintext, as there is no certificate: {said:?}");
+    }
+    space.answered("web", &legacy);
+    kubectl(&["-n", NAMESPACE, "scale", "deploy/istiod", "--replicas=1"]);
+    settled();
+    space.becomes("web", "http://cart/", true);
+    space.answered("web", &legacy);
 }
 
 /// Serial numbers of the certificates of an identity, as the agent's page has them.

@@ -154,15 +154,18 @@ pub(crate) fn agent_page(node: u32, page: &str) -> String {
 /// Number of the agent's process, as its node has it: the image has no shell to ask in.
 #[track_caller]
 pub(crate) fn agent_process(node: u32) -> String {
+    find_agent(node).unwrap_or_else(|| panic!("no process of an agent on node-{node}"))
+}
+
+/// As [`agent_process`], while there may be none.
+pub(crate) fn find_agent(node: u32) -> Option<String> {
     let pod = agent_on(node);
     let uid = kubectl(&["-n", "istio-system", "get", "pod", &pod, "-o", "jsonpath={.metadata.uid}"]);
-    // Of a pod's processes the agent is the one that is not the pause container; its child comes later.
+    // The agent's child has its name, and comes later.
     let script = "for dir in /proc/[0-9]*; do
         grep -qs \"$1\" $dir/cgroup && [ \"$(cat $dir/comm)\" = ztunnel ] && echo ${dir#/proc/}; done | sort -n | head -1";
     let found = inside(node).args(["sh", "-c", script, "sh", &uid]).output().unwrap();
-    let found = Said::from(found).out.trim().to_owned();
-    assert!(!found.is_empty(), "no process of {pod} on node-{node}");
-    found
+    Some(Said::from(found).out.trim().to_owned()).filter(|process| !process.is_empty())
 }
 
 /// Sum of a metric's samples whose line has all these words.

@@ -419,4 +419,6 @@ fn peer_authentication_of_every_level() {
         }
     }
     assert!(wrong.is_empty(), "{wrong:?}");
+    // STRICT of the mesh is about who is in it: others are called in plaintext as before.
+    stage.space.answered("web", &format!("http://stranger.{}/", stage.plain.name));
 }
