@@ -484,6 +484,7 @@ pub(crate) fn translation(source: &Source, capture: &Capture, trust_domain: &str
             name: w.name.as_str().into(),
             service_account: w.service_account.as_str().into(),
         }),
+        ..kube::Settings::default()
     }
 }
 

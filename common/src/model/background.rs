@@ -57,6 +57,8 @@ pub enum NotCaptured {
     ExcludedNamespace,
     /// It is a node agent.
     NodeAgent,
+    /// It is an instance of a waypoint.
+    Waypoint,
     /// The annotation `ambient.istio.io/redirection` says no.
     RedirectionOff,
 }
@@ -72,6 +74,7 @@ impl fmt::Display for NotCaptured {
             Self::Sidecar => "it has a sidecar (annotation sidecar.istio.io/status)",
             Self::ExcludedNamespace => "its namespace is among those that the agent leaves out",
             Self::NodeAgent => "it is a node agent itself",
+            Self::Waypoint => "it is a waypoint itself, which ends tunnels and begins its own",
             Self::RedirectionOff => "its annotation ambient.istio.io/redirection is not \"enabled\"",
         })
     }

@@ -12,6 +12,7 @@ pub mod l7;
 mod pod;
 mod policy;
 mod service;
+mod status;
 mod texts;
 mod workload;
 
@@ -25,6 +26,7 @@ pub use policy::{
 pub use service::{
     Endpoint, HealthPolicy, IpFamilies, LoadBalancing, LocalityScope, Mode, Service, ServicePort, Visibility,
 };
+pub use status::{Condition, Status};
 pub(crate) use texts::Texts;
 pub use workload::{Enrolment, Health, Locality, TunnelProtocol, Workload, WorkloadType};
 

@@ -182,7 +182,7 @@ impl FileSource {
     }
 
     fn publish(&mut self, translated: Translated, hash: u64, state: &State) -> ReloadOutcome {
-        let Translated { model, warnings } = translated;
+        let Translated { model, warnings, .. } = translated;
         for warning in warnings.iter().filter(|warning| self.warned.binary_search(warning).is_err()) {
             tracing::warn!(target: "state", "{warning}");
         }

@@ -8,30 +8,40 @@
 mod authorization;
 mod authorization_policy;
 mod background;
+mod binding;
 mod endpoint_slice;
 mod endpoints;
+mod gateway;
+mod l7;
 mod namespace;
 mod node;
 mod object;
 mod peer_authentication;
 mod pod;
+mod port_protocol;
 pub(super) mod reader;
+mod selector;
 mod service;
 pub mod tree;
+mod waypoint;
 pub(super) mod yaml;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use self::binding::Bound;
 use self::endpoints::Pods;
-use self::object::Objects;
+pub use self::l7::{TranslatedWaypoint, translate_waypoint};
+use self::object::{Objects, Reader};
 use self::pod::Pod;
 use self::reader::Report;
+use self::waypoint::Waypoints;
 use crate::config::Problem;
-use crate::model::{LocalPod, Model, TunnelProtocol, Workload};
+use crate::model::l7::{GatewayKey, Normalization};
+use crate::model::{LocalPod, Model, Status, TunnelProtocol, Workload};
 use crate::types::{PolicyKey, SpiffeId};
 
 /// What the translation needs to know and no object says.
@@ -59,6 +69,12 @@ pub struct Settings {
     pub netns_overrides: HashMap<String, PathBuf>,
     /// Dedicated mode: the one workload that the agent's own network namespace belongs to.
     pub dedicated: Option<Dedicated>,
+    /// Waypoints that were ready before: what they stand before is refused, not let past, when they are gone.
+    pub bound: BTreeSet<GatewayKey>,
+    /// Further trust domains of this mesh.
+    pub trust_domain_aliases: Vec<Arc<str>>,
+    /// How waypoints make paths plain.
+    pub normalization: Normalization,
 }
 
 /// The workload of an agent in dedicated mode.
@@ -86,6 +102,9 @@ impl Default for Settings {
             excluded_namespaces: vec!["kube-system".into()],
             netns_overrides: HashMap::new(),
             dedicated: None,
+            bound: BTreeSet::new(),
+            trust_domain_aliases: Vec::new(),
+            normalization: Normalization::default(),
         }
     }
 }
@@ -106,6 +125,10 @@ pub struct Translated {
     pub model: Model,
     /// What has no effect or probably not the wanted one.
     pub warnings: Vec<Problem>,
+    /// What a controller writes back of services, workloads and what they are bound to.
+    pub statuses: Vec<Status>,
+    /// Waypoints that are ready or were, for the next translation's [`Settings::bound`].
+    pub bound: BTreeSet<GatewayKey>,
 }
 
 /// Translates all objects of all `documents`.
@@ -114,17 +137,10 @@ pub struct Translated {
 /// of a policy is another policy.
 pub fn translate(documents: &[Document<'_>], settings: &Settings) -> Result<Translated, Vec<Problem>> {
     let report = Report::default();
-    let mut model = Model::default();
-
-    let objects = object::read(documents, &report);
-    let live: Vec<&Pod> = objects.pods.iter().filter(|pod| !pod.over && !pod.ips.is_empty()).collect();
-    let pods = Pods::index(&live, &report);
-
-    model.policies = authorization::translate(&objects, settings, &report);
-    model.policies.extend(peer_authentication::translate(&objects, settings, &report));
-    model.workloads = live.iter().filter_map(|pod| workload(pod, &objects, settings, &report)).collect();
-    service::check_vips(&objects.services, settings, &report);
-    endpoints::add_services(&objects, &pods, settings, &report, &mut model);
+    let objects = object::read(documents, Reader::Agent, &report);
+    let waypoints = Waypoints::of(&objects, settings);
+    let (mut model, Bound { statuses, .. }) = mesh(&objects, &waypoints, settings, &report);
+    let live: Vec<&Pod> = objects.pods.iter().filter(|pod| pod.is_live()).collect();
     model.pods = local_pods(&live, &objects, settings, &report);
 
     match report.finish() {
@@ -132,10 +148,30 @@ pub fn translate(documents: &[Document<'_>], settings: &Settings) -> Result<Tran
             model.background = background::of(&objects, &warnings, settings);
             // While the objects are still there: what stays lies beside itself, not in the gaps among them.
             let model = model.settle();
-            Ok(Translated { model, warnings })
+            Ok(Translated { model, warnings, statuses, bound: waypoints.bound() })
         }
         (problems, _) => Err(problems),
     }
+}
+
+/// What everybody knows of the mesh: workloads, services, L4 policies, and what is bound to which waypoint.
+fn mesh(
+    objects: &Objects,
+    waypoints: &Waypoints<'_>,
+    settings: &Settings,
+    report: &Report,
+) -> (Model, Bound) {
+    let mut model = Model::default();
+    let live: Vec<&Pod> = objects.pods.iter().filter(|pod| pod.is_live()).collect();
+    let pods = Pods::index(&live, report);
+
+    model.policies = authorization::translate(objects, settings, report);
+    model.policies.extend(peer_authentication::translate(objects, settings, report));
+    model.workloads = live.iter().filter_map(|pod| workload(pod, objects, settings, report)).collect();
+    service::check_vips(&objects.services, settings, report);
+    endpoints::add_services(objects, &pods, settings, report, &mut model);
+    let bound = binding::bind(&mut model, objects, waypoints, settings, report);
+    (model, bound)
 }
 
 fn workload(pod: &Pod, objects: &Objects, settings: &Settings, report: &Report) -> Option<Workload> {
@@ -172,7 +208,7 @@ fn workload(pod: &Pod, objects: &Objects, settings: &Settings, report: &Report) 
         waypoint: None,
         network_gateway: None,
         application_tunnel: None,
-        native_tunnel: pod.is_native_tunnel(),
+        native_tunnel: pod.is_waypoint || pod.is_native_tunnel(),
         authorization_policies: listed_policies(pod, objects, settings),
     })
 }

@@ -4,12 +4,14 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::endpoint_slice::EndpointSlice;
+use super::gateway::{Gateway, GatewayClass};
 use super::reader::{At, Field, Labels, Report};
 use super::yaml::Node;
-use super::{Document, yaml};
+use super::{Document, l7, waypoint, yaml};
 use super::{authorization_policy::AuthorizationPolicy, peer_authentication::PeerAuthentication};
 use super::{namespace::Namespace, node, pod::Pod, service::Service};
 use crate::config::Problem;
+use crate::model::l7::GatewayKey;
 
 /// What every object has.
 #[derive(Clone, Debug)]
@@ -49,26 +51,70 @@ pub(super) struct Objects {
     /// Places of these by namespace: each pod looks for those that select it.
     policies_of: HashMap<Arc<str>, Vec<usize>>,
     pub(super) peer_authentications: Vec<PeerAuthentication>,
+    pub(super) gateways: Vec<Gateway>,
+    pub(super) gateway_classes: HashMap<Arc<str>, GatewayClass>,
+    /// Read for waypoints alone.
+    pub(super) l7: l7::Objects,
+    reader: Reader,
     /// To find objects that are defined twice.
     seen: HashMap<String, At>,
     /// Files and kinds that were skipped, to say so once.
     skipped: HashSet<(Arc<str>, String)>,
 }
 
-/// The kinds that are read, with their API versions and whether they have a namespace.
-const KINDS: [(&str, &[&str], bool); 7] = [
-    ("Namespace", &["v1"], false),
-    ("Node", &["v1"], false),
-    ("Pod", &["v1"], true),
-    ("Service", &["v1"], true),
-    ("EndpointSlice", &["discovery.k8s.io/v1"], true),
-    ("AuthorizationPolicy", &["security.istio.io/v1", "security.istio.io/v1beta1"], true),
-    ("PeerAuthentication", &["security.istio.io/v1", "security.istio.io/v1beta1"], true),
+/// For whom objects are read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Reader {
+    /// A node agent: kinds that only waypoints act on are passed over.
+    #[default]
+    Agent,
+    Waypoint,
+}
+
+/// A kind that is read.
+struct Kind {
+    name: &'static str,
+    /// API versions, all of one group.
+    versions: &'static [&'static str],
+    has_namespace: bool,
+    /// Only waypoints act on it.
+    is_l7: bool,
+}
+
+const fn kind(name: &'static str, versions: &'static [&'static str]) -> Kind {
+    Kind { name, versions, has_namespace: true, is_l7: false }
+}
+
+const NETWORKING: &[&str] =
+    &["networking.istio.io/v1", "networking.istio.io/v1beta1", "networking.istio.io/v1alpha3"];
+const SECURITY: &[&str] = &["security.istio.io/v1", "security.istio.io/v1beta1"];
+const GATEWAY_API: &[&str] = &["gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1beta1"];
+
+const KINDS: [Kind; 16] = [
+    Kind { has_namespace: false, ..kind("Namespace", &["v1"]) },
+    Kind { has_namespace: false, ..kind("Node", &["v1"]) },
+    kind("Pod", &["v1"]),
+    kind("Service", &["v1"]),
+    kind("EndpointSlice", &["discovery.k8s.io/v1"]),
+    kind("ServiceEntry", NETWORKING),
+    kind("WorkloadEntry", NETWORKING),
+    Kind { has_namespace: false, ..kind("GatewayClass", GATEWAY_API) },
+    kind("Gateway", GATEWAY_API),
+    kind("AuthorizationPolicy", SECURITY),
+    kind("PeerAuthentication", SECURITY),
+    kind("RequestAuthentication", SECURITY),
+    Kind { is_l7: true, ..kind("VirtualService", NETWORKING) },
+    Kind { is_l7: true, ..kind("DestinationRule", NETWORKING) },
+    Kind { is_l7: true, ..kind("HTTPRoute", GATEWAY_API) },
+    Kind {
+        is_l7: true,
+        ..kind("GRPCRoute", &["gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1alpha2"])
+    },
 ];
 
 /// Reads all objects of all documents.
-pub(super) fn read(documents: &[Document<'_>], report: &Report) -> Objects {
-    let mut objects = Objects::default();
+pub(super) fn read(documents: &[Document<'_>], reader: Reader, report: &Report) -> Objects {
+    let mut objects = Objects { reader, ..Objects::default() };
     for document in documents {
         let file: Arc<str> = document.file.into();
         for node in yaml::documents(document.text) {
@@ -85,6 +131,7 @@ pub(super) fn read(documents: &[Document<'_>], report: &Report) -> Objects {
             }
         }
     }
+    objects.mark_waypoints();
     objects
 }
 
@@ -117,7 +164,8 @@ impl Objects {
         let metadata = Field::root(node, &at, &quiet).get("metadata");
         let text = |key: &str| metadata.as_ref().and_then(|metadata| metadata.text_at(key));
         let name = text("name").unwrap_or("").to_owned();
-        let namespaced = KINDS.iter().find(|(k, ..)| *k == kind).is_none_or(|(.., namespaced)| *namespaced);
+        let namespaced =
+            KINDS.iter().find(|known| known.name == kind).is_none_or(|known| known.has_namespace);
         let namespace = match text("namespace") {
             Some(namespace) if namespaced => namespace.to_owned(),
             None if namespaced => "default".to_owned(), // as kubectl does
@@ -139,19 +187,22 @@ impl Objects {
     /// Whether the object's kind and version are read; reports what is not, unknown kinds once per file.
     fn is_read(&mut self, root: &Field<'_>, kind: &str, version: &str) -> bool {
         let group = |version: &str| version.rsplit_once('/').map_or("", |(group, _)| group).to_owned();
-        let known = KINDS.iter().find(|(k, versions, _)| {
-            *k == kind && versions.iter().any(|known| group(known) == group(version))
+        let known = KINDS.iter().find(|known| {
+            known.name == kind && known.versions.iter().any(|known| group(known) == group(version))
         });
-        let Some((_, versions, _)) = known else {
+        let Some(Kind { versions, is_l7, .. }) = known else {
             let what = format!("{kind} of {version}");
             if self.skipped.insert((Arc::clone(&root.at().file), what.clone())) {
-                let names: Vec<&str> = KINDS.iter().map(|(kind, ..)| *kind).collect();
+                let names: Vec<&str> = KINDS.iter().map(|known| known.name).collect();
                 let seen = format!("{what} is not read, so it has no effect");
                 let field = root.get("kind").unwrap_or_else(|| root.clone());
                 field.warning(seen, format!("read are {}", names.join(", ")));
             }
             return false;
         };
+        if *is_l7 && self.reader == Reader::Agent {
+            return false;
+        }
         let is_read = versions.contains(&version);
         if !is_read {
             match root.get("apiVersion") {
@@ -173,6 +224,15 @@ impl Objects {
             namespaces.iter().filter_map(|n| self.policies_of.get(*n)).flatten().copied().collect();
         places.sort_unstable();
         places.into_iter().filter_map(|place| self.authorization_policies.get(place)).collect()
+    }
+
+    /// Tells the pods of waypoints from others.
+    fn mark_waypoints(&mut self) {
+        let waypoints = self.gateways.iter().filter(|gateway| gateway.is_waypoint(&self.gateway_classes));
+        let waypoints: HashSet<GatewayKey> = waypoints.map(Gateway::key).collect();
+        for pod in &mut self.pods {
+            pod.is_waypoint = waypoint::is_instance(&pod.meta, &waypoints);
+        }
     }
 
     fn is_first(&mut self, kind: &str, meta: &Meta, report: &Report) -> bool {
@@ -204,7 +264,13 @@ impl Objects {
                 self.authorization_policies.push(AuthorizationPolicy::read(meta, root));
             }
             "PeerAuthentication" => self.peer_authentications.push(PeerAuthentication::read(meta, root)),
-            _ => {} // `is_read` lets no other kind through
+            "Gateway" => self.gateways.extend(Gateway::read(meta, root)),
+            "GatewayClass" => {
+                if let Some(class) = GatewayClass::read(root) {
+                    self.gateway_classes.insert(name, class);
+                }
+            }
+            _ => self.l7.keep(kind, meta, root), // `is_read` lets no kind through that nobody reads
         }
     }
 }

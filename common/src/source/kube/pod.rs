@@ -38,6 +38,8 @@ pub(super) struct Pod {
     pub(super) bypass_inbound: bool,
     reroute_interfaces: Vec<Arc<str>>,
     dns: Option<bool>,
+    /// An instance of a waypoint, as the Gateways say once all objects are read.
+    pub(super) is_waypoint: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -82,13 +84,19 @@ impl Pod {
             owner: owner(root),
             ports: spec.as_ref().map(declared_ports).unwrap_or_default(),
             netns: netns(root),
-            dns: annotation(root, DNS_CAPTURE).and_then(|f| go_bool(&f)),
-            bypass_inbound: annotation(root, BYPASS_INBOUND).and_then(|f| go_bool(&f)).unwrap_or(false),
+            dns: annotation(root, DNS_CAPTURE).and_then(|f| f.go_bool()),
+            bypass_inbound: annotation(root, BYPASS_INBOUND).and_then(|f| f.go_bool()).unwrap_or(false),
             reroute_interfaces: annotation(root, REROUTE_INTERFACES)
                 .map(|f| interfaces(&f))
                 .unwrap_or_default(),
+            is_waypoint: false,
             meta,
         }
+    }
+
+    /// Whether it runs, or will, and has an address.
+    pub(super) fn is_live(&self) -> bool {
+        !self.over && !self.ips.is_empty()
     }
 
     /// Key of its workload.
@@ -160,7 +168,8 @@ impl Pod {
                 NotCaptured::HostNetwork
                 | NotCaptured::Sidecar
                 | NotCaptured::ExcludedNamespace
-                | NotCaptured::NodeAgent,
+                | NotCaptured::NodeAgent
+                | NotCaptured::Waypoint,
             ) => Enrolment::Exempt,
         }
     }
@@ -183,6 +192,8 @@ impl Pod {
             Some(NotCaptured::ExcludedNamespace)
         } else if own_proxy {
             Some(NotCaptured::NodeAgent)
+        } else if self.is_waypoint {
+            Some(NotCaptured::Waypoint)
         } else if mode != Some("ambient") && of_namespace != Some("ambient") {
             Some(NotCaptured::NotLabelled)
         } else if mode == Some("none") {
@@ -277,18 +288,6 @@ fn netns(root: &Field<'_>) -> Option<PathBuf> {
     }
     field.refuse("an absolute path of a network namespace, such as /run/netns/shop-cart");
     None
-}
-
-/// A boolean as Go's `strconv.ParseBool` reads it.
-fn go_bool(field: &Field<'_>) -> Option<bool> {
-    let truth = ["1", "t", "T", "true", "TRUE", "True"].map(|text| (text, true));
-    let lies = ["0", "f", "F", "false", "FALSE", "False"].map(|text| (text, false));
-    let text = field.text()?;
-    let found = truth.iter().chain(&lies).find(|(name, _)| *name == text).map(|(_, value)| *value);
-    if found.is_none() {
-        field.refuse("\"true\", \"false\"");
-    }
-    found
 }
 
 fn interfaces(field: &Field<'_>) -> Vec<Arc<str>> {

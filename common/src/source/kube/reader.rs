@@ -229,6 +229,18 @@ impl<'a> Field<'a> {
         }
     }
 
+    /// A boolean in text, as Go's `strconv.ParseBool` reads it.
+    pub(in crate::source) fn go_bool(&self) -> Option<bool> {
+        let truth = ["1", "t", "T", "true", "TRUE", "True"].map(|text| (text, true));
+        let lies = ["0", "f", "F", "false", "FALSE", "False"].map(|text| (text, false));
+        let text = self.text()?;
+        let found = truth.iter().chain(&lies).find(|(name, _)| *name == text).map(|(_, value)| *value);
+        if found.is_none() {
+            self.refuse("\"true\", \"false\"");
+        }
+        found
+    }
+
     /// Whether this is a number rather than a name, for fields that may be either.
     pub(in crate::source) fn is_number(&self) -> bool {
         matches!(&self.node.kind, Kind::Scalar { text, plain: true } if text.parse::<i64>().is_ok())

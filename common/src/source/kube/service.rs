@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use super::Settings;
 use super::object::{Meta, Objects};
+use super::port_protocol;
 use super::reader::{Field, Labels, Report};
+use crate::model::l7::Protocol;
 use crate::model::{self, HealthPolicy, IpFamilies, LoadBalancing, LocalityScope, Mode, Visibility};
 use crate::types::ServiceKey;
 
@@ -32,6 +34,7 @@ pub(super) struct Port {
     pub(super) port: u16,
     pub(super) name: Arc<str>,
     pub(super) target: Target,
+    pub(super) protocol: Protocol,
 }
 
 /// Where a port leads in a pod.
@@ -81,20 +84,25 @@ impl Service {
         })
     }
 
-    /// The service as the model has it, without endpoints.
+    /// Key of the service.
+    pub(super) fn key(&self, settings: &Settings) -> ServiceKey {
+        let Meta { namespace, name, .. } = &self.meta;
+        ServiceKey {
+            namespace: Arc::clone(namespace),
+            hostname: format!("{name}.{namespace}.svc.{}", settings.cluster_domain).into(),
+        }
+    }
+
+    /// The service as the model has it, without endpoints and waypoint.
     pub(super) fn model(&self, objects: &Objects, settings: &Settings) -> model::Service {
         let target = |port: &Port| match port.target {
             Target::Number(number) => number,
             Target::Name(_) => 0,
         };
         let port = |p: &Port| (p.port, model::ServicePort { target: target(p), name: Arc::clone(&p.name) });
-        let Meta { namespace, name, .. } = &self.meta;
         model::Service {
-            key: ServiceKey {
-                namespace: Arc::clone(namespace),
-                hostname: format!("{name}.{namespace}.svc.{}", settings.cluster_domain).into(),
-            },
-            name: Arc::clone(name),
+            key: self.key(settings),
+            name: Arc::clone(&self.meta.name),
             vips: self.vips.clone(),
             ports: self.ports.iter().map(port).collect(),
             subject_alt_names: Vec::new(),
@@ -177,8 +185,9 @@ fn ports(spec: &Field<'_>) -> Vec<Port> {
         let Some(target) = item.get("targetPort").map_or(Some(Target::Number(number)), |t| target(&t)) else {
             continue;
         };
-        let name = item.text_at("name").unwrap_or("").into();
-        if ports.insert(number, Port { port: number, name, target }).is_some() {
+        let name: Arc<str> = item.text_at("name").unwrap_or("").into();
+        let protocol = port_protocol::of(item.text_at("appProtocol"), &name, number);
+        if ports.insert(number, Port { port: number, name, target, protocol }).is_some() {
             port.problem(format!("{number} for the second time"), "allowed: each TCP port once");
         }
     }

@@ -5,6 +5,7 @@ mod objects;
 mod policies;
 mod problems;
 mod robust;
+mod waypoints;
 
 use super::*;
 use crate::model::{Authorization, Endpoint, Health, Match, Scope, StringMatch};

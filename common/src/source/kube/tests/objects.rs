@@ -11,7 +11,7 @@ fn the_examples_are_translated_without_a_warning() {
     let (shop, policies) = (read("shop.yaml"), read("policies.yaml"));
     let documents =
         [Document { file: "shop.yaml", text: &shop }, Document { file: "policies.yaml", text: &policies }];
-    let Translated { model, warnings } = translate(&documents, &Settings::default()).unwrap();
+    let Translated { model, warnings, .. } = translate(&documents, &Settings::default()).unwrap();
     assert_eq!(warnings, []);
     let cart = model.workloads.iter().find(|w| &*w.name == "cart-0").unwrap();
     assert_eq!(&*cart.uid.0, "Kubernetes//Pod/shop/cart-0");
@@ -273,7 +273,7 @@ fn slices_of_a_service_without_selector() {
            namespace: shop, labels: {kubernetes.io/service-name: db}}, ports: [{port: 15432}], endpoints: [\
            {addresses: [10.0.0.1]}, {addresses: [192.0.2.7], conditions: {ready: false}}, \
            {addresses: [10.0.0.8], targetRef: {kind: Pod, name: gone, namespace: shop}}]}";
-    let Translated { model, warnings } = translated(&text, &Settings::default());
+    let Translated { model, warnings, .. } = translated(&text, &Settings::default());
     assert_eq!(
         shown(&model.services[0].endpoints),
         [
@@ -316,7 +316,7 @@ fn pods_of_this_node() {
         pod("c", "10.0.0.3", "annotations: {culvert.dev/netns: /run/netns/c}", "nodeName: n2", ""),
     );
     let here = Settings { node: Some("n1".into()), ..Settings::default() };
-    let Translated { model, warnings } = translated(&text, &here);
+    let Translated { model, warnings, .. } = translated(&text, &here);
     let [a] = &model.pods[..] else { panic!("{:?}", model.pods) };
     assert_eq!(
         (&*a.uid, a.netns.as_deref(), a.bypass_inbound),
@@ -337,12 +337,12 @@ fn pods_of_this_node() {
         let one = Dedicated { namespace: "shop".into(), name: "b".into(), service_account: sa.into() };
         translated(&text, &Settings { dedicated: Some(one), ..here.clone() })
     };
-    let Translated { model, warnings } = dedicated("default");
+    let Translated { model, warnings, .. } = dedicated("default");
     assert_eq!(
         (model.pods.len(), &*model.pods[0].name, &model.pods[0].netns, warnings.len()),
         (1, "b", &None, 0)
     );
-    let Translated { model, warnings } = dedicated("other");
+    let Translated { model, warnings, .. } = dedicated("other");
     assert_eq!((model.pods.len(), warnings.len()), (0, 1));
 }
 
@@ -481,7 +481,7 @@ metadata:
 
 #[test]
 fn objects_with_all_that_a_cluster_adds() {
-    let Translated { model, warnings } = translated(PRINTED, &Settings::default());
+    let Translated { model, warnings, .. } = translated(PRINTED, &Settings::default());
     assert_eq!(warnings, []);
     let cart = &model.workloads[0];
     assert_eq!((cart.workload_type, &*cart.workload_name), (WorkloadType::Deployment, "cart"));

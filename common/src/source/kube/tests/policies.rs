@@ -4,7 +4,7 @@ use super::*;
 
 /// The L4 policies of one AuthorizationPolicy `p` with this spec, and its warnings.
 fn authorization(spec: &str, settings: &Settings) -> (Vec<String>, Vec<String>) {
-    let Translated { model, warnings } = translated(&object("AuthorizationPolicy", "p", spec), settings);
+    let Translated { model, warnings, .. } = translated(&object("AuthorizationPolicy", "p", spec), settings);
     (model.policies.iter().map(policy).collect(), lines(&warnings))
 }
 

@@ -270,7 +270,7 @@ fn what_is_only_doubtful_is_a_warning() {
         warnings("{apiVersion: apps/v1, kind: Deployment, metadata: {name: a}}"),
         [
             "a.yaml:1: Deployment default/a: kind: Deployment of apps/v1 is not read, so it has no effect; read are Namespace, \
-          Node, Pod, Service, EndpointSlice, AuthorizationPolicy, PeerAuthentication"
+          Node, Pod, Service, EndpointSlice, ServiceEntry, WorkloadEntry, GatewayClass, Gateway, AuthorizationPolicy, PeerAuthentication, RequestAuthentication, VirtualService, DestinationRule, HTTPRoute, GRPCRoute"
         ]
     );
     let two = "{apiVersion: apps/v1, kind: Deployment, metadata: {name: a}}\n---\n\
