@@ -4,6 +4,7 @@
 //! snapshot anew, so it is given a bounded share of this thread: a lone change is published at once, a flood of them now
 //! and then. Nothing the server does ends this task. Start with [`Client::run`].
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +19,7 @@ use super::on_demand::{Asks, Interest};
 use super::proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node};
 pub use super::session::Scope;
 use super::session::{Session, interest};
-use super::store::{Kind, Store};
+use super::store::{Kind, Log, Store};
 use super::translate::Options;
 use super::wire::{Garbage, Response};
 use crate::grpc::{self, CallError, Code, ConnectError, Limits, Target};
@@ -40,7 +41,7 @@ const SETTLED: Duration = Duration::from_secs(3);
 /// Time between looks at what nobody asks for any more.
 const TIDY: Duration = Duration::from_secs(10);
 /// Time between writes of the kept state.
-const FLUSH: Duration = Duration::from_secs(5);
+const FLUSH: Duration = Duration::from_secs(1);
 /// Bytes of messages that leave memory worth giving back.
 const WORTH_GIVING_BACK: usize = 256 << 10;
 
@@ -57,7 +58,7 @@ pub struct Settings {
     pub options: Options,
     /// Whether to know everything, or what is asked for.
     pub scope: Scope,
-    /// Where the last state is kept, and whose it is; not used on demand.
+    /// Where the last state is kept, and whose it is.
     pub kept: Option<(PathBuf, String)>,
 }
 
@@ -137,7 +138,11 @@ impl Client {
         (state, metrics): (Arc<State>, Arc<Metrics>),
     ) -> (Self, watch::Receiver<bool>) {
         let (usable, is_usable) = watch::channel(false);
-        let kept = settings.kept.clone().filter(|_| settings.scope == Scope::Everything);
+        let kept = settings.kept.clone().map(|(dir, owner)| match settings.scope {
+            Scope::Everything => (dir, owner),
+            // What was asked for is not everything: it is of no use to an agent that knows all, nor the other way.
+            Scope::OnDemand => (dir, owner + " on demand"),
+        });
         let client = Self {
             store: Store::new(settings.options.clone()),
             settings,
@@ -188,12 +193,23 @@ impl Client {
     /// Begins with what was kept before the last restart; returns how old it is.
     fn restore(&mut self) -> Option<Duration> {
         let (journal, store, mut is_complete) = (self.journal.as_ref()?, &mut self.store, false);
+        let scope = self.settings.scope;
+        // Of each resource that is there in the end, one key that leads to it.
+        let mut keys = BTreeMap::new();
+        let is_asked = |kind| scope == Scope::OnDemand && kind == Kind::Address;
         let loaded = journal.load(|told| match told {
             Told::There(kind, resource) => {
+                if is_asked(kind) {
+                    let key = resource.aliases.first().unwrap_or(&resource.name);
+                    keys.insert(resource.name.clone(), key.clone());
+                }
                 let _told_before =
                     store.apply(kind, std::iter::empty(), std::iter::once(Ok(resource)), &mut ());
             }
             Told::Gone(kind, name) => {
+                if is_asked(kind) {
+                    keys.remove(&name);
+                }
                 let _told_before = store.apply(kind, std::iter::once(&*name), std::iter::empty(), &mut ());
             }
             Told::Complete => is_complete = true,
@@ -202,6 +218,7 @@ impl Client {
             tracing::warn!(target: "xds", "{error}");
             None
         })?;
+        self.interest.begin_with(keys, Instant::now());
         self.pace.bytes = self.store.held();
         if is_complete {
             tracing::info!(target: "xds", ?age, "the state from before the last restart is in force");
@@ -343,7 +360,13 @@ impl Client {
     fn give_up(&mut self) -> Vec<String> {
         let (names, behind) = self.interest.give_up(Instant::now());
         let gone = behind.iter().map(String::as_str);
-        self.pace.is_due |= self.store.apply(Kind::Address, gone, std::iter::empty(), &mut ()).changed;
+        let mut nobody = ();
+        let log: &mut dyn Log = match &mut self.journal {
+            Some(journal) => journal,
+            None => &mut nobody,
+        };
+        self.pace.is_due |= self.store.apply(Kind::Address, gone, std::iter::empty(), log).changed;
+        self.plan_flush();
         names
     }
 
@@ -357,6 +380,7 @@ impl Client {
         self.usable.send_replace(true);
         if let Some(journal) = self.journal.as_mut().filter(|_| is_first) {
             journal.complete();
+            self.flush();
         }
         if is_first || self.pace.is_due {
             self.publish();
@@ -409,6 +433,13 @@ impl Client {
             self.pace.bytes = 0;
             self.pace.settled_at = Some(now + SETTLED);
         }
+    }
+}
+
+/// An agent that ends in order leaves what it knew.
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.flush();
     }
 }
 

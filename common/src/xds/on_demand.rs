@@ -145,6 +145,16 @@ impl Interest {
         }
     }
 
+    /// Begins with resources that were known before the last restart, each with a key that leads to it: under that it is
+    /// asked for, so that it is given up like any other.
+    pub(super) fn begin_with(&mut self, resources: BTreeMap<String, String>, now: Instant) {
+        for (name, key) in resources {
+            let key: Arc<str> = key.into();
+            self.by_time.insert((now, Arc::clone(&key)));
+            self.asked.insert(key, Asked { since: now, state: State::Known(name.into()) });
+        }
+    }
+
     /// Takes an answer. `is_held` tells of a resource's own name whether it could be used. Names that have to be asked for
     /// anew when somebody needs them are returned.
     pub(super) fn answered(&mut self, response: &Response, is_held: impl Fn(&str) -> bool) -> Vec<String> {

@@ -130,3 +130,17 @@ async fn a_time_out_is_no_miss() {
     let key = ServiceKey { namespace: "a".into(), hostname: "b".into() };
     assert_eq!(on_demand.service(&key, limit).await, Lookup::TimedOut, "nobody is there to ask");
 }
+
+#[tokio::test]
+async fn what_was_known_before_a_restart_is_asked_for_and_given_up_like_the_rest() {
+    let (mut interest, now) = (Interest::default(), Instant::now());
+    let before = (0..NAMES_MAX + 2).map(|n| (format!("uid-{n}"), format!("net/{n}")));
+    interest.begin_with(before.chain([("shop/db".into(), "shop/db".into())]).collect(), now);
+    assert_eq!(interest.names().len(), NAMES_MAX + 3);
+    let (subscribe, mut answer) = ask(&mut interest, "net/7", now);
+    interest.tell();
+    assert_eq!((subscribe, answer.try_recv()), (None, Ok(true)));
+    let (names, behind) = interest.give_up(now);
+    assert_eq!((names.len(), behind.len()), (3, 3), "those beyond the limit");
+    assert_eq!(interest.answered(&response(&[], &["uid-5"]), |_| false), ["net/5"], "to be asked for anew");
+}
