@@ -18,7 +18,7 @@ use http::StatusCode;
 use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 
-use crate::settings::Settings;
+use crate::settings::{Discovery, Settings};
 use crate::shared::Shared;
 use crate::worker::Workers;
 
@@ -30,12 +30,15 @@ pub(crate) struct AdminSettings {
     network: Arc<str>,
     /// The settings as the dump shows them.
     config: Value,
+    /// Whether all of the state comes from a local file.
+    is_static: bool,
 }
 
 impl AdminSettings {
     pub(crate) fn new(settings: &Settings) -> Self {
         let network = settings.source.network.as_str().into();
-        Self { deadline: settings.lifecycle.deadline(), network, config: config::config(settings) }
+        let is_static = matches!(settings.discovery(), Discovery::LocalFile(_) | Discovery::LocalText(_));
+        Self { deadline: settings.lifecycle.deadline(), network, config: config::config(settings), is_static }
     }
 }
 
@@ -133,6 +136,7 @@ async fn config_dump(shared: Arc<Shared>, workers: Workers, settings: AdminSetti
         network: settings.network,
         version: config::version(),
         config: settings.config,
+        is_static: settings.is_static,
         certificates: dump_certificates(&shared.certs),
         workload_state: Box::new(connections::by_pod(shared.served.list(), open)),
     };

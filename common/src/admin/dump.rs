@@ -19,6 +19,7 @@ use time::format_description::well_known::Rfc3339;
 
 use super::http::{Answer, Body, typed};
 use crate::identity::{CertState, Certs, Described};
+use crate::model::{Authorization, Service, Workload};
 use crate::state::Snapshot;
 
 const JSON: &str = "application/json; charset=utf-8";
@@ -33,6 +34,8 @@ pub struct DumpParts {
     pub version: Value,
     /// Settings in force, none of them secret.
     pub config: Value,
+    /// Whether all of the state comes from a local file.
+    pub is_static: bool,
     /// As [`dump_certificates`] makes them.
     pub certificates: Value,
     /// Captured pods by UID, sorted, with their open connections.
@@ -76,28 +79,59 @@ fn pieces(snapshot: &Snapshot, parts: DumpParts) -> impl Iterator<Item = Bytes> 
         .map(|workload| (snapshot.services_of(&workload.uid).to_vec(), workload))
         .collect();
     let network = parts.network;
-    let small = [
-        ("stagedServices", json!({})),
-        ("staticConfig", json!({"workloads": [], "services": [], "policies": []})),
-        ("version", parts.version),
-        ("config", parts.config),
-        ("certificates", parts.certificates),
-    ];
-    let small = small.into_iter().map(|(key, value)| {
-        let mut out = format!("  \"{key}\": ").into_bytes();
-        out.append(&mut pretty(&value, 1));
-        out.extend_from_slice(b",\n");
-        out
-    });
+    let fixed =
+        if parts.is_static { fixed(&workloads, &services, &policies, &network) } else { nothing_fixed() };
+    let staged = named("stagedServices", &shapes::staged(snapshot.background()));
+    let small = [("version", parts.version), ("config", parts.config), ("certificates", parts.certificates)];
+    let small = small.into_iter().map(|(key, value)| named(key, &value));
     let state = |(uid, state): (String, Value)| [pretty(&uid, 0), b": ".to_vec(), pretty(&state, 2)].concat();
     let whole = std::iter::once(b"{\n".to_vec())
         .chain(array("workloads", workloads, |(services, w)| pretty(&shapes::workload(&w, &services), 2)))
         .chain(array("services", services, move |s| pretty(&shapes::service(&s, &network), 2)))
         .chain(array("policies", policies, |p| pretty(&shapes::policy(&p), 2)))
+        .chain(std::iter::once(staged))
+        .chain(fixed)
         .chain(small)
         .chain(list(("workloadState", "{", "}\n"), parts.workload_state, state))
         .chain(std::iter::once(b"}\n".to_vec()));
     gathered(whole)
+}
+
+type Pieces = Box<dyn Iterator<Item = Vec<u8>> + Send>;
+
+/// The local file's content, from which the state comes: services have no endpoints there, workloads tell their ports.
+fn fixed(
+    workloads: &[(Vec<Arc<Service>>, Arc<Workload>)],
+    services: &[Arc<Service>],
+    policies: &[Arc<Authorization>],
+    network: &Arc<str>,
+) -> Pieces {
+    let network = Arc::clone(network);
+    let (workloads, services, policies) = (workloads.to_vec(), services.to_vec(), policies.to_vec());
+    let of_workload =
+        |(services, w): (Vec<Arc<Service>>, Arc<Workload>)| pretty(&shapes::local_workload(&w, &services), 2);
+    let inside = array("workloads", workloads, of_workload)
+        .chain(array("services", services, move |s| pretty(&shapes::local_service(&s, &network), 2)))
+        .chain(list(("policies", "[", "]\n"), policies.into_iter(), |p| pretty(&shapes::policy(&p), 2)));
+    // One level deeper than what stands alone.
+    let deeper = |piece: Vec<u8>| String::from_utf8_lossy(&piece).replace('\n', "\n  ").into_bytes();
+    let whole = std::iter::once(b"  \"staticConfig\": {\n  ".to_vec())
+        .chain(inside.map(deeper))
+        .chain(std::iter::once(b"},\n".to_vec()));
+    Box::new(whole)
+}
+
+fn nothing_fixed() -> Pieces {
+    let nothing = json!({"workloads": [], "services": [], "policies": []});
+    Box::new(std::iter::once(named("staticConfig", &nothing)))
+}
+
+/// `"key": value,`
+fn named(key: &str, value: &Value) -> Vec<u8> {
+    let mut out = format!("  \"{key}\": ").into_bytes();
+    out.append(&mut pretty(value, 1));
+    out.extend_from_slice(b",\n");
+    out
 }
 
 fn array<T: Send>(

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 
+use super::Endpoint;
 use crate::types::{PolicyKey, ServiceKey, WorkloadUid};
 
 /// What a source knows of objects beyond what decisions need; all of it may be empty.
@@ -29,6 +30,8 @@ pub struct Background {
     pub left_out: BTreeMap<String, Arc<str>>,
     /// Pods that a service selects and that take no part.
     pub selected_left_out: BTreeMap<ServiceKey, Vec<LeftOut>>,
+    /// Workloads behind services that are not known.
+    pub staged: BTreeMap<ServiceKey, Vec<Endpoint>>,
     /// What is doubtful in an object: kind and name, and one line.
     pub remarks: Vec<(Arc<str>, Arc<str>)>,
 }

@@ -248,10 +248,11 @@ impl Holder for Background {
             peer_authentication,
             left_out,
             selected_left_out,
+            staged,
             remarks,
         } = self;
         share!(texts: policy_selectors, rules_left_out, service_selectors, port_names, not_captured, declared_ports);
-        share!(texts: peer_authentication, left_out, selected_left_out, remarks);
+        share!(texts: peer_authentication, left_out, selected_left_out, staged, remarks);
         *bypass_inbound = std::mem::take(bypass_inbound).into_iter().map(|key| shared(key, texts)).collect();
     }
 }

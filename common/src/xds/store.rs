@@ -403,8 +403,24 @@ impl Store {
             services: self.services.values().map(|held| Arc::clone(&held.item)).collect(),
             policies: self.policies.values().map(|held| Arc::clone(&held.item)).collect(),
             pods: Vec::new(),
-            background: Arc::new(Background::default()),
+            background: Arc::new(Background { staged: self.staged(), ..Background::default() }),
         }
+    }
+
+    /// Workloads behind services that nobody has told of yet.
+    fn staged(&self) -> BTreeMap<ServiceKey, Vec<Endpoint>> {
+        let unknown = self.members.iter().filter(|(key, _)| !self.services.contains_key(*key));
+        let endpoint = |uid: &WorkloadUid, key: &ServiceKey| {
+            let held = self.workloads.get(uid)?;
+            let own = held.member_of.iter().filter(|member| member.service == *key);
+            let ports =
+                own.flat_map(|member| member.ports.iter().copied()).filter(|(_, to)| *to != 0).collect();
+            Some(Endpoint { workload: held.item.uid.clone(), ports, health: held.item.health })
+        };
+        let of = |(key, members): (&ServiceKey, &BTreeSet<WorkloadUid>)| {
+            (key.clone(), members.iter().filter_map(|uid| endpoint(uid, key)).collect())
+        };
+        unknown.map(of).collect()
     }
 
     fn endpoints(&self, service: &Service) -> Vec<Endpoint> {

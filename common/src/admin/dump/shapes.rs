@@ -9,9 +9,9 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::model::{
-    Action, ApplicationTunnel, Authorization, Clause, Endpoint, GatewayAddress, Health, HealthPolicy,
-    IpFamilies, LoadBalancing, Locality, LocalityScope, Match, Mode, Scope, Service, ServiceAccountMatch,
-    StringMatch, TunnelPreamble, TunnelProtocol, Visibility, Workload,
+    Action, ApplicationTunnel, Authorization, Background, Clause, Endpoint, GatewayAddress, Health,
+    HealthPolicy, IpFamilies, LoadBalancing, Locality, LocalityScope, Match, Mode, Scope, Service,
+    ServiceAccountMatch, StringMatch, TunnelPreamble, TunnelProtocol, Visibility, Workload,
 };
 
 fn none(text: &&str) -> bool {
@@ -182,14 +182,50 @@ pub(super) fn service<'a>(s: &'a Service, network: &str) -> ServiceShape<'a> {
     }
 }
 
-fn endpoint(service: &Service, endpoint: &Endpoint) -> Value {
-    let own = |port: &u16| endpoint.ports.get(port).copied();
-    let ports = service.ports.iter().filter_map(|(port, to)| {
-        let target = own(port).or(Some(to.target).filter(|target| *target != 0))?;
-        Some((port.to_string(), target))
+/// A workload as a local file has it: with its ports behind each service.
+pub(super) fn local_workload(w: &Workload, services: &[Arc<Service>]) -> Value {
+    let behind = services.iter().map(|s| {
+        let own = s.endpoints.iter().filter(|endpoint| endpoint.workload == w.uid);
+        let ports: BTreeMap<u16, u16> = own.flat_map(|endpoint| ports(s, endpoint)).collect();
+        (s.key.to_string(), json!(ports))
     });
-    let ports: BTreeMap<_, _> = ports.collect();
+    let mut shown = json!(workload(w, &[]));
+    if let Value::Object(keys) = &mut shown {
+        keys.insert("services".to_owned(), Value::Object(behind.collect()));
+    }
+    shown
+}
+
+/// A service as a local file has it.
+pub(super) fn local_service(s: &Service, network: &str) -> Value {
+    let mut shown = json!(service(s, network));
+    if let Value::Object(keys) = &mut shown {
+        keys.remove("endpoints");
+    }
+    shown
+}
+
+/// Endpoints of services that are not known.
+pub(super) fn staged(background: &Background) -> Value {
+    let one = |e: &Endpoint| (e.workload.0.to_string(), endpoint_of(e, &e.ports));
+    let of = |all: &Vec<Endpoint>| Value::Object(all.iter().map(one).collect());
+    Value::Object(background.staged.iter().map(|(key, all)| (key.to_string(), of(all))).collect())
+}
+
+fn ports<'a>(service: &'a Service, endpoint: &'a Endpoint) -> impl Iterator<Item = (u16, u16)> + 'a {
+    let own = |port: &u16| endpoint.ports.get(port).copied();
+    service.ports.iter().filter_map(move |(port, to)| {
+        Some((*port, own(port).or(Some(to.target).filter(|target| *target != 0))?))
+    })
+}
+
+fn endpoint_of(endpoint: &Endpoint, ports: &BTreeMap<u16, u16>) -> Value {
+    let ports: BTreeMap<String, u16> = ports.iter().map(|(port, to)| (port.to_string(), *to)).collect();
     json!({"workloadUid": *endpoint.workload.0, "port": ports, "status": status(endpoint.health)})
+}
+
+fn endpoint(service: &Service, endpoint: &Endpoint) -> Value {
+    endpoint_of(endpoint, &ports(service, endpoint).collect())
 }
 
 fn load_balancer(lb: &LoadBalancing) -> Value {

@@ -109,6 +109,7 @@ fn nothing() -> DumpParts {
         network: "".into(),
         version: Value::Null,
         config: Value::Null,
+        is_static: false,
         certificates: json!([]),
         workload_state: Box::new(std::iter::empty()),
     }
@@ -132,6 +133,7 @@ fn the_shape_is_the_references() {
         network: "net-a".into(),
         version: json!({"version": "1"}),
         config: json!({"clusterId": "c1"}),
+        is_static: false,
         certificates: json!([]),
         workload_state: Box::new([("uid-1".to_owned(), json!({"state": "Up"}))].into_iter()),
     };
@@ -282,4 +284,33 @@ fn what_stands_between_is_shown() {
     let weighted = json!({"destination": {"destination": "shop/wp2.shop.svc.cluster.local", "hboneMtlsPort": 15008}, "weight": 10});
     assert_eq!(shown["weightedWaypoints"], json!([weighted]));
     assert_eq!(shown["cidrVips"], json!([{"network": "net-a", "cidr": "10.97.0.0/16"}]));
+}
+
+#[test]
+fn a_local_file_and_what_waits_for_its_service_are_shown() {
+    let key = ServiceKey { namespace: "shop".into(), hostname: "unknown.shop".into() };
+    let endpoint =
+        Endpoint { workload: full_workload().uid, ports: [(80, 8080)].into(), health: Health::Healthy };
+    let staged = [(key, vec![endpoint])].into();
+    let model = Model {
+        workloads: vec![full_workload()],
+        services: vec![full_service()],
+        policies: policies().into(),
+        background: Background { staged, ..Default::default() },
+        ..Model::default()
+    };
+    let shown = text(&Snapshot::build(1, model), DumpParts { is_static: true, ..nothing() });
+    let value: Value = serde_json::from_str(&shown).unwrap();
+    assert_eq!(serde_json::to_string_pretty(&value).unwrap().len() + 1, shown.len(), "{shown}");
+    let uid = full_workload().uid.to_string();
+    assert_eq!(
+        value["stagedServices"]["shop/unknown.shop"][&uid],
+        json!({"workloadUid": uid, "port": {"80": 8080}, "status": "Healthy"})
+    );
+    let fixed = &value["staticConfig"];
+    assert_eq!(fixed["workloads"][0]["uid"], json!(uid));
+    assert!(fixed["workloads"][0]["services"].is_object(), "{fixed}");
+    assert_eq!(fixed["services"][0]["vips"], value["services"][0]["vips"]);
+    assert!(fixed["services"][0].get("endpoints").is_none());
+    assert_eq!(fixed["policies"], value["policies"]);
 }
