@@ -7,7 +7,7 @@ use culvert_common::admin::Readiness;
 use culvert_common::grpc;
 use culvert_common::model::Model;
 use culvert_common::source::file::{self, FileSource, ReloadOutcome};
-use culvert_common::source::local::{self, LocalError};
+use culvert_common::source::local::{self, LocalError, LocalSource};
 use culvert_common::telemetry::Metrics;
 use culvert_common::xds::client::{self, Client};
 use culvert_common::xds::on_demand::{Asks, OnDemand};
@@ -29,7 +29,8 @@ const WINDOW: u32 = 1 << 20;
 pub(crate) enum Origin {
     Directory(Box<FileSource>),
     Xds(Box<client::Settings>, OnDemand, Asks),
-    Local(Box<Model>),
+    Local(Box<LocalSource>),
+    Text(Box<Model>),
 }
 
 impl Origin {
@@ -46,11 +47,11 @@ impl Origin {
                 Ok(Self::Xds(Box::new(xds_settings(settings, &server)), on_demand, asks))
             }
             Discovery::LocalFile(path) => {
-                Ok(Self::Local(Box::new(local::load(&path, network).map_err(AppError::Local)?)))
+                Ok(Self::Local(Box::new(LocalSource::open(path, network).map_err(AppError::Local)?)))
             }
             Discovery::LocalText(text) => {
                 let model = local::translate("LOCAL_XDS", &text, network);
-                Ok(Self::Local(Box::new(model.map_err(|all| AppError::Local(LocalError::Problems(all)))?)))
+                Ok(Self::Text(Box::new(model.map_err(|all| AppError::Local(LocalError::Problems(all)))?)))
             }
         }
     }
@@ -61,7 +62,7 @@ impl Origin {
             Self::Xds(settings, on_demand, _) if settings.scope == client::Scope::OnDemand => {
                 Some(on_demand.clone())
             }
-            Self::Xds(..) | Self::Directory(_) | Self::Local(_) => None,
+            Self::Xds(..) | Self::Directory(_) | Self::Local(_) | Self::Text(_) => None,
         }
     }
 
@@ -79,7 +80,12 @@ impl Origin {
                 essential.spawn("the configuration watch", watch);
                 watch::channel(true).1
             }
-            Self::Local(model) => {
+            Self::Local(source) => {
+                let watch = local::watch(*source, Arc::clone(&shared.state), publish(Arc::clone(metrics)));
+                essential.spawn("the local file's watch", watch);
+                watch::channel(true).1
+            }
+            Self::Text(model) => {
                 metrics.config_loaded(shared.state.publish(*model), 0);
                 watch::channel(true).1
             }
@@ -113,7 +119,9 @@ pub(crate) async fn once_synced(mut synced: watch::Receiver<bool>, work: impl Fu
 
 fn xds_settings(settings: &Settings, server: &Server) -> client::Settings {
     let (control_plane, source) = (&settings.control_plane, &settings.source);
-    let options = Options { network: source.network.as_str().into(), ..Options::default() };
+    let size = |bytes: u32| usize::try_from(bytes).unwrap_or(usize::MAX);
+    let options =
+        Options { network: source.network.as_str().into(), bytes_max: size(control_plane.xds_state_max) };
     let metadata = control_plane.node_metadata(source.node.as_deref());
     // Another cluster, network or node has other workloads; another trust domain other identities.
     let owner = format!(
@@ -126,7 +134,11 @@ fn xds_settings(settings: &Settings, server: &Server) -> client::Settings {
     let kept = control_plane.state_dir(&settings.enrolment.zds_socket).map(|dir| (dir, owner));
     client::Settings {
         target: server.target(source.cluster_id()),
-        limits: grpc::Limits { message_max: options.bytes_max, window: WINDOW, ..grpc::Limits::default() },
+        limits: grpc::Limits {
+            message_max: size(control_plane.xds_message_max),
+            window: WINDOW,
+            ..grpc::Limits::default()
+        },
         node: Node { id: control_plane.node_id(), cluster: String::new(), metadata: Some(metadata.into()) },
         options,
         scope: if control_plane.xds_on_demand { client::Scope::OnDemand } else { client::Scope::Everything },

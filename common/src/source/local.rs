@@ -1,10 +1,12 @@
 //! A mesh in one file, in the form that the reference node proxy reads (`LOCAL_XDS_PATH`): workloads, services, policies.
 //!
 //! What a control plane would send, written by hand: no translation of Kubernetes objects stands between. Keys are those
-//! of the configuration dump; one that is not known is a problem, with its line and what is allowed. Pure but for
-//! [`load`]. Start with [`translate`]. **Source**: l4.md §6.2.
+//! of the configuration dump; one that is not known is a problem, with its line and what is allowed. A file that changes is
+//! read again ([`watch`]); while it is wrong, the last good state stays. Pure but for that and [`load`]. Start with
+//! [`translate`]. **Source**: l4.md §6.2.
 
 mod policy;
+mod reload;
 mod service;
 #[cfg(test)]
 mod tests;
@@ -12,6 +14,7 @@ mod workload;
 
 use std::collections::BTreeMap;
 use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -20,6 +23,8 @@ use super::kube::yaml;
 use crate::config::Problem;
 use crate::model::{Endpoint, GatewayAddress, GatewayDestination, Model};
 use crate::types::{PolicyKey, ServiceKey};
+
+pub use reload::{LocalSource, watch};
 
 /// Largest file.
 const BYTES_MAX: u64 = 32 << 20;
@@ -54,18 +59,27 @@ fn lines(problems: &[Problem]) -> String {
 ///
 /// **Errors**: unreadable, too large, or all problems in it.
 pub fn load(path: &Path, network: &str) -> Result<Model, LocalError> {
-    let shown = path.display().to_string();
+    parse(&path.display().to_string(), &read(path)?, network)
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, LocalError> {
     let mut bytes = Vec::new();
-    let read = std::fs::File::open(path).and_then(|file| file.take(BYTES_MAX + 1).read_to_end(&mut bytes));
+    // O_NONBLOCK: a pipe in the file's place must not hold the agent.
+    let opened = std::fs::OpenOptions::new().read(true).custom_flags(nix::libc::O_NONBLOCK).open(path);
+    let read = opened.and_then(|file| file.take(BYTES_MAX + 1).read_to_end(&mut bytes));
+    let path = || path.display().to_string();
     match read {
-        Err(source) => return Err(LocalError::Io { path: shown, source }),
-        Ok(read) if read as u64 > BYTES_MAX => return Err(LocalError::TooLarge { path: shown }),
-        Ok(_) => {}
+        Err(source) => Err(LocalError::Io { path: path(), source }),
+        Ok(read) if read as u64 > BYTES_MAX => Err(LocalError::TooLarge { path: path() }),
+        Ok(_) => Ok(bytes),
     }
-    match String::from_utf8(bytes) {
-        Ok(text) => translate(&shown, &text, network).map_err(LocalError::Problems),
+}
+
+fn parse(shown: &str, bytes: &[u8], network: &str) -> Result<Model, LocalError> {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => translate(shown, text, network).map_err(LocalError::Problems),
         Err(_) => Err(LocalError::Problems(vec![Problem {
-            file: shown,
+            file: shown.to_owned(),
             line: 0,
             object: String::new(),
             field: String::new(),
@@ -128,6 +142,7 @@ fn root(file: &Field<'_>, network: &str, model: &mut Model) {
             model.services.push(service);
         }
     }
+    model.background.staged = members;
     model.policies.extend(file.items("policies").iter().filter_map(policy::read));
 }
 

@@ -52,7 +52,13 @@ pub(crate) struct ControlPlane {
     /// Ask for a workload when a connection needs it, instead of knowing all of the mesh
     #[arg(long, env = "XDS_ON_DEMAND", value_name = "BOOL", default_value_t = false, action = clap::ArgAction::Set)]
     pub(crate) xds_on_demand: bool,
-    /// File with the mesh's workloads, services and policies in the reference node proxy's form; read once
+    /// Largest message that is taken from the discovery server
+    #[arg(long, env = "CULVERT_XDS_MESSAGE_MAX", value_name = "BYTES", default_value_t = 200 << 20, value_parser = clap::value_parser!(u32).range((64 << 10)..=(1 << 30)))]
+    pub(crate) xds_message_max: u32,
+    /// Most that is kept of what it says, counted as it comes over the wire; what is beyond is refused
+    #[arg(long, env = "CULVERT_XDS_STATE_MAX", value_name = "BYTES", default_value_t = 200 << 20, value_parser = clap::value_parser!(u32).range((64 << 10)..))]
+    pub(crate) xds_state_max: u32,
+    /// File with the mesh's workloads, services and policies in the reference node proxy's form; read again when it changes
     #[arg(long, env = "LOCAL_XDS_PATH", value_name = "FILE")]
     pub(crate) local_xds_path: Option<PathBuf>,
     /// The same as text
