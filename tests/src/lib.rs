@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 pub mod binary;
+pub mod control_plane;
 pub mod dice;
 pub mod dns;
 pub mod documents;

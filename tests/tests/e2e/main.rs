@@ -8,6 +8,7 @@ mod admin;
 mod bench;
 mod bench_modes;
 mod change;
+mod discovery;
 mod dns;
 mod ends;
 mod failover;
