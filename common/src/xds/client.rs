@@ -183,6 +183,8 @@ impl Client {
             let in_order = was_synced && began.elapsed() >= LONG_LIVED;
             if in_order {
                 self.backoff.reset();
+            } else if was_synced {
+                self.backoff.begin_anew();
             }
             if !(in_order && matches!(end, End::Clean)) {
                 sleep(self.backoff.next(getrandom::u64().unwrap_or_default())).await;
