@@ -229,3 +229,36 @@ fn read(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
     stream.read_exact(&mut message)?;
     Ok(message)
 }
+
+/// Answers A and AAAA queries for these names over UDP, and everything else with nothing; for as long as the test lives.
+pub fn serve_names(place: &Place, names: &[(&str, IpAddr)]) {
+    let names: Vec<(String, IpAddr)> = names.iter().map(|(name, ip)| ((*name).to_owned(), *ip)).collect();
+    let socket = place.run(|| UdpSocket::bind(("::", PORT)).expect("a socket")).expect("enter the place");
+    std::thread::spawn(move || {
+        let mut buffer = [0; 4096];
+        while let Ok((length, from)) = socket.recv_from(&mut buffer) {
+            let query = &buffer[..length];
+            // Header, labels with their end, type and class.
+            let end = 12 + query[12..].iter().position(|byte| *byte == 0).expect("a name") + 5;
+            let kind = u16::from_be_bytes([query[end - 4], query[end - 3]]);
+            let asked = name(query);
+            let data = |ip: &IpAddr| match (ip, kind) {
+                (IpAddr::V4(ip), A) => Some(ip.octets().to_vec()),
+                (IpAddr::V6(ip), AAAA) => Some(ip.octets().to_vec()),
+                _ => None,
+            };
+            let found = names.iter().filter(|(of, _)| of.eq_ignore_ascii_case(asked.trim_end_matches('.')));
+            let found: Vec<Vec<u8>> = found.filter_map(|(_, ip)| data(ip)).collect();
+            let count = u8::try_from(found.len()).expect("few addresses");
+            let mut reply =
+                [&query[..2], &[0x81, 0x80, 0, 1, 0, count, 0, 0, 0, 0], &query[12..end]].concat();
+            for data in found {
+                let length = u8::try_from(data.len()).expect("an address");
+                let [high, low] = kind.to_be_bytes();
+                reply.extend([0xc0, 12, high, low, 0, 1, 0, 0, 0, 1, 0, length]);
+                reply.extend(data);
+            }
+            let _gone = socket.send_to(&reply, from);
+        }
+    });
+}

@@ -16,6 +16,7 @@ mod fairness;
 mod faults;
 mod live;
 mod load;
+mod local_file;
 mod log;
 mod matrix;
 mod memory;
