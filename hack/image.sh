@@ -11,6 +11,7 @@ cd "$(dirname "$0")/.."
 case $(uname -m) in x86_64) own=amd64 ;; aarch64) own=arm64 ;; *) own= ;; esac
 arch=$own tag=culvert/ztunnel:latest profile=dist binary='' output=''
 while [ $# -gt 0 ]; do
+  [ $# -gt 1 ] || set -- usage "$@"
   case $1 in
     --arch) arch=$2 ;; --tag) tag=$2 ;; --profile) profile=$2 ;; --binary) binary=$2 ;; --output) output=$2 ;;
     *) sed -n '2,8s/^# \{0,1\}//p' "$0" >&2; exit 64 ;;

@@ -229,7 +229,9 @@ impl Settings {
         );
         unless(!process.tls12, "TLS12_ENABLED=true is not supported: peers need TLS 1.3");
         unless(!process.socks5, "UNSTABLE_ENABLE_SOCKS5=true is not supported: there is no SOCKS5 server");
-        if let Some(policy) = process.compliance_policy.as_ref().filter(|policy| *policy != "pqc") {
+        // Empty is how a chart leaves it open.
+        let policy = process.compliance_policy.as_deref();
+        if let Some(policy) = policy.filter(|policy| !matches!(*policy, "" | "pqc")) {
             lines.push(format!("COMPLIANCE_POLICY={policy} is not supported: TLS 1.3 with this agent's key exchanges and ciphers is used"));
         }
         lines
@@ -373,7 +375,9 @@ mod tests {
             let cli = Cli::read(["ztunnel"].iter().chain(args), &Environment::default());
             cli.unwrap().settings.unsupported().concat()
         };
-        assert_eq!(of(&[]) + &of(&["--compliance-policy", "pqc"]), "");
+        for followed in [&[][..], &["--compliance-policy", "pqc"], &["--compliance-policy", ""]] {
+            assert_eq!(of(followed), "");
+        }
         for (args, name) in [
             (["--tls12", "true"], "TLS12_ENABLED=true"),
             (["--enable-proxy", "false"], "ENABLE_PROXY=false"),

@@ -176,7 +176,6 @@ pub async fn assert_serves(world: &World) {
 
 /// As [`assert_serves`], from an app of the captured pod over plain TCP to another captured pod.
 pub async fn assert_pod_serves(world: &World) {
-    use tokio::io::AsyncWriteExt as _;
     let mut app = net::connect(&world.twin, world.app());
     app.write_all(b"hello").await.expect("an open connection");
     expect_bytes(&mut app, b"hello").await;
