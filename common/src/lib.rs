@@ -6,7 +6,7 @@
 //! | 1 | `model`, `config`, `crypto` | plain data; checked settings; the one choice of cryptography |
 //! | 2 | `telemetry` | metrics, access log, logging; no decisions |
 //! | 3 | `authz`, `state`, `grpc` | pure evaluation; the one immutable snapshot; calls to a control plane |
-//! | 4 | `decide`, `net`, `identity` | pure decisions; sockets, namespaces, rules; certificates |
+//! | 4 | `decide`, `l7`, `net`, `identity` | pure decisions on connections and on HTTP requests; sockets, namespaces, rules; certificates |
 //! | 5 | `dns`, `hbone`, `source`, `xds`, `zds` | answers to pods' queries; the tunnel; where the state comes from; how the node agent's two processes talk |
 //! | 6 | `admin` | readiness and metrics pages |
 
@@ -29,6 +29,7 @@ pub mod state;
 
 pub mod decide;
 pub mod identity;
+pub mod l7;
 pub mod net;
 
 pub mod dns;

@@ -6,8 +6,9 @@
 //! time, or sockets: the caller collects the policies and the facts. The peer never learns which policy refused it;
 //! [`Denial`] is for our own log.
 //!
-//! Start with [`authorize`]; how one policy matches is in `matches.rs`.
+//! Start with [`authorize`]; how one policy matches is in `matches.rs`. What a waypoint asks of a request is in [`http`].
 
+pub mod http;
 mod matches;
 #[cfg(test)]
 mod tests;

@@ -1,0 +1,43 @@
+//! What becomes of one HTTP request at a waypoint: pure decisions over [`crate::model::l7`].
+//!
+//! One file per decision. Time, randomness and what others know are arguments; nothing waits, nothing is logged, and what
+//! does not change is not copied. The data path acts on these, `culvert why` prints them. Must not know sockets, bodies,
+//! HTTP's framing or the snapshot.
+//!
+//! In the order in which a request meets them: [`normalize`], then [`find`] with [`Facts`], `authz::http`, [`Fault`]'s
+//! shares, [`cors`], [`pick`] and [`balance`], [`rewritten`] and [`Edits`], [`timeout`], [`breaker`], [`retry`] and [`outlier`].
+//! What is answered here in place of the upstream is in one table: [`Failure`].
+//!
+//! [`Fault`]: crate::model::l7::Fault
+
+pub mod balance;
+pub mod breaker;
+pub mod cors;
+mod failure;
+mod flags;
+mod format;
+mod headers;
+mod hygiene;
+mod matching;
+pub mod outlier;
+mod path;
+mod redirect;
+mod reply;
+pub mod retry;
+mod rewrite;
+pub mod timeout;
+
+pub use crate::authz::http::{Connection, Facts};
+pub use failure::{Failure, FailureReply, Reset};
+pub use flags::{Flag, Flags};
+pub use format::{BadSubstitution, Values, check as check_value};
+pub use headers::Edits;
+pub use hygiene::{
+    BadConnection, Switch, add_client_cert, add_original_path, add_request_headers, add_server,
+    add_service_time, clean_request, clean_response,
+};
+pub use matching::{Found, find, is_match, pick};
+pub use path::{AboveRoot, BadPath, normalize};
+pub use redirect::location;
+pub use reply::{Reply, grpc_status, http_status};
+pub use rewrite::{new_authority, path_rewrite, rewritten};
