@@ -1,8 +1,11 @@
 //! Checked settings, and the report of what is wrong with what a person wrote.
 //!
 //! A [`Problem`] says where (file, line, object, field), what was seen and what is allowed. Readers collect all problems
-//! before they give up, so that one run shows everything that is to be mended. Knows nothing of meshes or YAML.
+//! before they give up, so that one run shows everything that is to be mended. A [`Stamp`] tells whether a file has changed
+//! since. Knows nothing of meshes or YAML.
 
 mod problem;
+mod stamp;
 
 pub use problem::Problem;
+pub use stamp::Stamp;

@@ -14,7 +14,8 @@ mod error;
 mod frame;
 mod target;
 
+pub use crate::config::Stamp;
 pub use call::{Channel, Requests, Responses};
 pub use connect::connect;
 pub use error::{CallError, Code, ConnectError, TargetError};
-pub use target::{Limits, Roots, Secret, Stamp, Target, Token};
+pub use target::{Limits, Roots, Secret, Target, Token};

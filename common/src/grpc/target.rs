@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::io::Read as _;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -13,6 +12,7 @@ use rustls_pki_types::pem::PemObject as _;
 use zeroize::Zeroizing;
 
 use super::error::TargetError;
+use crate::config::Stamp;
 
 /// Largest file of roots or of a token.
 const FILE_MAX: u64 = 1 << 20;
@@ -97,18 +97,6 @@ fn add(store: &mut RootCertStore, pem: &[u8], from: &str) -> Result<(), TargetEr
         store.add(cert).map_err(|error| bad(error.to_string()))?;
     }
     Ok(())
-}
-
-/// One version of a file, as far as its directory entry tells.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Stamp([u64; 3], i64, i64);
-
-impl Stamp {
-    /// Of the file that `path` leads to now; `None` if it cannot be looked at.
-    pub fn of(path: &Path) -> Option<Self> {
-        let meta = std::fs::metadata(path).ok()?;
-        Some(Self([meta.dev(), meta.ino(), meta.len()], meta.mtime(), meta.mtime_nsec()))
-    }
 }
 
 /// A bearer token.

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, Read};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +20,7 @@ use tokio::time::timeout;
 use self::watches::Watches;
 
 use super::kube::{Document, Settings, Translated, translate};
-use crate::config::Problem;
+use crate::config::{Problem, Stamp};
 use crate::net::memory;
 use crate::state::State;
 
@@ -201,19 +201,15 @@ fn refuse(error: &LoadError) -> ReloadOutcome {
         tracing::error!(target: "state", cause, "{error}");
         return ReloadOutcome::Refused { problems: 1 };
     };
+    refused(problems)
+}
+
+/// Logs each problem.
+pub(super) fn refused(problems: &[Problem]) -> ReloadOutcome {
     for problem in problems {
         tracing::error!(target: "state", "{problem}");
     }
     ReloadOutcome::Refused { problems: problems.len() }
-}
-
-/// What distinguishes one state of a file from another without reading it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stamp {
-    inode: u64,
-    size: u64,
-    modified: (i64, i64),
-    changed: (i64, i64),
 }
 
 /// The files of a directory, by path.
@@ -246,7 +242,7 @@ impl Scan {
                     Ok(meta) if meta.is_dir() => {
                         return Err(scan.too_much(format!("directories deeper than {DEPTH_MAX}")));
                     }
-                    Ok(meta) if wanted && meta.is_file() => drop(scan.files.insert(path, stamp(&meta))),
+                    Ok(meta) if wanted && meta.is_file() => drop(scan.files.insert(path, Stamp::from(&meta))),
                     Err(source) if wanted => return Err(io_error(&path, source)),
                     _ => {}
                 }
@@ -263,7 +259,7 @@ impl Scan {
         let mut texts = Vec::with_capacity(self.files.len());
         let too_much = || self.too_much(format!("more than {} MiB of text", BYTES_MAX >> 20));
         let mut left = BYTES_MAX;
-        if self.files.values().map(|stamp| stamp.size).fold(0, u64::saturating_add) > left {
+        if self.files.values().map(Stamp::size).fold(0, u64::saturating_add) > left {
             return Err(too_much());
         }
         for path in self.files.keys() {
@@ -281,15 +277,6 @@ impl Scan {
 
 fn io_error(path: &Path, source: io::Error) -> LoadError {
     LoadError::Io { path: path.to_owned(), source }
-}
-
-fn stamp(meta: &fs::Metadata) -> Stamp {
-    Stamp {
-        inode: meta.ino(),
-        size: meta.len(),
-        modified: (meta.mtime(), meta.mtime_nsec()),
-        changed: (meta.ctime(), meta.ctime_nsec()),
-    }
 }
 
 /// Names and content of all files.

@@ -1,17 +1,17 @@
 //! The file, read again when it changes.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::sleep;
 
 use super::{LocalError, parse, read};
+use crate::config::Stamp;
 use crate::model::Model;
 use crate::net::memory;
-use crate::source::file::ReloadOutcome;
+use crate::source::file::{ReloadOutcome, refused};
 use crate::state::State;
 
 /// Time between looks at the file: one look is one system call.
@@ -106,31 +106,7 @@ fn refuse(error: &LocalError) -> ReloadOutcome {
         tracing::error!(target: "state", "{error}");
         return ReloadOutcome::Refused { problems: 1 };
     };
-    for problem in problems {
-        tracing::error!(target: "state", "{problem}");
-    }
-    ReloadOutcome::Refused { problems: problems.len() }
-}
-
-/// What distinguishes one state of the file from another without reading it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stamp {
-    inode: u64,
-    size: u64,
-    modified: (i64, i64),
-    changed: (i64, i64),
-}
-
-impl Stamp {
-    fn of(path: &Path) -> Option<Self> {
-        let meta = std::fs::metadata(path).ok()?;
-        Some(Self {
-            inode: meta.ino(),
-            size: meta.len(),
-            modified: (meta.mtime(), meta.mtime_nsec()),
-            changed: (meta.ctime(), meta.ctime_nsec()),
-        })
-    }
+    refused(problems)
 }
 
 fn hash(of: &impl Hash) -> u64 {
