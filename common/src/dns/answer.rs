@@ -146,7 +146,7 @@ impl Look<'_> {
     /// canonical, then the preferred namespace, then the first.
     fn service(&self, name: &str) -> Option<&Service> {
         let all = self.snapshot.services_named(name).iter().map(|service| &**service);
-        let fit = all.filter(|s| self.is_visible(s) && (!s.vips.is_empty() || self.is_in_cluster(s)));
+        let fit = all.filter(|s| self.is_visible(s) && (!s.is_headless() || self.is_in_cluster(s)));
         let preferred = self.naming.preferred_namespace.as_deref();
         fit.min_by_key(|s| match () {
             () if *s.key.namespace == *self.asker.namespace => 0,
@@ -176,7 +176,7 @@ impl Look<'_> {
         if excluded || self.is_off(family) {
             return None;
         }
-        if !service.vips.is_empty() {
+        if !service.is_headless() {
             return Some(service.vips.iter().copied().filter(|ip| family.has(*ip)).collect());
         }
         let ready = service.endpoints.iter().filter(|endpoint| is_told(service, endpoint.health));
@@ -197,7 +197,7 @@ impl Look<'_> {
         if !is_numbered(pod) {
             return None;
         }
-        let service = self.service(host).filter(|s| s.vips.is_empty() && self.is_in_cluster(s))?;
+        let service = self.service(host).filter(|s| s.is_headless() && self.is_in_cluster(s))?;
         let ready = service.endpoints.iter().filter(|endpoint| is_told(service, endpoint.health));
         let mut workloads = ready.filter_map(|endpoint| self.snapshot.workload(&endpoint.workload));
         let is_it = |w: &&Arc<Workload>| {

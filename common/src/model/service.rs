@@ -20,6 +20,8 @@ pub struct Service {
     pub vips: Vec<IpAddr>,
     /// Ranges of virtual addresses; an address of [`Service::vips`] of any service comes before them.
     pub cidr_vips: Vec<IpNet>,
+    /// Its addresses in other networks, each with its network: shown to people, never looked up.
+    pub elsewhere: Vec<(Arc<str>, IpNet)>,
     /// Ports by service port.
     pub ports: BTreeMap<u16, ServicePort>,
     /// Further identities that its endpoints may prove.
@@ -49,6 +51,7 @@ impl Service {
             name: name.into(),
             vips: Vec::new(),
             cidr_vips: Vec::new(),
+            elsewhere: Vec::new(),
             ports: BTreeMap::new(),
             subject_alt_names: Vec::new(),
             waypoint: None,
@@ -59,6 +62,12 @@ impl Service {
             visibility: Visibility::Public,
             endpoints: Vec::new(),
         }
+    }
+
+    /// Whether it has no virtual address in any network: its name stands for its endpoints.
+    pub fn is_headless(&self) -> bool {
+        self.vips.is_empty()
+            && !self.elsewhere.iter().any(|(_, range)| range.prefix_len() == range.max_prefix_len())
     }
 }
 

@@ -113,6 +113,7 @@ impl Holder for Service {
             name,
             vips,
             cidr_vips,
+            elsewhere,
             ports,
             subject_alt_names,
             waypoint,
@@ -130,6 +131,7 @@ impl Holder for Service {
         *ports = std::mem::take(ports).into_iter().collect();
         again(vips);
         again(cidr_vips);
+        elsewhere.iter_mut().for_each(|(network, _)| texts.share(network));
         again(&mut load_balancing.routing_preference);
     }
 }

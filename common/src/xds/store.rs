@@ -472,6 +472,7 @@ fn is_same_but_for_endpoints(held: &Service, new: &Service) -> bool {
         name,
         vips,
         cidr_vips,
+        elsewhere,
         ports,
         subject_alt_names,
         waypoint,
@@ -482,8 +483,9 @@ fn is_same_but_for_endpoints(held: &Service, new: &Service) -> bool {
         visibility,
         endpoints: _,
     } = held;
-    (key, name, vips, cidr_vips, ports, subject_alt_names)
-        == (&new.key, &new.name, &new.vips, &new.cidr_vips, &new.ports, &new.subject_alt_names)
+    (key, name, vips, cidr_vips, elsewhere)
+        == (&new.key, &new.name, &new.vips, &new.cidr_vips, &new.elsewhere)
+        && (ports, subject_alt_names) == (&new.ports, &new.subject_alt_names)
         && (waypoint, weighted_waypoints, load_balancing)
             == (&new.waypoint, &new.weighted_waypoints, &new.load_balancing)
         && (ip_families, canonical, visibility) == (&new.ip_families, &new.canonical, &new.visibility)

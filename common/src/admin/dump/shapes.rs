@@ -151,12 +151,8 @@ pub(super) fn service<'a>(s: &'a Service, network: &str) -> ServiceShape<'a> {
         name: &s.name,
         namespace: &s.key.namespace,
         hostname: &s.key.hostname,
-        vips: s.vips.iter().map(|ip| format!("{network}/{ip}")).collect(),
-        cidr_vips: s
-            .cidr_vips
-            .iter()
-            .map(|range| json!({"network": network, "cidr": range.to_string()}))
-            .collect(),
+        vips: vips(s, network),
+        cidr_vips: ranges(s, network),
         ports: s.ports.iter().map(|(port, to)| (*port, to.target)).collect(),
         endpoints: s.endpoints.iter().map(|e| (&*e.workload.0, endpoint(s, e))).collect(),
         subject_alt_names: s.subject_alt_names.iter().map(ToString::to_string).collect(),
@@ -180,6 +176,23 @@ pub(super) fn service<'a>(s: &'a Service, network: &str) -> ServiceShape<'a> {
             Visibility::Namespace => "Namespace",
         },
     }
+}
+
+fn is_single(range: IpNet) -> bool {
+    range.prefix_len() == range.max_prefix_len()
+}
+
+fn vips(s: &Service, network: &str) -> Vec<String> {
+    let others = s.elsewhere.iter().filter(|(_, range)| is_single(*range));
+    let others = others.map(|(network, range)| format!("{network}/{}", range.addr()));
+    s.vips.iter().map(|ip| format!("{network}/{ip}")).chain(others).collect()
+}
+
+fn ranges(s: &Service, network: &str) -> Vec<Value> {
+    let here = s.cidr_vips.iter().map(|range| (network, range));
+    let others = s.elsewhere.iter().filter(|(_, range)| !is_single(*range));
+    let all = here.chain(others.map(|(network, range)| (&**network, range)));
+    all.map(|(network, range)| json!({"network": network, "cidr": range.to_string()})).collect()
 }
 
 /// A workload as a local file has it: with its ports behind each service.

@@ -277,13 +277,21 @@ fn what_stands_between_is_shown() {
         waypoint: Some(address("", "fd96::9").into()),
         weighted_waypoints: vec![WeightedWaypoint { gateway: host("wp2"), weight: 10 }],
         cidr_vips: vec!["10.97.0.0/16".parse().unwrap()],
+        elsewhere: ["10.9.0.1/32", "10.98.0.0/16"]
+            .map(|range| ("net-b".into(), range.parse().unwrap()))
+            .into(),
         ..full_service()
     };
     let shown = serde_json::to_value(shapes::service(&service, "net-a")).unwrap();
     assert_eq!(shown["waypoint"], json!({"destination": "/fd96::9", "hboneMtlsPort": 15443}));
     let weighted = json!({"destination": {"destination": "shop/wp2.shop.svc.cluster.local", "hboneMtlsPort": 15008}, "weight": 10});
     assert_eq!(shown["weightedWaypoints"], json!([weighted]));
-    assert_eq!(shown["cidrVips"], json!([{"network": "net-a", "cidr": "10.97.0.0/16"}]));
+    let ranges = [("net-a", "10.97.0.0/16"), ("net-b", "10.98.0.0/16")];
+    assert_eq!(
+        shown["cidrVips"],
+        json!(ranges.map(|(network, cidr)| json!({"network": network, "cidr": cidr})))
+    );
+    assert_eq!(shown["vips"], json!(["net-a/10.96.1.1", "net-a/fd00:96::1", "net-b/10.9.0.1"]));
 }
 
 #[test]

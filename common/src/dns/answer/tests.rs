@@ -8,6 +8,11 @@ fn ips(text: &str) -> Vec<IpAddr> {
     text.split_whitespace().map(|ip| ip.parse().unwrap()).collect()
 }
 
+/// An address in another network.
+fn there(network: &str) -> Vec<(Arc<str>, ipnet::IpNet)> {
+    vec![(network.into(), "240.241.0.1/32".parse().unwrap())]
+}
+
 fn service(namespace: &str, hostname: &str, vips: &str) -> Service {
     let key = ServiceKey { namespace: namespace.into(), hostname: hostname.into() };
     let canonical = hostname.ends_with(".svc.cluster.local");
@@ -70,6 +75,11 @@ fn model() -> Model {
         service("ns1", "*.deep.wild.example.com", "240.240.0.3"),
         service("ns1", "exact.wild.example.com", "240.240.0.4"),
         service("ns1", "headless.example.com", ""),
+        Service { elsewhere: there("far"), ..service("ns1", "distant.example.com", "") },
+        behind(
+            Service { elsewhere: there("far"), ..service("ns1", "distant.ns1.svc.cluster.local", "") },
+            &[("db-0", Healthy)],
+        ),
         service("ns2", "two.example.com", "240.240.1.2"),
         service("ns3", "two.example.com", "240.240.1.3"),
         service("ns1", "own.example.com", "240.240.2.1"),
@@ -152,6 +162,10 @@ fn what_a_pod_is_told() {
         ("db.ns1.svc.cluster.local", "10.2.0.10 10.2.0.11", "fd00:2::10"),
         ("eager", "10.2.0.10 10.2.0.11 10.2.0.12", "fd00:2::10"),
         ("empty", none, none),
+        // only in another network: no answer of this one, and not for endpoints in its place
+        ("distant.example.com", none, none),
+        ("distant", none, none),
+        ("db-0.distant", "-", "-"),
         // pods of a StatefulSet
         ("db-0.db", "10.2.0.10", "fd00:2::10"),
         ("db-0.db.ns1", "10.2.0.10", "fd00:2::10"),

@@ -107,6 +107,7 @@ impl Service {
             ports: self.ports.iter().map(port).collect(),
             subject_alt_names: Vec::new(),
             cidr_vips: vec![],
+            elsewhere: vec![],
             waypoint: None,
             weighted_waypoints: vec![],
             load_balancing: self.load_balancing(objects),

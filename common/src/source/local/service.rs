@@ -45,6 +45,11 @@ pub(super) fn read(of: &Field<'_>, network: &str) -> Option<Service> {
     let cidr_vips =
         ranges.iter().filter_map(range).filter(|(of, _)| is_here(of)).map(|(_, range)| range.trunc());
     let cidr_vips = cidr_vips.collect();
+    let singles =
+        of.items("vips").iter().filter_map(vip).map(|(of, ip)| (of, IpNet::from(ip))).collect::<Vec<_>>();
+    let elsewhere =
+        singles.into_iter().chain(ranges.iter().filter_map(range).map(|(of, range)| (of, range.trunc())));
+    let elsewhere = elsewhere.filter(|(of, _)| !is_here(of)).map(|(of, range)| (of.into(), range)).collect();
     let port = |(port, target)| (port, ServicePort { target, name: "".into() });
     let ports =
         of.get("ports").map(|field| ports(&field)).unwrap_or_default().into_iter().map(port).collect();
@@ -57,6 +62,7 @@ pub(super) fn read(of: &Field<'_>, network: &str) -> Option<Service> {
         name: name?.into(),
         vips,
         cidr_vips,
+        elsewhere,
         ports,
         subject_alt_names: texts(of, "subjectAltNames").iter().filter_map(|name| name.parse().ok()).collect(),
         waypoint: optional_gateway(of, "waypoint"),

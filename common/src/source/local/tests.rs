@@ -91,6 +91,8 @@ fn every_field_of_the_form_is_read() {
     let [service] = &model.services[..] else { panic!("{:?}", model.services) };
     assert_eq!(service.vips, ["10.96.1.1".parse::<std::net::IpAddr>().unwrap()], "not of another network");
     assert_eq!(service.cidr_vips.len(), 1);
+    let elsewhere: Vec<_> = service.elsewhere.iter().map(|(net, ip)| format!("{net} {ip}")).collect();
+    assert_eq!(elsewhere, ["net-b 10.97.1.1/32"]);
     assert_eq!((service.ip_families, service.visibility), (IpFamilies::Dual, Visibility::Namespace));
     let balancing = &service.load_balancing;
     assert_eq!((balancing.mode, balancing.health_policy), (Mode::Failover, HealthPolicy::OnlyHealthy));

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
@@ -17,12 +18,13 @@ pub(super) fn translate(message: proto::Service, options: &Options) -> Result<Se
     if message.hostname.is_empty() {
         return Err(Unusable::Missing("hostname"));
     }
-    let (vips, cidr_vips) = addresses(&message.addresses, options)?;
+    let Addresses { vips, cidr_vips, elsewhere } = addresses(&message.addresses, options)?;
     Ok(Service {
         key: ServiceKey { namespace: message.namespace.into(), hostname: message.hostname.into() },
         name: message.name.into(),
         vips,
         cidr_vips,
+        elsewhere,
         ports: message.ports.iter().map(service_port).collect::<Result<BTreeMap<_, _>, _>>()?,
         // Endpoints here prove SPIFFE identities only; names of other kinds widen nothing.
         subject_alt_names: message.subject_alt_names.iter().filter_map(|name| name.parse().ok()).collect(),
@@ -38,12 +40,17 @@ pub(super) fn translate(message: proto::Service, options: &Options) -> Result<Se
     })
 }
 
-fn addresses(
-    messages: &[proto::NetworkAddress],
-    options: &Options,
-) -> Result<(Vec<IpAddr>, Vec<IpNet>), Unusable> {
+#[derive(Default)]
+struct Addresses {
+    vips: Vec<IpAddr>,
+    cidr_vips: Vec<IpNet>,
+    elsewhere: Vec<(Arc<str>, IpNet)>,
+}
+
+/// An address means something in its own network only: those of others are no addresses that a pod here can dial.
+fn addresses(messages: &[proto::NetworkAddress], options: &Options) -> Result<Addresses, Unusable> {
     const FIELD: &str = "addresses";
-    let (mut vips, mut cidr_vips) = (Vec::new(), Vec::new());
+    let mut all = Addresses::default();
     for message in messages {
         let address = ip(FIELD, &message.address)?;
         let full = if address.is_ipv4() { 32 } else { 128 };
@@ -52,15 +59,16 @@ fn addresses(
         let bits = u8::try_from(length).map_err(|_| too_long.clone())?;
         let range = IpNet::new(address, bits).map_err(|_| too_long)?;
         if !options.network.is_empty() && *message.network != *options.network {
+            all.elsewhere.push((message.network.as_str().into(), range.trunc()));
             continue;
         }
         match length == full {
             true if address.is_unspecified() => {} // stands for a service without an address
-            true => vips.push(address),
-            false => cidr_vips.push(range.trunc()),
+            true => all.vips.push(address),
+            false => all.cidr_vips.push(range.trunc()),
         }
     }
-    Ok((vips, cidr_vips))
+    Ok(all)
 }
 
 fn service_port(message: &proto::Port) -> Result<(u16, ServicePort), Unusable> {

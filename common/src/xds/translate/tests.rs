@@ -215,7 +215,8 @@ fn a_service_has_the_addresses_of_the_agents_network() {
     for (network, wanted) in [("", 2), ("a", 1), ("c", 0)] {
         let options = Options { network: network.into(), ..Options::default() };
         let Ok(Address::Service(service)) = address(&body, &options) else { panic!() };
-        assert_eq!(service.vips.len(), wanted, "{network:?}");
+        assert_eq!((service.vips.len(), service.elsewhere.len()), (wanted, 2 - wanted), "{network:?}");
+        assert!(!service.is_headless());
     }
 }
 
