@@ -97,6 +97,8 @@ pub(crate) fn failed(flag: ResponseFlag, error: impl ToString) -> Failure {
 
 /// How long a connection waits for its pod's workload: the state may be later than the pod.
 const WORKLOAD_WAIT: Duration = Duration::from_secs(5);
+/// How long a pod that is known is asked for by its own name.
+const OWN_QUESTION: Duration = Duration::from_hours(1);
 
 /// Who a captured pod is, as ZDS names it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -185,17 +187,29 @@ impl Pod {
     pub(crate) async fn known(&self, shared: &Shared) {
         if !self.is_known.load(Ordering::Relaxed) {
             // Boxed: few connections wait, and every one would hold the room for it.
-            Box::pin(self.become_known(shared)).await;
+            Box::pin(self.become_known(&shared.state, shared.on_demand.as_ref())).await;
         }
     }
 
-    async fn become_known(&self, shared: &Shared) {
-        let mut revisions = shared.state.changed();
+    async fn become_known(&self, state: &State, on_demand: Option<&OnDemand>) {
+        let mut revisions = state.changed();
+        if self.workload(&state.snapshot()).is_ok() {
+            self.is_known.store(true, Ordering::Relaxed);
+            if let Some(on_demand) = on_demand.cloned() {
+                // It came with somebody's question, or from before a restart: to stay it is asked for by its name, and
+                // nobody waits for that, as the control plane may be away.
+                let uid = self.local.workload.clone();
+                self.scope.spawn(async move {
+                    let _answer = on_demand.workload(&uid, OWN_QUESTION).await;
+                });
+            }
+            return;
+        }
         let waiting = async {
-            if let Some(on_demand) = &shared.on_demand {
+            if let Some(on_demand) = on_demand {
                 let _then_in_the_state = on_demand.workload(&self.local.workload, WORKLOAD_WAIT).await;
             }
-            while self.workload(&shared.state.snapshot()).is_err() {
+            while self.workload(&state.snapshot()).is_err() {
                 if revisions.changed().await.is_err() {
                     return;
                 }
@@ -296,4 +310,53 @@ pub(crate) fn random() -> u128 {
 /// A new denial id: 128 random bits in hex.
 pub(crate) fn denial_id() -> String {
     format!("{:032x}", random())
+}
+
+#[cfg(test)]
+mod tests {
+    use culvert_common::model::Model;
+
+    use super::*;
+
+    fn pod() -> Pod {
+        let info =
+            WorkloadInfo { name: "cart-0".into(), namespace: "shop".into(), service_account: "cart".into() };
+        let limits = PodLimits {
+            memory: 1 << 20,
+            connections: 1,
+            rate: None,
+            handshakes: 1,
+            handshakes_per_source: 1,
+        };
+        Pod {
+            local: PodName::new("uid".into(), "Kubernetes", info),
+            netns: NetNs::current().unwrap(),
+            spoof_source: false,
+            scope: Scope::default(),
+            admission: Admission::new(limits, &Budget::new(1 << 20)),
+            name_server: LastServer::default(),
+            is_known: AtomicBool::new(false),
+            is_unsteered: AtomicBool::new(false),
+        }
+    }
+
+    /// As after a restart without the control plane: nobody takes the questions.
+    #[tokio::test(start_paused = true)]
+    async fn a_pod_that_the_state_has_waits_for_nobody_and_is_asked_for_all_the_same() {
+        let (state, pod) = (State::new(), pod());
+        let (on_demand, mut asks) = OnDemand::new();
+        let began = tokio::time::Instant::now();
+        pod.become_known(&state, Some(&on_demand)).await;
+        assert!(!pod.is_known.load(Ordering::Relaxed) && began.elapsed() == WORKLOAD_WAIT, "not there yet");
+        assert!(asks.try_recv().is_ok());
+        let identity = SpiffeId::new("cluster.local", "shop", "cart").unwrap();
+        let workload = Workload::new(pod.local.workload.clone(), "cart-0", identity);
+        state.publish(Model { workloads: vec![workload], ..Model::default() });
+        let began = tokio::time::Instant::now();
+        pod.become_known(&state, Some(&on_demand)).await;
+        assert!(pod.is_known.load(Ordering::Relaxed));
+        assert_eq!(began.elapsed(), Duration::ZERO);
+        assert!(asks.recv().await.is_some(), "by its own name, so that it stays");
+        assert_eq!(pod.scope.shut_down(Duration::ZERO).await, 1, "with the pod it ends");
+    }
 }
