@@ -1,4 +1,4 @@
-//! Records what a discovery server says, for the test that replays it (`src/xds/client/dialogue.txt`).
+//! Records what a discovery server says, for the tests that replay it (`src/xds/client/*.txt`).
 //!
 //! `cargo run -p culvert-common --example record_discovery -- http://127.0.0.1:15010 60 > dialogue.txt` asks as the agent
 //! does and writes each message as a line, `>` for ours and `<` for the server's, in base64, and at the end `=` for each name that was there. Change

@@ -12,9 +12,10 @@ use tokio::sync::mpsc;
 
 use super::*;
 use crate::grpc::{Roots, Token};
+use crate::model::{Action, Mode, Visibility};
 use crate::state::Snapshot;
 use crate::task::Scope as Tasks;
-use crate::types::WorkloadUid;
+use crate::types::{PolicyKey, ServiceKey, WorkloadUid};
 use crate::xds::on_demand::{Lookup, OnDemand};
 use crate::xds::proto::discovery::{Any, Resource};
 use crate::xds::proto::{security as sec, workload as wl};
@@ -471,11 +472,9 @@ async fn a_restarted_agent_begins_with_what_was_kept_and_asks_for_what_differs()
     std::fs::remove_dir_all(&dir).unwrap();
 }
 
-/// Each line of the recording is a message in base64: `>` what the client said, `<` what istiod said; and at the end, after
+/// Each line of a recording is a message in base64: `>` what the client said, `<` what istiod said; and at the end, after
 /// `=`, what was there. `examples/record_discovery.rs` makes it.
-#[tokio::test]
-async fn what_a_real_istiod_said_is_understood() {
-    let recording = include_str!("dialogue.txt");
+async fn replayed(recording: &str) -> (Agent, Arc<Snapshot>) {
     let mut server = Server::new().await;
     let agent = agent(server.at, Scope::Everything);
     let mut stream = server.stream().await;
@@ -505,5 +504,76 @@ async fn what_a_real_istiod_said_is_understood() {
         names.sort();
         names == wanted
     };
-    agent.until("what was there in the end", all).await;
+    let snapshot = agent.until("what was there in the end", all).await;
+    (agent, snapshot)
+}
+
+#[tokio::test]
+async fn what_a_real_istiod_said_is_understood() {
+    replayed(include_str!("dialogue.txt")).await;
+}
+
+/// Entries of every kind: by address and host name, of other networks, ranges, wildcards, weights; policies with all fields.
+#[tokio::test]
+async fn what_a_real_istiod_said_of_entries_and_policies_is_understood() {
+    let (agent, snapshot) = replayed(include_str!("entries.txt")).await;
+    assert!(agent.metrics.encode(false).contains("culvert_xds_rejected_resources_total 0"));
+    let entry = |name: &str| {
+        let uid = WorkloadUid(format!("Kubernetes/networking.istio.io/{name}").into());
+        snapshot.workload(&uid).unwrap_or_else(|| panic!("{name}"))
+    };
+    let by_name = entry("ServiceEntry/shop/dns-none/a.example.com");
+    assert_eq!((&*by_name.hostname, by_name.addresses.len()), ("a.example.com", 0));
+    let vm = entry("WorkloadEntry/shop/vm");
+    assert_eq!((vm.capacity, vm.native_tunnel, &*vm.network), (7, true, "net3"));
+    let service = |host: &str| {
+        let key = ServiceKey { namespace: "shop".into(), hostname: host.into() };
+        Arc::clone(snapshot.service(&key).unwrap_or_else(|| panic!("{host}")))
+    };
+    let wild = service("*.wild.example.com");
+    assert_eq!((wild.load_balancing.mode, wild.cidr_vips.len()), (Mode::Passthrough, 2));
+    assert_eq!(service("near.shop.svc.cluster.local").load_balancing.mode, Mode::Strict);
+    let shared = service("s.example.com");
+    assert_eq!(
+        (shared.visibility, shared.vips.len(), shared.subject_alt_names.len()),
+        (Visibility::Public, 2, 1)
+    );
+    let key = PolicyKey { namespace: "shop".into(), name: "p1".into() };
+    let policy = snapshot.policy(&key).unwrap();
+    assert_eq!((policy.action, policy.rules[0].clauses.len()), (Action::Deny, 7));
+}
+
+#[tokio::test]
+async fn a_real_istiod_is_asked_by_every_kind_of_name() {
+    let mut server = Server::new().await;
+    let agent = agent(server.at, Scope::OnDemand);
+    let (mut stream, _) = server.opened().await;
+    let address = |text: &str| agent.on_demand.address("", text.parse().unwrap(), LIMIT);
+    let keys = ["s.example.com", "nothing.example.com"]
+        .map(|host| ServiceKey { namespace: "shop".into(), hostname: host.into() });
+    let web = WorkloadUid(uid("web").into());
+    let istiod = async {
+        let mut asked = std::collections::BTreeSet::new();
+        while asked.len() < 7 {
+            asked.extend(stream.request().await.resource_names_subscribe);
+        }
+        for text in include_str!("asked.txt").lines().filter_map(|line| line.strip_prefix("< ")) {
+            stream.message(&STANDARD.decode(text).unwrap());
+        }
+    };
+    let (by_vip, by_ip, by_second_vip, nowhere, by_host, no_host, by_uid, ()) = tokio::join!(
+        address("10.96.0.77"),
+        address("10.244.0.11"),
+        address("240.0.0.9"),
+        address("10.99.99.99"),
+        agent.on_demand.service(&keys[0], LIMIT),
+        agent.on_demand.service(&keys[1], LIMIT),
+        agent.on_demand.workload(&web, LIMIT),
+        istiod
+    );
+    assert_eq!([by_vip, by_ip, by_second_vip, by_host, by_uid], [Lookup::Known; 5]);
+    assert_eq!([nowhere, no_host], [Lookup::Missing; 2]);
+    let snapshot = agent.state.snapshot();
+    let service = snapshot.service_by_vip("10.96.0.77".parse().unwrap(), "shop").unwrap();
+    assert_eq!(service.endpoints.len(), 1, "what stands behind it comes unasked");
 }
