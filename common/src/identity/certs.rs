@@ -192,6 +192,7 @@ impl Certs {
     async fn watch_revocation(&self) {
         let Some(lists) = &self.accepts.revocation else { return };
         loop {
+            lists.look_at_age(self.clock.now());
             sleep(REVOCATION_LOOK).await;
             if lists.refresh() {
                 self.trust.send_modify(|revision| *revision += 1);

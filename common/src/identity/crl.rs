@@ -1,8 +1,8 @@
 //! Certificate revocation lists: read from a file, checked against a peer's whole chain.
 //!
 //! A list that was never readable closes: nobody can say who is revoked. One that becomes unreadable later leaves the last
-//! good lists in force, with an alarm. A certificate that no list speaks of is not revoked, and an old list still counts:
-//! refusing a whole mesh because a list was not renewed in time would be the greater harm.
+//! good lists in force, with an alarm. A certificate that no list speaks of is not revoked, and an old list still counts,
+//! with an alarm too: refusing a whole mesh because a list was not renewed in time would be the greater harm.
 
 use std::fmt;
 use std::io::Read as _;
@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwapOption;
 use rustls::RootCertStore;
@@ -19,6 +20,7 @@ use webpki::{
     CertRevocationList, EndEntityCert, ExpirationPolicy, KeyUsage, OwnedCertRevocationList,
     RevocationCheckDepth, RevocationOptionsBuilder, UnknownStatusPolicy,
 };
+use x509_parser::prelude::{CertificateRevocationList, FromDer as _};
 
 use super::peer::{PeerIdentityError, Role};
 use crate::crypto;
@@ -33,10 +35,19 @@ const LISTS_MAX: usize = 100;
 pub struct Revocation {
     path: PathBuf,
     /// `None` until the file was readable once.
-    lists: ArcSwapOption<Vec<CertRevocationList<'static>>>,
+    lists: ArcSwapOption<Vec<List>>,
     /// Grows with each change of `lists`.
     revision: AtomicU64,
     look: Mutex<Look>,
+}
+
+/// One list.
+pub struct List {
+    crl: CertRevocationList<'static>,
+    /// Whose it is, for the log.
+    issuer: String,
+    /// When its issuer should have made the next one.
+    next_update: Option<SystemTime>,
 }
 
 /// What was seen last.
@@ -44,6 +55,8 @@ pub struct Revocation {
 struct Look {
     stamp: Option<Stamp>,
     problem: Option<String>,
+    /// Issuers of the lists that are overdue.
+    overdue: Vec<String>,
 }
 
 /// The lists cannot be used.
@@ -78,6 +91,8 @@ pub enum CrlError {
 pub struct RevocationStatus {
     /// Lists in force.
     pub lists: usize,
+    /// Those of them whose issuer should have made a newer one by now.
+    pub overdue: usize,
     /// Why the file could not be read the last time.
     pub problem: Option<String>,
 }
@@ -130,10 +145,39 @@ impl Revocation {
         self.revision.load(Ordering::Acquire)
     }
 
-    /// How the lists stand.
+    /// How the lists stand, as of the last look at their age.
     pub fn status(&self) -> RevocationStatus {
-        let problem = self.look.lock().unwrap_or_else(PoisonError::into_inner).problem.clone();
-        RevocationStatus { lists: self.lists.load().as_ref().map_or(0, |lists| lists.len()), problem }
+        let look = self.look.lock().unwrap_or_else(PoisonError::into_inner);
+        let lists = self.lists.load().as_ref().map_or(0, |lists| lists.len());
+        RevocationStatus { lists, overdue: look.overdue.len(), problem: look.problem.clone() }
+    }
+
+    /// Looks which lists should have been followed by newer ones, and tells of changes. They still count.
+    pub fn look_at_age(&self, now: SystemTime) {
+        let lists = self.lists.load_full();
+        let is_overdue = |list: &&List| list.next_update.is_some_and(|at| at < now);
+        let overdue: Vec<_> = lists
+            .iter()
+            .flat_map(|all| all.iter())
+            .filter(is_overdue)
+            .map(|list| list.issuer.clone())
+            .collect();
+        let mut look = self.look.lock().unwrap_or_else(PoisonError::into_inner);
+        if look.overdue == overdue {
+            return;
+        }
+        let path = self.path.display();
+        if overdue.is_empty() {
+            tracing::info!(%path, "the revocation lists are up to date again");
+        } else {
+            tracing::warn!(
+                %path,
+                issuers = ?overdue,
+                "revocation lists are past their next update and still count: what was revoked since is not known; is the \
+                 job that renews them running?"
+            );
+        }
+        look.overdue = overdue;
     }
 
     /// Whether a chain that leads to `roots` holds a certificate that was revoked.
@@ -149,7 +193,7 @@ impl Revocation {
         let unknown = |cause: &str| PeerIdentityError::RevocationUnknown(cause.to_owned());
         let lists = self.lists.load_full();
         let lists = lists.ok_or_else(|| unknown("the revocation lists have never been readable"))?;
-        let lists: Vec<_> = lists.iter().collect();
+        let lists: Vec<_> = lists.iter().map(|list| &list.crl).collect();
         let options = RevocationOptionsBuilder::new(&lists)
             .map_err(|_| unknown("there is no revocation list"))?
             .with_depth(RevocationCheckDepth::Chain)
@@ -188,7 +232,7 @@ fn read(path: &Path) -> Result<Vec<u8>, CrlError> {
     Ok(bytes)
 }
 
-fn parse(path: &Path, bytes: &[u8]) -> Result<Vec<CertRevocationList<'static>>, CrlError> {
+fn parse(path: &Path, bytes: &[u8]) -> Result<Vec<List>, CrlError> {
     let bad = |seen: String| CrlError::Content { path: path.to_owned(), seen };
     read_lists(bytes).map_err(bad)
 }
@@ -196,10 +240,17 @@ fn parse(path: &Path, bytes: &[u8]) -> Result<Vec<CertRevocationList<'static>>, 
 /// The lists in a file's bytes, PEM or DER.
 ///
 /// **Errors**: what is wrong with them.
-pub fn read_lists(bytes: &[u8]) -> Result<Vec<CertRevocationList<'static>>, String> {
+pub fn read_lists(bytes: &[u8]) -> Result<Vec<List>, String> {
     const PEM: &[u8] = b"-----BEGIN";
     let list = |der: &[u8]| {
-        OwnedCertRevocationList::from_der(der).map(CertRevocationList::Owned).map_err(|e| e.to_string())
+        let crl = OwnedCertRevocationList::from_der(der).map_err(|e| e.to_string())?;
+        // Its age and issuer are told only: who reads the list for what it revokes has taken it.
+        let told = CertificateRevocationList::from_der(der).ok().map(|(_, told)| told);
+        let seconds = told.as_ref().and_then(|told| told.next_update()).map(|at| at.timestamp());
+        let since = |seconds: i64| Duration::from_secs(u64::try_from(seconds).unwrap_or(0));
+        let next_update = seconds.and_then(|seconds| SystemTime::UNIX_EPOCH.checked_add(since(seconds)));
+        let issuer = told.map(|told| told.issuer().to_string()).unwrap_or_default();
+        Ok::<_, String>(List { crl: CertRevocationList::Owned(crl), issuer, next_update })
     };
     if !bytes.windows(PEM.len()).any(|part| part == PEM) {
         return list(bytes).map(|one| vec![one]);

@@ -48,7 +48,7 @@ impl Pods {
         }
         if let Some(lists) = self.shared.certs.revocation() {
             let status = lists.status();
-            told.lists(status.lists, status.problem.is_some());
+            told.lists((status.lists, status.overdue), status.problem.is_some());
         }
         self.certified.difference(&certified).for_each(|gone| metrics.certificate_gone(gone));
         self.certified = certified;

@@ -76,7 +76,7 @@ fn a_revoked_certificate_is_refused_wherever_it_stands_in_the_chain() {
     let chain = [low.chain[0].clone(), below.cert.clone()];
     world.write(&pem("X509 CRL", &list(&world.root, &[&bad])));
     let lists = Revocation::open(&world.path());
-    assert_eq!(lists.status(), RevocationStatus { lists: 1, problem: None });
+    assert_eq!(lists.status(), RevocationStatus { lists: 1, overdue: 0, problem: None });
     assert_eq!(world.check(&lists, &good.chain), Ok(()));
     assert_eq!(world.check(&lists, &bad.chain), Err(PeerIdentityError::Revoked));
     assert_eq!(world.check(&lists, &chain), Ok(()), "no list of its issuer: not revoked");
@@ -129,6 +129,32 @@ fn lists_that_were_never_readable_close_and_later_ones_stay_in_force() {
     }
     world.write(&right);
     assert!(lists.refresh() && lists.status().problem.is_none());
+}
+
+/// An alarm, and nothing else: a mesh that stands still because a list was not renewed would be worse.
+#[test]
+fn a_list_past_its_next_update_counts_and_is_told() {
+    let world = World::new();
+    let (good, bad) = (leaf(&world.root, "a"), leaf(&world.root, "b"));
+    // Its next update is half a minute ago.
+    world.write(
+        &[list(&world.root, &[&bad]), list(&Pki::new("other"), &[])]
+            .map(|der| pem("X509 CRL", &der))
+            .concat(),
+    );
+    let lists = Revocation::open(&world.path());
+    for (now, overdue) in [(at(-31), 0), (at(0), 2), (at(-31), 0)] {
+        lists.look_at_age(now.into());
+        assert_eq!(lists.status(), RevocationStatus { lists: 2, overdue, problem: None });
+        assert_eq!(world.check(&lists, &good.chain), Ok(()));
+        assert_eq!(world.check(&lists, &bad.chain), Err(PeerIdentityError::Revoked));
+    }
+    lists.look_at_age(at(0).into());
+    std::fs::remove_file(world.path()).unwrap();
+    lists.refresh();
+    lists.look_at_age(at(0).into());
+    let status = lists.status();
+    assert!(status.overdue == 2 && status.problem.is_some(), "both are told: {status:?}");
 }
 
 #[test]

@@ -14,6 +14,7 @@ pub struct IdentityMetrics {
     rejections: IntCounterVec,
     untracked: IntCounterVec,
     lists: IntGaugeVec,
+    overdue: IntGaugeVec,
     load_failed: IntGaugeVec,
 }
 
@@ -45,6 +46,12 @@ impl IdentityMetrics {
                 &["reporter"],
             ),
             lists: gauges(r, "culvert_crl_lists", "Revocation lists in force.", &NONE),
+            overdue: gauges(
+                r,
+                "culvert_crl_overdue",
+                "Revocation lists past their next update; they still count.",
+                &NONE,
+            ),
             load_failed: gauges(
                 r,
                 "culvert_crl_load_failed",
@@ -77,8 +84,9 @@ impl IdentityMetrics {
     }
 
     /// How the lists stand; not called where there are to be none.
-    pub fn lists(&self, count: usize, is_failing: bool) {
+    pub fn lists(&self, (count, overdue): (usize, usize), is_failing: bool) {
         self.lists.with_label_values(&NONE).set(super::as_gauge(count));
+        self.overdue.with_label_values(&NONE).set(super::as_gauge(overdue));
         self.load_failed.with_label_values(&NONE).set(i64::from(is_failing));
     }
 }

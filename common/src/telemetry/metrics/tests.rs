@@ -42,7 +42,7 @@ fn all() -> Arc<Telemetry> {
     metrics.identity().requests("issued", 3);
     metrics.identity().rejected(Reporter::Source);
     metrics.identity().untracked(Reporter::Destination);
-    metrics.identity().lists(2, true);
+    metrics.identity().lists((2, 1), true);
     let discovery = metrics.discovery();
     discovery.connected();
     discovery.message("type.googleapis.com/istio.workload.Address", 100, 1);
