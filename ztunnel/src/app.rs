@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use culvert_common::admin::{Readiness, serve_admin, serve_readiness, serve_stats};
+use culvert_common::admin::{Pending, Readiness, serve_admin, serve_readiness, serve_stats};
 use culvert_common::dns::Naming;
 use culvert_common::hbone::budget::Budget;
 use culvert_common::identity::CaError;
@@ -128,6 +128,7 @@ async fn agent(
     telemetry: Arc<Telemetry>,
 ) -> Result<(), AppError> {
     let readiness = Readiness::new();
+    let starting = Starting::new(settings, &readiness);
     let origin = Origin::open(settings)?;
     // Before anything is changed: a second agent takes the first one's place, or does not get as far as the pods.
     let (hand_over, mut sockets) = HandOver::begin(settings, role).await?;
@@ -159,6 +160,7 @@ async fn agent(
     spawn_admin(settings, (&shared, &workers), admin, (&essential, &pages, stop));
     drop(workers);
     let mut superseded = hand_over.start((asks, copies), &readiness, &essential.scope, &traffic);
+    starting.done();
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         node = settings.source.node.as_deref().unwrap_or(""),
@@ -198,6 +200,20 @@ async fn agent(
         }
     }
     result
+}
+
+/// What readiness waits for until everything has been started, by the reference's names.
+struct Starting(Vec<Pending>);
+
+impl Starting {
+    fn new(settings: &Settings, readiness: &Readiness) -> Self {
+        let dns = settings.control_plane.dns_capture().then_some("dns proxy");
+        Self(std::iter::once("proxy").chain(dns).map(|name| readiness.pending(name)).collect())
+    }
+
+    fn done(self) {
+        self.0.into_iter().for_each(Pending::ready);
+    }
 }
 
 /// Where the proxy side finds the agent that names its pods; in one process that is a task.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use http::StatusCode;
 use tokio::net::TcpListener;
@@ -23,6 +24,7 @@ pub struct Readiness(Arc<Mutex<BTreeMap<String, usize>>>);
 pub struct Pending {
     readiness: Readiness,
     name: String,
+    since: Instant,
 }
 
 impl Readiness {
@@ -34,7 +36,7 @@ impl Readiness {
     /// The agent is unready until the answer is told otherwise; two of one name must both be.
     pub fn pending(&self, name: &str) -> Pending {
         *self.lock().entry(name.to_owned()).or_default() += 1;
-        Pending { readiness: self.clone(), name: name.to_owned() }
+        Pending { readiness: self.clone(), name: name.to_owned(), since: Instant::now() }
     }
 
     /// The agent is unready from now on: it drains.
@@ -70,7 +72,7 @@ impl Readiness {
 }
 
 impl Pending {
-    /// It has happened.
+    /// It has happened; said in the words that the reference's users look for.
     pub fn ready(self) {
         let mut pending = self.readiness.lock();
         if let Some(count) = pending.get_mut(&self.name) {
@@ -78,6 +80,13 @@ impl Pending {
             if *count == 0 {
                 pending.remove(&self.name);
             }
+        }
+        let left = pending.len();
+        drop(pending);
+        let (name, took) = (&self.name, self.since.elapsed());
+        match left {
+            0 => tracing::info!("Task '{name}' complete ({took:?}), marking server ready"),
+            _ => tracing::info!("Task '{name}' complete ({took:?}), still awaiting {left} tasks"),
         }
     }
 }
