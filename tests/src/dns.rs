@@ -173,7 +173,13 @@ fn reply(query: &[u8], says: &str) -> Option<Vec<u8>> {
 ///
 /// **Errors**: the socket's; `WouldBlock` or `TimedOut` without a reply.
 pub fn ask(place: &Place, server: IpAddr, way: Way, query: &[u8], limit: Duration) -> io::Result<Vec<u8>> {
-    let to = SocketAddr::new(server, PORT);
+    ask_at(place, SocketAddr::new(server, PORT), way, query, limit)
+}
+
+/// The same at any port.
+///
+/// **Errors**: as [`ask`].
+pub fn ask_at(place: &Place, to: SocketAddr, way: Way, query: &[u8], limit: Duration) -> io::Result<Vec<u8>> {
     let asked = || match way {
         Way::Udp => {
             let any: IpAddr = if to.is_ipv4() { [0; 4].into() } else { [0; 16].into() };

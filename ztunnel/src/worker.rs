@@ -84,7 +84,7 @@ impl Port {
 enum Command {
     Listen { pod: Arc<Pod>, port: Port, listener: std::net::TcpListener, until: Scope },
     Take { port: Port, stream: std::net::TcpStream, to: Placed },
-    Dns { pod: Arc<Pod>, socket: DnsSocket },
+    Dns { pod: Arc<Pod>, socket: DnsSocket, until: Scope },
     List { tell: oneshot::Sender<Vec<ConnectionInfo>> },
 }
 
@@ -201,9 +201,9 @@ impl Workers {
         let _ended = self.least().commands.send(command).await;
     }
 
-    /// Has the least loaded worker answer what arrives at `socket` until the pod drains.
-    pub(crate) async fn answer(&self, pod: &Arc<Pod>, socket: DnsSocket) {
-        let command = Command::Dns { pod: Arc::clone(pod), socket };
+    /// Has the least loaded worker answer what arrives at `socket` until `until` drains, a scope below the pod's.
+    pub(crate) async fn answer(&self, pod: &Arc<Pod>, socket: DnsSocket, until: Scope) {
+        let command = Command::Dns { pod: Arc::clone(pod), socket, until };
         let _ended = self.least().commands.send(command).await;
     }
 
@@ -267,9 +267,9 @@ impl Worker {
                 Ok(stream) => self.serve(port, stream, to),
                 Err(error) => tracing::warn!(%error, "cannot watch an accepted connection"),
             },
-            Command::Dns { pod, socket } => {
-                let (worker, scope) = (Rc::clone(self), pod.scope.clone());
-                scope.spawn_local(async move { dns::serve(worker, pod, socket).await });
+            Command::Dns { pod, socket, until } => {
+                let (worker, scope) = (Rc::clone(self), until.clone());
+                scope.spawn_local(async move { dns::serve(worker, pod, socket, until).await });
             }
             Command::List { tell } => {
                 let _gone = tell.send(self.connections.list()); // who asked may have given up

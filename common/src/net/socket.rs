@@ -1,7 +1,7 @@
 //! TCP sockets with the options a node agent needs: mark, transparency, the client's source address, resets.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, TcpListener};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
@@ -113,25 +113,45 @@ pub fn share(socket: impl AsFd) -> io::Result<()> {
 /// Errors: `/proc` is not there or cannot be read.
 pub fn listeners_on(port: u16) -> io::Result<usize> {
     let mut count = 0;
-    for file in ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"] {
-        match std::fs::read_to_string(file) {
-            Ok(table) => count += table.lines().filter(|line| listens_on(line, port)).count(),
+    for any in [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)] {
+        match listeners_of(SocketAddr::new(any, port)) {
+            Ok(found) => count += found,
             // A kernel without IPv6.
-            Err(error) if error.kind() == io::ErrorKind::NotFound && file.ends_with('6') => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound && any.is_ipv6() => {}
             Err(error) => return Err(error),
         }
     }
     Ok(count)
 }
 
+/// The same in the family of `addr` only.
+///
+/// Errors: as [`listeners_on`]'s.
+pub fn listeners_of(addr: SocketAddr) -> io::Result<usize> {
+    let file = if addr.is_ipv4() { "/proc/thread-self/net/tcp" } else { "/proc/thread-self/net/tcp6" };
+    let table = std::fs::read_to_string(file)?;
+    Ok(table.lines().filter(|line| listens_on(line, addr.port())).count())
+}
+
+/// How many sockets of the current network namespace are bound to a UDP port, in the family of `addr`.
+///
+/// Errors: `/proc` is not there or cannot be read.
+pub fn datagram_sockets_on(addr: SocketAddr) -> io::Result<usize> {
+    let file = if addr.is_ipv4() { "/proc/thread-self/net/udp" } else { "/proc/thread-self/net/udp6" };
+    let table = std::fs::read_to_string(file)?;
+    Ok(table.lines().filter(|line| local_port(line) == Some(addr.port())).count())
+}
+
 /// Whether a line of the kernel's table (`sl local_address rem_address st …`) is of a socket that listens on `port`.
 fn listens_on(line: &str, port: u16) -> bool {
     /// TCP_LISTEN, as it is written there.
     const LISTEN: &str = "0A";
-    let mut fields = line.split_ascii_whitespace().skip(1);
-    let local = fields.next().and_then(|addr| addr.rsplit_once(':'));
-    let is_port = local.is_some_and(|(_, hex)| u16::from_str_radix(hex, 16) == Ok(port));
-    is_port && fields.nth(1) == Some(LISTEN)
+    local_port(line) == Some(port) && line.split_ascii_whitespace().nth(3) == Some(LISTEN)
+}
+
+fn local_port(line: &str) -> Option<u16> {
+    let (_, hex) = line.split_ascii_whitespace().nth(1)?.rsplit_once(':')?;
+    u16::from_str_radix(hex, 16).ok()
 }
 
 /// Takes over a listening socket that another process handed over, and gives it `options`; both processes share them.

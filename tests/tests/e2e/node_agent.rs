@@ -8,6 +8,8 @@ use std::process::Command;
 use culvert::lab::{Agent, AgentOptions, Pod, wait_until};
 use culvert_common::zds::Request;
 use culvert_tests::binary;
+use culvert_tests::dns::{A, Way, addresses, ask_at, query};
+use culvert_tests::documents::Service;
 use culvert_tests::mesh::{Mesh, SOON, log_of, options};
 use culvert_tests::net::{Server, exchange};
 use culvert_tests::zds_agent::{ZdsAgent, add};
@@ -33,6 +35,37 @@ fn foreign(pod: &Pod, port: u16) -> std::io::Result<TcpListener> {
     .map_err(std::io::Error::other)?
 }
 
+/// Where a pod's DNS queries are redirected to.
+const DNS: [&str; 2] = ["127.0.0.1:15053", "[::1]:15053"];
+
+/// Sockets for DNS queries as the reference node proxy makes them.
+fn foreign_dns(pod: &Pod) -> std::io::Result<Vec<Socket>> {
+    let bind = |addr: &str, kind| {
+        let addr: SocketAddr = addr.parse().map_err(std::io::Error::other)?;
+        let socket = Socket::new(Domain::for_address(addr), kind, None)?;
+        socket.set_reuse_port(true)?;
+        socket.bind(&addr.into())?;
+        if kind == Type::STREAM {
+            socket.listen(128)?;
+        }
+        Ok(socket)
+    };
+    let all = || DNS.iter().flat_map(|at| [Type::DGRAM, Type::STREAM].map(|kind| bind(at, kind))).collect();
+    pod.run(all).map_err(std::io::Error::other)?
+}
+
+/// Whether a name of the mesh is answered, by both families and both ways.
+fn answers(pod: &Pod) {
+    let asked = query(7, "web.default.svc.cluster.local", A, false);
+    for at in DNS {
+        let at: SocketAddr = at.parse().unwrap();
+        for way in [Way::Udp, Way::Tcp] {
+            let reply = ask_at(pod, at, way, &asked, SOON).unwrap_or_else(|e| panic!("{at} by {way:?}: {e}"));
+            assert_eq!(addresses(&reply), ["10.96.0.10"], "{at} by {way:?}");
+        }
+    }
+}
+
 fn proxy(mesh: &Mesh, socket: &Path, args: &[&str]) -> Agent {
     let own = ["--termination-deadline", "1s", "--original-source", "false"];
     let mut options = AgentOptions { part: Some("proxy".to_owned()), ..options(&own) };
@@ -50,9 +83,12 @@ fn wait_log(agent: &Agent, wanted: &str) {
 fn ports_are_shared_with_another_agent_only_while_it_is_there() {
     let mut mesh = Mesh::new();
     let (pod, peer) = (mesh.captured("a", "one"), mesh.captured("b", "peer"));
+    mesh.put("services.yaml", &Service::new("web", &["10.96.0.10"]).port(80, "80").yaml());
+    mesh.lab.publish().unwrap();
     mesh.start_node("b", &[]);
     let socket = mesh.lab.dir().join("zds").join("z.sock");
     let held: Vec<_> = PORTS.iter().map(|port| foreign(&pod, *port).unwrap()).collect();
+    let held = (held, foreign_dns(&pod).unwrap());
     // Unless told otherwise: no. What would help is said.
     let agent = ZdsAgent::new(&socket);
     let alone = proxy(&mesh, &socket, &[]);
@@ -67,12 +103,16 @@ fn ports_are_shared_with_another_agent_only_while_it_is_there() {
     link.done(&Request::SnapshotSent);
     wait_log(&shares, "another agent's sockets are in this pod too");
     drop(foreign(&pod, 15006).expect("a shared port is open to all"));
+    drop(foreign_dns(&pod).expect("as are those for DNS"));
     // The other agent goes: the ports are this one's alone, and served.
     drop(held);
     wait_log(&shares, "this agent's alone again");
     for port in PORTS {
         assert_eq!(foreign(&pod, port).unwrap_err().kind(), std::io::ErrorKind::AddrInUse, "{port}");
     }
+    let is_alone = || foreign_dns(&pod).is_err().then_some(());
+    wait_until("the DNS ports are this agent's", SOON, is_alone, || log_of(&shares)).unwrap();
+    answers(&pod);
     let _echo = Server::echo(&pod, 8080);
     exchange(&peer, (pod.v4.into(), 8080), b"after the ports were opened anew").unwrap();
 
@@ -80,12 +120,13 @@ fn ports_are_shared_with_another_agent_only_while_it_is_there() {
     mesh.put("other-agent.yaml", OTHER_AGENT);
     wait_log(&shares, "another agent of this node may use the pod's ports");
     let held: Vec<_> = PORTS.iter().map(|port| foreign(&pod, *port).unwrap()).collect();
-    drop(held);
+    drop((held, foreign_dns(&pod).unwrap()));
     exchange(&peer, (pod.v4.into(), 8080), b"while the ports are shared").unwrap();
     mesh.put("other-agent.yaml", "");
-    let is_alone = || foreign(&pod, 15006).is_err().then_some(());
+    let is_alone = || (foreign(&pod, 15006).is_err() && foreign_dns(&pod).is_err()).then_some(());
     wait_until("the ports are this agent's again", SOON, is_alone, || log_of(&shares)).unwrap();
     exchange(&peer, (pod.v4.into(), 8080), b"once more").unwrap();
+    answers(&pod);
     assert!(shares.terminate(SOON).unwrap().success());
     mesh.finish();
 }

@@ -23,12 +23,13 @@ use std::time::Duration;
 
 use culvert_common::dns::{self, Asker, Code, Naming, Query};
 use culvert_common::model::Workload;
+use culvert_common::task::Scope;
 use culvert_common::telemetry::DnsQuery;
 use culvert_common::xds::on_demand::Lookup;
 
 pub(crate) use origin::{COMMAND, Helper, Origins, serve as look_up_destinations};
 pub(crate) use resolve::{ResolveError, Resolver};
-pub(crate) use sockets::{DnsSocket, Kind, open};
+pub(crate) use sockets::{DnsSocket, Kind, is_alone, open, open_one};
 
 use crate::settings::control_plane::DnsAddress;
 use crate::shared::{Pod, Shared, random};
@@ -82,11 +83,11 @@ impl LastServer {
     }
 }
 
-/// Serves one of a pod's sockets until the pod drains.
-pub(crate) async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, socket: DnsSocket) {
+/// Serves one of a pod's sockets until the pod drains, or `until`, which is of the pod's scope.
+pub(crate) async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, socket: DnsSocket, until: Scope) {
     let failed = match socket {
-        DnsSocket::Udp(socket) => udp::serve(worker, &pod, socket).await,
-        DnsSocket::Tcp(listener) => tcp::serve(worker, &pod, listener).await,
+        DnsSocket::Udp(socket) => udp::serve(worker, &pod, socket, &until).await,
+        DnsSocket::Tcp(listener) => tcp::serve(worker, &pod, listener, &until).await,
     };
     if let Err(error) = failed {
         tracing::error!(pod = pod.local.to_string(), %error, "cannot watch a DNS socket");

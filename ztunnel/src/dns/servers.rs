@@ -112,6 +112,14 @@ mod tests {
         let want: Vec<SocketAddr> =
             ["10.96.0.10:53", "[fd00::10]:53", "10.0.0.1:53"].map(|addr| addr.parse().unwrap()).into();
         assert_eq!(servers(text), want);
+        for (text, want) in [
+            ("", &[][..]),
+            ("search a.b\noptions ndots:5\n", &[]),
+            ("options rotate timeout:1\nnameserver fd00::10\nnameserver\nnameserver x", &["[fd00::10]:53"]),
+        ] {
+            let told: Vec<_> = servers(text).iter().map(ToString::to_string).collect();
+            assert_eq!(told, want, "{text}");
+        }
 
         let path = std::env::temp_dir().join(format!("culvert-resolv-{}", std::process::id()));
         let all = Servers(Watched { path: path.clone(), ..Watched::new("", servers) });

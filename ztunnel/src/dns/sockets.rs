@@ -46,6 +46,15 @@ impl Kind {
 }
 
 impl DnsSocket {
+    /// Whether others may stand beside it.
+    pub(crate) fn is_shared(&self) -> bool {
+        let shared = match self {
+            Self::Udp(socket) => socket::is_shared(socket),
+            Self::Tcp(listener) => socket::is_shared(listener),
+        };
+        shared.unwrap_or(false)
+    }
+
     /// A copy for a successor.
     pub(crate) fn copy(&self) -> io::Result<OwnedFd> {
         match self {
@@ -54,7 +63,8 @@ impl DnsSocket {
         }
     }
 
-    fn local_addr(&self) -> io::Result<SocketAddr> {
+    /// Where it takes queries.
+    pub(crate) fn local_addr(&self) -> io::Result<SocketAddr> {
         match self {
             Self::Udp(socket) => socket.local_addr(),
             Self::Tcp(listener) => listener.local_addr(),
@@ -72,8 +82,7 @@ pub(crate) fn open(
     (mark, reuse): (u32, bool),
     mut inherited: impl FnMut(Kind) -> Option<OwnedFd>,
 ) -> io::Result<Vec<(Kind, DnsSocket, bool)>> {
-    let options =
-        ListenOptions { mark: Some(mark), backlog: BACKLOG, nodelay: true, ..ListenOptions::default() };
+    let options = options(mark);
     let mut opened = Vec::with_capacity(Kind::ALL.len());
     for &addr in addresses {
         for kind in Kind::of(addr) {
@@ -82,21 +91,7 @@ pub(crate) fn open(
                 opened.push((kind, taken, true));
                 continue;
             }
-            let listen = |beside| {
-                netns.run(|| match kind {
-                    Kind::Udp4 | Kind::Udp6 => datagram::bind(addr, mark, beside).map(DnsSocket::Udp),
-                    Kind::Tcp4 | Kind::Tcp6 => {
-                        let options = ListenOptions { ipv6_only: true, shared: beside, ..options.clone() };
-                        socket::listen(addr, &options).map(|(listener, _)| DnsSocket::Tcp(listener))
-                    }
-                })
-            };
-            let made = match listen(false)? {
-                // Beside another agent's, as with the other ports.
-                Err(error) if reuse && error.kind() == io::ErrorKind::AddrInUse => listen(true)?,
-                made => made,
-            };
-            match made {
+            match open_one(netns, addr, kind, (mark, reuse)) {
                 Ok(made) => opened.push((kind, made, false)),
                 Err(error) if addr.is_ipv6() && is_missing(&error) => {}
                 Err(error) => return Err(error),
@@ -104,6 +99,43 @@ pub(crate) fn open(
         }
     }
     Ok(opened)
+}
+
+/// One of a pod's sockets: for this agent alone, or beside another's where that has the port and it is allowed.
+///
+/// **Errors**: as [`open`]'s, and a family that is not there.
+pub(crate) fn open_one(
+    netns: &NetNs,
+    addr: SocketAddr,
+    kind: Kind,
+    (mark, reuse): (u32, bool),
+) -> io::Result<DnsSocket> {
+    let listen = |shared| {
+        netns.run(|| match kind {
+            Kind::Udp4 | Kind::Udp6 => datagram::bind(addr, mark, shared).map(DnsSocket::Udp),
+            Kind::Tcp4 | Kind::Tcp6 => {
+                let options = ListenOptions { ipv6_only: true, shared, ..options(mark) };
+                socket::listen(addr, &options).map(|(listener, _)| DnsSocket::Tcp(listener))
+            }
+        })
+    };
+    match listen(false)? {
+        Err(error) if reuse && error.kind() == io::ErrorKind::AddrInUse => listen(true)?,
+        made => made,
+    }
+}
+
+/// Whether no other socket of the namespace is at this address.
+pub(crate) fn is_alone(netns: &NetNs, addr: SocketAddr, kind: Kind) -> bool {
+    let count = netns.run(|| match kind {
+        Kind::Udp4 | Kind::Udp6 => socket::datagram_sockets_on(addr),
+        Kind::Tcp4 | Kind::Tcp6 => socket::listeners_of(addr),
+    });
+    count.and_then(|count| count).is_ok_and(|count| count <= 1)
+}
+
+fn options(mark: u32) -> ListenOptions {
+    ListenOptions { mark: Some(mark), backlog: BACKLOG, nodelay: true, ..ListenOptions::default() }
 }
 
 /// No IPv6 in the kernel, or not on the loopback interface.

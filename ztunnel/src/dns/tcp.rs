@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use culvert_common::dns::{self, Code, READ_MAX};
 use culvert_common::net::socket::{self, DialOptions, original_destination};
+use culvert_common::task::Scope;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::net::{TcpListener, TcpStream};
@@ -28,19 +29,26 @@ const WAITING_MAX: usize = 64;
 /// Pause after a failed accept: out of descriptors, the next one would fail too.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Serves until the pod drains.
+/// Serves until the pod or `until` drains; what waits in the socket then is still taken where the pod stays.
 pub(super) async fn serve(
     worker: Rc<Worker>,
     pod: &Arc<Pod>,
     listener: std::net::TcpListener,
+    until: &Scope,
 ) -> io::Result<()> {
     let (local, listener) = (listener.local_addr()?, TcpListener::from_std(listener)?);
     let open = Rc::new(Cell::new(0_usize));
+    let mut closing = false;
     loop {
         let accepted = tokio::select! {
             biased;
             () = pod.scope.draining() => return Ok(()),
+            () = until.draining(), if !closing => {
+                closing = true;
+                continue;
+            }
             accepted = listener.accept() => accepted,
+            () = std::future::ready(()), if closing => return Ok(()),
         };
         match accepted {
             // Dropped: closed, as a name server does that is busy.

@@ -3,17 +3,19 @@
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::SocketAddr;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use culvert_common::dns::{self, Code, HEADER, READ_MAX};
 use culvert_common::net::datagram;
+use culvert_common::task::Scope;
 use tokio::net::UdpSocket;
+use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
 use super::{
-    Dns, LIMIT, Labels, RelayError, Verdict, asked, decide, destinations, find_on_demand, is_waiting, relayed,
+    Dns, LIMIT, Labels, RelayError, Verdict, decide, destinations, find_on_demand, is_waiting, relayed,
 };
 use crate::shared::{Pod, random};
 use crate::worker::Worker;
@@ -41,23 +43,45 @@ fn with_buffer<R>(work: impl FnOnce(&mut [u8]) -> R) -> R {
 struct Listener {
     worker: Rc<Worker>,
     pod: Arc<Pod>,
-    socket: UdpSocket,
+    /// Open as long as it is served, whoever waits for an answer.
+    socket: Weak<UdpSocket>,
     local: SocketAddr,
     waiting: Cell<usize>,
+    /// None waits any more.
+    quiet: Notify,
 }
 
-/// Serves until the pod drains.
-pub(super) async fn serve(worker: Rc<Worker>, pod: &Arc<Pod>, socket: std::net::UdpSocket) -> io::Result<()> {
-    let (local, socket) = (socket.local_addr()?, UdpSocket::from_std(socket)?);
-    let listener = Rc::new(Listener { worker, pod: Arc::clone(pod), socket, local, waiting: Cell::new(0) });
+/// Serves until the pod drains; or until `until` does, which means that the pod stays and the socket is opened anew: what
+/// has come to this one is answered first. What waits for an answer gets it by the socket that it came to.
+pub(super) async fn serve(
+    worker: Rc<Worker>,
+    pod: &Arc<Pod>,
+    socket: std::net::UdpSocket,
+    until: &Scope,
+) -> io::Result<()> {
+    let (local, socket) = (socket.local_addr()?, Rc::new(UdpSocket::from_std(socket)?));
+    let listener = Rc::new(Listener {
+        worker,
+        pod: Arc::clone(pod),
+        socket: Rc::downgrade(&socket),
+        local,
+        waiting: Cell::new(0),
+        quiet: Notify::new(),
+    });
+    let mut closing = false;
     loop {
         tokio::select! {
             biased;
-            () = pod.scope.draining() => return Ok(()),
-            ready = listener.socket.readable() => ready?,
+            () = pod.scope.draining() => {
+                listener.answered().await;
+                return Ok(());
+            }
+            () = until.draining(), if !closing => closing = true,
+            ready = socket.readable() => ready?,
+            () = listener.answered(), if closing => return Ok(()),
         }
         for _ in 0..QUERIES_IN_TURN {
-            match with_buffer(|buffer| listener.take(buffer)) {
+            match with_buffer(|buffer| listener.take(&socket, buffer)) {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) => {
@@ -72,23 +96,30 @@ pub(super) async fn serve(worker: Rc<Worker>, pod: &Arc<Pod>, socket: std::net::
 }
 
 impl Listener {
+    /// Resolves when no query waits for its answer. Cancel-safe.
+    async fn answered(&self) {
+        while self.waiting.get() > 0 {
+            self.quiet.notified().await;
+        }
+    }
+
     /// Takes one datagram.
-    fn take(self: &Rc<Self>, buffer: &mut [u8]) -> io::Result<()> {
-        let (length, client) = self.socket.try_recv_from(buffer)?;
+    fn take(self: &Rc<Self>, socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<()> {
+        let (length, client) = socket.try_recv_from(buffer)?;
         let bytes = buffer.get(..length).unwrap_or_default();
         let (Some(query), Some(dns)) = (dns::read(bytes), &self.worker.shared.dns) else { return Ok(()) };
-        if self.waiting.get() >= WAITING_MAX {
-            let labels = asked(&self.worker.shared, &self.pod, &query, "udp");
-            relayed(&self.worker.shared, &self.pod, &labels, Err(&RelayError::Full));
-            self.say(&dns::failure(&query, Code::ServFail), client);
-            return Ok(());
-        }
-        if is_waiting(&self.pod) {
+        let is_full = self.waiting.get() >= WAITING_MAX;
+        if is_waiting(&self.pod) && !is_full {
             self.later(bytes, client, None);
             return Ok(());
         }
+        // What is known is answered, however many wait for other servers.
         match decide(&self.worker.shared, dns, &self.pod, &query, ("udp", query.udp_limit())) {
             (Verdict::Say(answer), _) => self.say(&answer, client),
+            (Verdict::Relay, labels) if is_full => {
+                relayed(&self.worker.shared, &self.pod, &labels, Err(&RelayError::Full));
+                self.say(&dns::failure(&query, Code::ServFail), client);
+            }
             (Verdict::Relay, labels) => self.later(bytes, client, Some(labels)),
         }
         Ok(())
@@ -96,7 +127,8 @@ impl Listener {
 
     /// A full socket buffer loses an answer, as a network would.
     fn say(&self, answer: &[u8], client: SocketAddr) {
-        if let Err(error) = self.socket.try_send_to(answer, client) {
+        let Some(socket) = self.socket.upgrade() else { return };
+        if let Err(error) = socket.try_send_to(answer, client) {
             tracing::debug!(target: "dns", %client, %error, "cannot send an answer");
         }
     }
@@ -108,6 +140,9 @@ impl Listener {
         self.pod.scope.spawn_local(async move {
             listener.finish(bytes, client, labels).await;
             listener.waiting.set(listener.waiting.get() - 1);
+            if listener.waiting.get() == 0 {
+                listener.quiet.notify_one();
+            }
         });
     }
 

@@ -31,7 +31,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 
 use feed::{Answer, Event, Feed};
 use listeners::StartError;
-use sharing::{Neighbours, OpenPort};
+use sharing::{Neighbours, OpenDns, OpenPort};
 
 pub(crate) use feed::Dialer;
 pub(crate) use listeners::ListenSettings;
@@ -127,15 +127,17 @@ struct Running {
     ports: Vec<OpenPort>,
     /// Copies of those that take its DNS queries.
     dns: Vec<(dns::Kind, OwnedFd)>,
+    /// Those of them that are read from.
+    asked: Vec<OpenDns>,
 }
 
 /// A pod's DNS sockets, each with whether a predecessor still reads from it; and copies of them.
-type DnsSockets = (Vec<(DnsSocket, bool)>, Vec<(dns::Kind, OwnedFd)>);
+type DnsSockets = (Vec<(dns::Kind, DnsSocket, bool)>, Vec<(dns::Kind, OwnedFd)>);
 
 /// What is accepted from, or read, by a worker.
 enum Socket {
     Port(Port, TcpListener),
-    Dns(DnsSocket),
+    Dns(dns::Kind, DnsSocket),
 }
 
 /// A pod that could not be started.
@@ -385,10 +387,13 @@ impl Pods {
                 _ => ports.push(sharing::listen((&pod, &self.workers), one.port, one.listener).await),
             }
         }
-        for (socket, is_inherited) in dns {
+        let mut asked = Vec::with_capacity(dns.len());
+        for (kind, socket, is_inherited) in dns {
             match &mut self.deferred {
-                Some(deferred) if is_inherited => deferred.push((Arc::clone(&pod), Socket::Dns(socket))),
-                _ => self.workers.answer(&pod, socket).await,
+                Some(deferred) if is_inherited => {
+                    deferred.push((Arc::clone(&pod), Socket::Dns(kind, socket)));
+                }
+                _ => asked.push(sharing::answer((&pod, &self.workers), kind, socket).await),
             }
         }
         tracing::info!(
@@ -400,7 +405,7 @@ impl Pods {
         sharing::tell(&pod, &ports);
         self.shared.telemetry.metrics().pod_started();
         self.is_stale = true;
-        let running = Running { pod, sockets, dns: dns_copies, ports };
+        let running = Running { pod, sockets, dns: dns_copies, ports, asked };
         self.bequeath_one(&running);
         self.running.insert(Arc::clone(&name.uid), running);
         Ok(())
@@ -416,7 +421,7 @@ impl Pods {
         let (mut sockets, mut copies) = (Vec::new(), Vec::new());
         for (kind, socket, is_inherited) in opened.map_err(StartError::Dns)? {
             copies.push((kind, socket.copy().map_err(StartError::Copy)?));
-            sockets.push((socket, is_inherited));
+            sockets.push((kind, socket, is_inherited));
         }
         Ok((sockets, copies))
     }
@@ -464,8 +469,11 @@ impl Pods {
                 for (pod, socket) in self.deferred.take().unwrap_or_default() {
                     let (port, listener) = match socket {
                         Socket::Port(port, listener) => (port, listener),
-                        Socket::Dns(socket) => {
-                            self.workers.answer(&pod, socket).await;
+                        Socket::Dns(kind, socket) => {
+                            let open = sharing::answer((&pod, &self.workers), kind, socket).await;
+                            if let Some(running) = self.running.get_mut(&pod.local.uid) {
+                                running.asked.push(open);
+                            }
                             continue;
                         }
                     };

@@ -5,7 +5,7 @@
 //! opened anew for itself alone. All of it happens only with `INPOD_PORT_REUSE`.
 
 use std::collections::HashSet;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,6 +18,7 @@ use tokio::time::Instant;
 
 use super::listeners::{self, StartError};
 use super::{Pods, RETRY_MIN, Running};
+use crate::dns::{self, DnsSocket};
 use crate::settings::OwnPod;
 use crate::shared::Pod;
 use crate::worker::{Port, Workers};
@@ -48,6 +49,25 @@ pub(super) async fn listen(
     let until = pod.scope.child();
     workers.listen_until(pod, port, listener, until.clone()).await;
     OpenPort { port, until, is_shared }
+}
+
+/// A socket that takes a pod's DNS queries.
+pub(super) struct OpenDns {
+    kind: dns::Kind,
+    at: Option<SocketAddr>,
+    until: Scope,
+    is_shared: bool,
+}
+
+/// Has a DNS socket read, in a way that can be ended.
+pub(super) async fn answer(
+    (pod, workers): (&Arc<Pod>, &Workers),
+    kind: dns::Kind,
+    socket: DnsSocket,
+) -> OpenDns {
+    let (at, is_shared, until) = (socket.local_addr().ok(), socket.is_shared(), pod.scope.child());
+    workers.answer(pod, socket, until.clone()).await;
+    OpenDns { kind, at, until, is_shared }
 }
 
 /// Says that ports of a pod are shared, if they are.
@@ -86,7 +106,12 @@ impl Pods {
     async fn open_anew(&mut self) {
         let mut failed = Vec::new();
         for (uid, running) in &mut self.running {
-            match open_alone(running, &self.workers, &self.options.listen).await {
+            let opened = open_alone(running, &self.workers, &self.options.listen).await;
+            let dns = match opened {
+                Ok(_) => ask_alone(running, &self.workers, self.options.listen.mark).await,
+                Err(_) => Ok(0),
+            };
+            match opened.and_then(|ports| Ok(ports + dns?)) {
                 Ok(0) => {}
                 Ok(_) => tracing::info!(
                     pod = running.pod.local.to_string(),
@@ -119,6 +144,7 @@ fn share(running: &mut Running, name: &str) {
             tracing::warn!(kind = kind.as_str(), "a DNS socket cannot be shared: {error}");
         }
     }
+    running.asked.iter_mut().for_each(|open| open.is_shared = true);
     tracing::info!(
         agent = name,
         pod = running.pod.local.to_string(),
@@ -145,6 +171,23 @@ async fn open_alone(
         let (listener, _) = listeners::open_one(&pod.netns, settings, port)?;
         sockets.push((port, listener.try_clone().map_err(StartError::Copy)?.into()));
         ports.push(listen((pod, workers), port, listener).await);
+    }
+    Ok(count)
+}
+
+/// The same for its DNS sockets. Queries that wait for an answer keep the old one open for a moment.
+async fn ask_alone(running: &mut Running, workers: &Workers, mark: u32) -> Result<usize, StartError> {
+    let Running { pod, dns, asked, .. } = running;
+    let is_alone = |open: &OpenDns| open.at.is_some_and(|at| dns::is_alone(&pod.netns, at, open.kind));
+    let alone: Vec<_> = asked.extract_if(.., |open| open.is_shared && is_alone(open)).collect();
+    let count = alone.len();
+    for OpenDns { kind, at, until, .. } in alone {
+        let Some(at) = at else { continue };
+        dns.retain(|(other, _)| *other != kind);
+        until.shut_down(CLOSING).await;
+        let socket = dns::open_one(&pod.netns, at, kind, (mark, true)).map_err(StartError::Dns)?;
+        dns.push((kind, socket.copy().map_err(StartError::Copy)?));
+        asked.push(answer((pod, workers), kind, socket).await);
     }
     Ok(count)
 }
