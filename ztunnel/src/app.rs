@@ -143,8 +143,7 @@ async fn agent(
     let (workers, threads) = Workers::start(settings.workers(), &shared, &traffic)?;
     let metrics = Arc::clone(shared.telemetry.metrics());
     metrics.watch_tasks(&traffic);
-    metrics.budget_limit("memory", shared.budget.limit());
-    shared.pod_limits.named().iter().for_each(|(name, limit)| metrics.budget_limit(name, *limit));
+    tell_limits(&shared);
     let enrolling = Scope::new();
     let dialer = enrolment(settings, role, &shared, (&readiness, &enrolling));
     let options = pods_options(settings, &shared, dialer);
@@ -182,10 +181,7 @@ async fn agent(
     };
     readiness.drain();
     enrolling.cut(); // all rules stay: a successor's, or those of pods that are refused now
-    let deadline = settings.lifecycle.deadline();
-    tracing::info!(?deadline, "draining");
-    let cut = traffic.shut_down(deadline).await;
-    tracing::info!(tasks_cut = cut, "drained");
+    drain(&traffic, settings.lifecycle.deadline()).await;
     stopping.drained();
     pages.shut_down(LAST_ANSWERS).await;
     if shared.is_succeeded.load(Ordering::Relaxed) && settings.process.kubernetes_service_host.is_some() {
@@ -214,6 +210,18 @@ impl Starting {
     fn done(self) {
         self.0.into_iter().for_each(Pending::ready);
     }
+}
+
+fn tell_limits(shared: &Shared) {
+    let metrics = shared.telemetry.metrics();
+    metrics.budget_limit("memory", shared.budget.limit());
+    shared.pod_limits.named().iter().for_each(|(name, limit)| metrics.budget_limit(name, *limit));
+}
+
+async fn drain(traffic: &Scope, deadline: Duration) {
+    tracing::info!(?deadline, "draining");
+    let cut = traffic.shut_down(deadline).await;
+    tracing::info!(tasks_cut = cut, "drained");
 }
 
 /// Where the proxy side finds the agent that names its pods; in one process that is a task.

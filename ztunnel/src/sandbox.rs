@@ -374,7 +374,7 @@ mod tests {
 
     #[test]
     fn what_leads_out_is_refused() {
-        for role in [Role::Proxy, Role::Enroll] {
+        for role in [Role::Proxy, Role::Enroll, Role::Lookup] {
             confined(role, || {
                 let own = File::open("/proc/self/ns/net").unwrap();
                 let mounts = File::open("/proc/self/ns/mnt").unwrap();
@@ -400,6 +400,32 @@ mod tests {
             });
         }
         confined(Role::Proxy, || refused("netlink", socket(libc::AF_NETLINK, Type::RAW)));
+    }
+
+    /// It enters namespaces, asks the kernel over netlink and answers on the socket it has; no network is open to it.
+    #[test]
+    fn who_looks_up_destinations_can_do_that_and_nothing_else() {
+        let there = std::thread::spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace: this test needs root");
+            NetNs::current().unwrap()
+        });
+        let there = there.join().unwrap();
+        confined(Role::Lookup, move || {
+            assert_eq!(there.run(|| NetNs::current().unwrap()).unwrap(), there);
+            let asked = there.run(|| {
+                let addr = |text: &str| text.parse().unwrap();
+                culvert_common::net::conntrack::udp_destination(addr("127.0.0.1:15053"), addr("10.0.0.1:9"))
+            });
+            assert_eq!(asked.unwrap().unwrap(), None, "the kernel answers");
+            socket(libc::AF_UNIX, Type::SEQPACKET).unwrap();
+            for family in [libc::AF_INET, libc::AF_INET6] {
+                for kind in [Type::STREAM, Type::DGRAM] {
+                    refused("a network", socket(family, kind));
+                }
+            }
+            assert_eq!(caps::read(None, CapSet::Effective).unwrap(), capabilities(Role::Lookup));
+            assert!(!capabilities(Role::Lookup).contains(&Capability::CAP_DAC_OVERRIDE));
+        });
     }
 
     /// `unsafe` belongs elsewhere, so that the calls without a wrapper are looked up in the filter's list.

@@ -1,6 +1,6 @@
 //! The pods' DNS queries: what is answered by the agent, and what reaches the server the pod was asking, as it was asked.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, UdpSocket};
 use std::time::Duration;
 
 use culvert::lab::{Pod, PodSpec};
@@ -258,5 +258,91 @@ fn a_successor_takes_the_queries_over() {
     stop.store(true, std::sync::atomic::Ordering::Relaxed);
     assert!(asking.join().unwrap() > 10);
     assert!(!server.asked("x.example.org").is_empty());
+    world.mesh.finish();
+}
+
+/// Endpoints of a headless service on a node without an agent.
+fn many(count: u8) -> String {
+    let pod = |n| {
+        format!(
+            "---\napiVersion: v1\nkind: Pod\nmetadata:\n  name: many-{n}\n  namespace: default\n  uid: many-{n}\n  \
+             labels: {{app: many}}\nspec:\n  nodeName: elsewhere\n  serviceAccountName: default\nstatus:\n  \
+             phase: Running\n  conditions: [{{type: Ready, status: 'True'}}]\n  podIP: 10.250.0.{n}\n  \
+             podIPs: [{{ip: 10.250.0.{n}}}]\n"
+        )
+    };
+    let service = Service::new("many", &[]).selects("app", "many").port(80, "80").yaml();
+    (1..=count).map(pod).chain([service]).collect()
+}
+
+/// Source: RFC 1035 §4.2.1, RFC 6891 §6.2.3: a datagram holds 512 bytes, or what the client says.
+#[test]
+fn an_answer_too_long_for_a_datagram_is_cut_and_whole_by_tcp() {
+    let mut mesh = Mesh::new();
+    let client = mesh.captured("a", "client");
+    mesh.put("many.yaml", &many(60));
+    mesh.start(&[]);
+    let to = NOWHERE[0].parse().unwrap();
+    let asked = |way, edns| {
+        let query = query(3, "many.default.svc.cluster.local", A, edns);
+        ask(&client, to, way, &query, SOON).unwrap()
+    };
+    let cut = asked(Way::Udp, false);
+    assert!(summary(&cut).3 && cut.len() <= 512, "{} bytes", cut.len());
+    for (way, edns) in [(Way::Tcp, false), (Way::Udp, true), (Way::Tcp, true)] {
+        let whole = asked(way, edns);
+        assert_eq!((summary(&whole).3, addresses(&whole).len()), (false, 60), "{way:?}");
+    }
+    mesh.finish();
+}
+
+/// Several connections' worth of queries in one, and a thousand datagrams to a server that says nothing.
+#[test]
+fn many_queries_at_once_are_all_answered_and_bounded() {
+    const FLOOD: u16 = 1000;
+    /// As many wait at a time; of the others the kernel drops those that find its queue full.
+    const TAKEN: usize = 256;
+    let mut world = World::new();
+    world.mesh.start(&[]);
+    let _server = NameServer::start(&world.server, "server");
+    let to: IpAddr = world.server.v4.into();
+    // More than wait at a time, half of them the mesh's own.
+    let name = |n: u16| if n.is_multiple_of(2) { "web".to_owned() } else { format!("x{n}.example.org") };
+    let queries: Vec<_> = (0..300).map(|n| query(n, &name(n), A, false)).collect();
+    let replies = ask_all(&world.client, to, &queries, SOON).unwrap();
+    let mut ids: Vec<_> = replies.iter().map(|reply| [reply[0], reply[1]]).collect();
+    ids.sort_unstable();
+    assert_eq!(ids, (0..300_u16).map(u16::to_be_bytes).collect::<Vec<_>>());
+
+    let fds = || culvert_tests::mesh::fds(world.mesh.agent("a").pid());
+    let before = fds();
+    let socket = world.client.run(|| {
+        let socket = UdpSocket::bind("0.0.0.0:0")?;
+        socket.connect((to, 53))?;
+        socket.set_read_timeout(Some(SOON))?;
+        Ok::<_, std::io::Error>(socket)
+    });
+    let socket = socket.unwrap().unwrap();
+    // Heard as they come: the kernel keeps some hundred for a client that does not listen.
+    let ears = socket.try_clone().unwrap();
+    let heard = std::thread::spawn(move || {
+        let (mut failed, mut buffer) = (std::collections::HashSet::new(), [0; 512]);
+        while failed.len() < TAKEN {
+            let length = ears.recv(&mut buffer).expect("an answer to each query that was taken");
+            assert_eq!(summary(&buffer[..length]), (2, 0, 0, false));
+            failed.insert([buffer[0], buffer[1]]);
+        }
+    });
+    for n in 0..FLOOD {
+        socket.send(&query(n, "never.example.org", A, false)).unwrap();
+    }
+    let open = fds().saturating_sub(before);
+    assert!(open < 600, "{open} descriptors for queries on their way");
+    // What is known is answered meanwhile, once the kernel has room for the question.
+    let asked = query(9, "web", A, false);
+    let reply =
+        (0..50).find_map(|_| ask(&world.client, to, Way::Udp, &asked, Duration::from_millis(100)).ok());
+    assert_eq!(addresses(&reply.expect("an answer")), ["10.96.0.10"]);
+    heard.join().unwrap();
     world.mesh.finish();
 }

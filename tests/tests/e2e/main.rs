@@ -20,6 +20,7 @@ mod local_file;
 mod log;
 mod matrix;
 mod memory;
+mod no_ipv6;
 mod node_agent;
 mod nodowngrade;
 mod policy;

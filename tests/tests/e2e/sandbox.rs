@@ -64,7 +64,19 @@ fn an_agent_keeps_what_it_uses() {
     mesh.finish();
 }
 
-/// A proxy that sees no host: no namespaces by path, no /sys, nothing of the host's /run, /var or /home but the ZDS folder
+/// The capabilities that the DaemonSet asks for, as setpriv takes them.
+fn manifest_capabilities() -> String {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests/kubernetes/ztunnel/daemonset.yaml");
+    let manifest = fs::read_to_string(path).unwrap();
+    for line in ["readOnlyRootFilesystem: true", "drop: [\"ALL\"]"] {
+        assert!(manifest.contains(line), "{line}");
+    }
+    let added = manifest.lines().skip_while(|line| line.trim() != "add:").skip(1);
+    let names = added.map_while(|line| line.trim().strip_prefix("- ")?.split_whitespace().next());
+    names.map(|name| format!(",+{}", name.to_lowercase())).collect()
+}
+
+/// A proxy with the capabilities and the read-only root of the DaemonSet, that sees no host: no namespaces by path, no /sys, nothing of the host's /run, /var or /home but the ZDS folder
 /// and its own; and in its own mount namespace at that.
 #[test]
 fn a_proxy_needs_no_mounts_of_the_host() {
@@ -82,7 +94,8 @@ fn a_proxy_needs_no_mounts_of_the_host() {
         for d in lib lib64 usr; do if [ -e /$d ]; then mkdir -p $d; mount --rbind -o ro /$d $d; fi; done; \
         mkdir -p proc dev bin ./$LAB; mount -t proc none proc; mount --bind $LAB ./$LAB; \
         touch bin/ztunnel dev/null; mount --bind $ZTUNNEL bin/ztunnel; mount --bind /dev/null dev/null; \
-        exec chroot . /bin/ztunnel \"$@\"";
+        mount -o remount,ro,bind .; if touch ./x 2>/dev/null; then exit 1; fi; \
+        exec chroot . /usr/bin/setpriv --inh-caps=-all --bounding-set=-all$CAPS /bin/ztunnel \"$@\"";
     let place = mesh.lab.host(mesh.node("a")).unwrap();
     let mut proxy = place
         .command("unshare")
@@ -96,6 +109,7 @@ fn a_proxy_needs_no_mounts_of_the_host() {
         // Without rules in the pod, answers to a client's own address would not come back.
         .args(["--original-source", "false"])
         .env("ROOT", &root)
+        .env("CAPS", manifest_capabilities())
         .env("LAB", &lab)
         .env("ZTUNNEL", binary::ztunnel())
         .spawn()

@@ -144,15 +144,15 @@ fn a_list_past_its_next_update_counts_and_is_told() {
     );
     let lists = Revocation::open(&world.path());
     for (now, overdue) in [(at(-31), 0), (at(0), 2), (at(-31), 0)] {
-        lists.look_at_age(now.into());
+        lists.look_at_age(now);
         assert_eq!(lists.status(), RevocationStatus { lists: 2, overdue, problem: None });
         assert_eq!(world.check(&lists, &good.chain), Ok(()));
         assert_eq!(world.check(&lists, &bad.chain), Err(PeerIdentityError::Revoked));
     }
-    lists.look_at_age(at(0).into());
+    lists.look_at_age(at(0));
     std::fs::remove_file(world.path()).unwrap();
     lists.refresh();
-    lists.look_at_age(at(0).into());
+    lists.look_at_age(at(0));
     let status = lists.status();
     assert!(status.overdue == 2 && status.problem.is_some(), "both are told: {status:?}");
 }
