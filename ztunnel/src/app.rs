@@ -4,6 +4,7 @@ use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -36,7 +37,7 @@ use crate::pages::{PageSocket, PageSockets};
 use crate::sandbox::{self, Role, SandboxError};
 use crate::settings::{Capture, Mode, Settings, Source};
 use crate::shared::{Served, Shared};
-use crate::successor::{self, Estate, HandOverError, Heir};
+use crate::successor::{self, Estate, HandOverError, Heir, Inheritance};
 use crate::worker::Workers;
 
 /// Limit for the answers that the pages still owe when the traffic has ended.
@@ -145,13 +146,11 @@ async fn agent(
     metrics.watch_tasks(&traffic);
     tell_limits(&shared);
     let enrolling = Scope::new();
-    let dialer = enrolment(settings, role, &shared, (&readiness, &enrolling));
-    let options = pods_options(settings, &shared, dialer);
-    let scopes = (readiness.clone(), traffic.clone());
-    let pods = Pods::new(Arc::clone(&shared), workers.clone(), options, scopes, inheritance);
     let (asks, to_answer) = mpsc::channel(ASKS);
+    let scopes = (&readiness, &traffic, &enrolling);
+    let work = work(settings, (role, &shared, &workers), scopes, (inheritance, to_answer));
     let synced = origin.start(&shared, &essential, &readiness);
-    traffic.spawn(origin::once_synced(synced, pods.run(to_answer)));
+    traffic.spawn(origin::once_synced(synced, work));
     essential.spawn("the certificate renewal", Arc::clone(&shared.certs).run());
     let pages = essential.scope.child();
     spawn_pages((stats, metrics), (ready, readiness.clone()), &essential, &pages);
@@ -222,6 +221,36 @@ async fn drain(traffic: &Scope, deadline: Duration) {
     tracing::info!(?deadline, "draining");
     let cut = traffic.shut_down(deadline).await;
     tracing::info!(tasks_cut = cut, "drained");
+}
+
+/// What is done once the mesh is known: the pods are served.
+fn work(
+    settings: &Settings,
+    (role, shared, workers): (Role, &Arc<Shared>, &Workers),
+    (readiness, traffic, enrolling): (&Readiness, &Scope, &Scope),
+    (inheritance, to_answer): (Option<Inheritance>, mpsc::Receiver<Ask>),
+) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+    if !settings.process.enable_proxy {
+        return Box::pin(follow(Arc::clone(shared), readiness));
+    }
+    let dialer = enrolment(settings, role, shared, (readiness, enrolling));
+    let options = pods_options(settings, shared, dialer);
+    let scopes = (readiness.clone(), traffic.clone());
+    let pods = Pods::new(Arc::clone(shared), workers.clone(), options, scopes, inheritance);
+    Box::pin(pods.run(to_answer))
+}
+
+/// In the place of the pods, where none is to be served: ready with the first state.
+fn follow(shared: Arc<Shared>, readiness: &Readiness) -> impl Future<Output = ()> + Send + use<> {
+    tracing::warn!(
+        "ENABLE_PROXY=false: no pod is served; traffic of captured pods is another agent's business"
+    );
+    let first_state = readiness.pending("state manager");
+    async move {
+        if shared.state.changed().wait_for(|revision| *revision > 0).await.is_ok() {
+            first_state.ready();
+        }
+    }
 }
 
 /// Where the proxy side finds the agent that names its pods; in one process that is a task.

@@ -223,10 +223,6 @@ impl Settings {
             }
         };
         let process = &self.process;
-        unless(
-            process.enable_proxy,
-            "ENABLE_PROXY=false is not supported: this agent always carries traffic",
-        );
         unless(!process.tls12, "TLS12_ENABLED=true is not supported: peers need TLS 1.3");
         unless(!process.socks5, "UNSTABLE_ENABLE_SOCKS5=true is not supported: there is no SOCKS5 server");
         // Empty is how a chart leaves it open.
@@ -268,6 +264,9 @@ impl Settings {
 
     /// Where this agent and the one before or after it meet; `None` when they should not.
     pub(crate) fn successor_socket(&self, role: Role) -> std::io::Result<Option<PathBuf>> {
+        if !self.process.enable_proxy {
+            return Ok(None);
+        }
         Ok(match (&self.process.successor_socket, role) {
             (Some(path), _) if path.as_os_str() == "off" => None,
             (Some(path), _) => Some(path.clone()),
@@ -380,7 +379,6 @@ mod tests {
         }
         for (args, name) in [
             (["--tls12", "true"], "TLS12_ENABLED=true"),
-            (["--enable-proxy", "false"], "ENABLE_PROXY=false"),
             (["--socks5", "true"], "UNSTABLE_ENABLE_SOCKS5=true"),
             (["--compliance-policy", "fips-140-2"], "COMPLIANCE_POLICY=fips-140-2"),
         ] {

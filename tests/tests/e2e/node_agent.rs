@@ -155,6 +155,21 @@ fn the_log_says_in_plain_lines_what_is_not_supported() {
     mesh.finish();
 }
 
+#[test]
+fn an_agent_that_is_no_proxy_leaves_pods_alone() {
+    let mut mesh = Mesh::new();
+    let (pod, peer) = (mesh.captured("a", "one"), mesh.outside("b", "peer"));
+    mesh.start(&["--enable-proxy", "false"]);
+    wait_log(mesh.agent("a"), "Task 'state manager' complete");
+    let _echo = Server::echo(&pod, 8080);
+    exchange(&peer, (pod.v4.into(), 8080), b"around the agent").unwrap();
+    assert!(PORTS.iter().all(|port| !pod.is_listening(*port)));
+    let metric = |name: &str| mesh.agent("a").metric(name, &[]).unwrap();
+    assert_eq!(metric("istio_tcp_connections_opened_total"), 0.0);
+    assert!(metric("culvert_config_revision") > 0.0, "the state is followed");
+    mesh.finish();
+}
+
 /// What the reference's chart says, and what is wrong in it, before anything is touched.
 #[test]
 fn settings_that_cannot_be_used_are_named() {

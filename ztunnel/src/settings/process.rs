@@ -66,8 +66,8 @@ pub(crate) struct Process {
     /// Log each policy decision at info instead of debug
     #[arg(long, env = "AUTHZ_POLICY_INFO_LOGGING", value_name = "BOOL", default_value_t = false, action = clap::ArgAction::Set)]
     pub(crate) policy_info_logging: bool,
-    /// With false: carry no traffic. Not supported
-    #[arg(long, env = "ENABLE_PROXY", hide = true, default_value_t = true, action = clap::ArgAction::Set)]
+    /// With false: follow the mesh's state and answer the pages, but serve no pod
+    #[arg(long, env = "ENABLE_PROXY", value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
     pub(crate) enable_proxy: bool,
     /// TLS 1.2 beside 1.3. Not supported
     #[arg(long, env = "TLS12_ENABLED", hide = true, default_value_t = false, action = clap::ArgAction::Set)]
