@@ -3,9 +3,8 @@
 use std::sync::Arc;
 
 use super::Settings;
-use super::authorization_policy::{
-    AuthorizationPolicy, Condition, Operation, PolicyAction, PolicyRule, Source,
-};
+use super::authorization_policy::{AuthorizationPolicy, PolicyAction};
+use super::authorization_rule::{Condition, Operation, PolicyRule, Source, Test};
 use super::object::Objects;
 use super::pod::Pod;
 use super::reader::{Report, selects};
@@ -43,7 +42,7 @@ pub(super) fn key(policy: &AuthorizationPolicy) -> PolicyKey {
 /// None if the policy is not for L4.
 fn action(policy: &AuthorizationPolicy) -> Option<Action> {
     match policy.action {
-        _ if policy.has_target => None,
+        _ if !policy.targets.is_empty() => None,
         PolicyAction::Allow => Some(Action::Allow),
         PolicyAction::Deny => Some(Action::Deny),
         PolicyAction::Audit | PolicyAction::Custom => None,
@@ -55,12 +54,12 @@ fn authorization(
     settings: &Settings,
     report: &Report,
 ) -> Option<Authorization> {
+    if !policy.targets.is_empty() {
+        return None;
+    }
     let Some(action) = action(policy) else {
-        let (field, seen) = match policy.has_target {
-            true => ("spec.targetRefs", "a policy for a waypoint or gateway"),
-            false => ("spec.action", "AUDIT and CUSTOM are not enforced at L4"),
-        };
-        report.warning(policy.meta.at.about(field, seen, "it has no effect on the node proxy"));
+        let (seen, what) = ("AUDIT and CUSTOM are not enforced at L4", "it has no effect on the node proxy");
+        report.warning(policy.meta.at.about("spec.action", seen, what));
         return None;
     };
     let scope = match &policy.selector {
@@ -143,11 +142,11 @@ impl Clauses {
             clauses.add(rule.from.iter().map(from).collect(), lost);
         }
         for condition in &rule.when {
-            let lost = match condition {
-                Condition::Http(key) => vec![key.clone()],
-                _ => Vec::new(),
+            let (one, is_lost) = match when(condition) {
+                Some(one) => (one, false),
+                None => (Match::default(), true),
             };
-            clauses.add(vec![when(condition)], lost);
+            clauses.add(vec![one], if is_lost { vec![condition.key.clone()] } else { Vec::new() });
         }
         clauses
     }
@@ -168,7 +167,7 @@ fn to(operation: &Operation) -> Match {
 }
 
 fn from(source: &Source) -> Match {
-    let Source { principals, namespaces, service_accounts, ip_blocks, http: _ } = source;
+    let Source { principals, namespaces, service_accounts, ip_blocks, .. } = source;
     Match {
         principals: principals.0.clone(),
         not_principals: principals.1.clone(),
@@ -182,17 +181,24 @@ fn from(source: &Source) -> Match {
     }
 }
 
-fn when(condition: &Condition) -> Match {
+/// None if L4 cannot see it.
+fn when(condition: &Condition) -> Option<Match> {
     let mut of = Match::default();
-    match condition.clone() {
-        Condition::SourceIp(some, not) => (of.source_ips, of.not_source_ips) = (some, not),
-        Condition::DestinationIp(some, not) => (of.destination_ips, of.not_destination_ips) = (some, not),
-        Condition::SourceNamespace((some, not)) => (of.namespaces, of.not_namespaces) = (some, not),
-        Condition::SourcePrincipal((some, not)) => (of.principals, of.not_principals) = (some, not),
-        Condition::DestinationPort(some, not) => {
+    match condition.test.clone() {
+        Test::SourceIp(blocks) => (of.source_ips, of.not_source_ips) = blocks,
+        Test::DestinationIp(blocks) => (of.destination_ips, of.not_destination_ips) = blocks,
+        Test::SourceNamespace(texts) => (of.namespaces, of.not_namespaces) = texts,
+        Test::SourcePrincipal(texts) => (of.principals, of.not_principals) = texts,
+        Test::DestinationPort(some, not) => {
             (of.destination_ports, of.not_destination_ports) = (some, not);
         }
-        Condition::Http(_) => {}
+        Test::SourceServiceAccount(_)
+        | Test::SourceTrustDomain(_)
+        | Test::RemoteIp(_)
+        | Test::ServerName(_)
+        | Test::RequestHeader(..)
+        | Test::Token
+        | Test::EnvoyMetadata => return None,
     }
-    of
+    Some(of)
 }

@@ -39,6 +39,11 @@ impl<'o> Pods<'o> {
         all
     }
 
+    /// Those of one namespace.
+    pub(super) fn of_namespace(&self, namespace: &str) -> &[&'o Pod] {
+        self.by_namespace.get(namespace).map_or(&[], Vec::as_slice)
+    }
+
     /// The pod that a slice's endpoint is: by reference, else by address.
     fn of(&self, endpoint: &SliceEndpoint) -> Option<&'o Pod> {
         match &endpoint.pod {
@@ -110,8 +115,7 @@ impl<'a, 'o> Behind<'a, 'o> {
     fn pods_endpoints(&self) -> Vec<Endpoint> {
         let found: Vec<&'o Pod> = match &self.service.selector {
             Some(selector) => {
-                let of_namespace = self.pods.by_namespace.get(&*self.service.meta.namespace);
-                let all = of_namespace.map_or(&[][..], Vec::as_slice).iter().copied();
+                let all = self.pods.of_namespace(&self.service.meta.namespace).iter().copied();
                 all.filter(|pod| selects(selector, &pod.meta.labels)).collect()
             }
             None => {

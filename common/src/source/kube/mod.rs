@@ -7,10 +7,12 @@
 
 mod authorization;
 mod authorization_policy;
+mod authorization_rule;
 mod background;
 mod binding;
 mod endpoint_slice;
 mod endpoints;
+mod entries;
 mod gateway;
 mod l7;
 mod namespace;
@@ -20,10 +22,14 @@ mod peer_authentication;
 mod pod;
 mod port_protocol;
 pub(super) mod reader;
+mod request_authentication;
 mod selector;
 mod service;
+mod service_entry;
+mod target;
 pub mod tree;
 mod waypoint;
+mod workload_entry;
 pub(super) mod yaml;
 
 use std::collections::{BTreeSet, HashMap};
@@ -165,12 +171,17 @@ fn mesh(
     let live: Vec<&Pod> = objects.pods.iter().filter(|pod| pod.is_live()).collect();
     let pods = Pods::index(&live, report);
 
-    model.policies = authorization::translate(objects, settings, report);
+    // What node proxies leave out of a policy is theirs to say.
+    let quiet = Report::default();
+    let of_agent = if objects.reader == Reader::Agent { report } else { &quiet };
+    model.policies = authorization::translate(objects, settings, of_agent);
     model.policies.extend(peer_authentication::translate(objects, settings, report));
     model.workloads = live.iter().filter_map(|pod| workload(pod, objects, settings, report)).collect();
     service::check_vips(&objects.services, settings, report);
     endpoints::add_services(objects, &pods, settings, report, &mut model);
+    entries::add(objects, &pods, settings, report, &mut model);
     let bound = binding::bind(&mut model, objects, waypoints, settings, report);
+    target::check(&target::Known { objects, waypoints, settings, model: &model }, report);
     (model, bound)
 }
 

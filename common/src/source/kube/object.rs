@@ -6,6 +6,9 @@ use std::sync::Arc;
 use super::endpoint_slice::EndpointSlice;
 use super::gateway::{Gateway, GatewayClass};
 use super::reader::{At, Field, Labels, Report};
+use super::request_authentication::RequestAuthentication;
+use super::service_entry::ServiceEntry;
+use super::workload_entry::WorkloadEntry;
 use super::yaml::Node;
 use super::{Document, l7, waypoint, yaml};
 use super::{authorization_policy::AuthorizationPolicy, peer_authentication::PeerAuthentication};
@@ -47,15 +50,18 @@ pub(super) struct Objects {
     pub(super) pods: Vec<Pod>,
     pub(super) services: Vec<Service>,
     pub(super) slices: Vec<EndpointSlice>,
+    pub(super) service_entries: Vec<ServiceEntry>,
+    pub(super) workload_entries: Vec<WorkloadEntry>,
     pub(super) authorization_policies: Vec<AuthorizationPolicy>,
     /// Places of these by namespace: each pod looks for those that select it.
     policies_of: HashMap<Arc<str>, Vec<usize>>,
     pub(super) peer_authentications: Vec<PeerAuthentication>,
+    pub(super) request_authentications: Vec<RequestAuthentication>,
     pub(super) gateways: Vec<Gateway>,
     pub(super) gateway_classes: HashMap<Arc<str>, GatewayClass>,
     /// Read for waypoints alone.
     pub(super) l7: l7::Objects,
-    reader: Reader,
+    pub(super) reader: Reader,
     /// To find objects that are defined twice.
     seen: HashMap<String, At>,
     /// Files and kinds that were skipped, to say so once.
@@ -258,12 +264,17 @@ impl Objects {
             "Pod" => self.pods.push(Pod::read(meta, root)),
             "Service" => self.services.extend(Service::read(meta, root)),
             "EndpointSlice" => self.slices.extend(EndpointSlice::read(meta, root)),
+            "ServiceEntry" => self.service_entries.extend(ServiceEntry::read(meta, root)),
+            "WorkloadEntry" => self.workload_entries.extend(WorkloadEntry::read(meta, root)),
             "AuthorizationPolicy" => {
                 let places = self.policies_of.entry(Arc::clone(&meta.namespace)).or_default();
                 places.push(self.authorization_policies.len());
                 self.authorization_policies.push(AuthorizationPolicy::read(meta, root));
             }
             "PeerAuthentication" => self.peer_authentications.push(PeerAuthentication::read(meta, root)),
+            "RequestAuthentication" => {
+                self.request_authentications.push(RequestAuthentication::read(meta, root));
+            }
             "Gateway" => self.gateways.extend(Gateway::read(meta, root)),
             "GatewayClass" => {
                 if let Some(class) = GatewayClass::read(root) {

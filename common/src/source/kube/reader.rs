@@ -246,6 +246,18 @@ impl<'a> Field<'a> {
         matches!(&self.node.kind, Kind::Scalar { text, plain: true } if text.parse::<i64>().is_ok())
     }
 
+    /// This number.
+    pub(in crate::source) fn number(&self) -> Option<u32> {
+        let number = match &self.node.kind {
+            Kind::Scalar { text, plain: true } => text.parse().ok(),
+            _ => None,
+        };
+        if number.is_none() {
+            self.refuse(&format!("a number, 0 to {}", u32::MAX));
+        }
+        number
+    }
+
     /// This port number.
     pub(in crate::source) fn port(&self) -> Option<u16> {
         match &self.node.kind {

@@ -5,6 +5,10 @@
 //! and bindings are read nowhere else. Istio's objects and Gateway API's end in the same data. What cannot be done is a
 //! problem with object, field and reason; a policy that cannot be evaluated closes what it is for.
 
+mod policies;
+mod principals;
+
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,13 +18,13 @@ use super::gateway::{CLASS, Gateway, HBONE, SANDWICH};
 use super::object::{Meta, Objects as AllObjects, Reader};
 use super::reader::{Field, Labels, Report};
 use super::waypoint::Waypoints;
-use super::{Document, Settings, mesh, object};
+use super::{Document, Settings, entries, mesh, object};
 use crate::config::Problem;
 use crate::model::l7::{
-    BackOff, Backend, BoundPort, Cluster, ClusterKey, Fault, GatewayKey, HeaderEdits, Origin, Policies,
-    Protocol, Retries, RetryOn, Rewrite, Route, RouteAction, TcpRoute, Waypoint, Weighted,
+    BackOff, Backend, BoundPort, Cluster, ClusterKey, Fault, GatewayKey, HeaderEdits, Origin, Protocol,
+    Retries, RetryOn, Rewrite, Route, RouteAction, TcpRoute, Waypoint, Weighted,
 };
-use crate::model::{Condition, Model, Service, Status, l7};
+use crate::model::{Condition, Mode, Model, Service, Status, l7};
 use crate::types::{ServiceKey, WorkloadUid};
 
 /// What objects mean for one waypoint.
@@ -43,12 +47,7 @@ pub(super) struct Objects {}
 impl Objects {
     /// Reads an object of such a kind.
     pub(super) fn keep(&mut self, kind: &str, _meta: Meta, root: &Field<'_>) {
-        match kind {
-            "ServiceEntry" | "WorkloadEntry" | "RequestAuthentication" => {
-                root.warning(format!("{kind} is not read yet"), "it has no effect");
-            }
-            _ => root.problem(format!("{kind} is not read yet"), "take it out of the directory"),
-        }
+        root.problem(format!("{kind} is not read yet"), "take it out of the directory");
     }
 }
 
@@ -72,9 +71,11 @@ pub fn translate_waypoint(
         return Err(report.finish().0);
     };
     let mesh = Mesh::new(&objects, &model, of, &settings, &report);
-    let waypoint = waypoint(&mesh, &bound);
+    let policies = policies::Bindings::read(&mesh, &|key| bound.has(gateway, key));
+    let waypoint = waypoint(&mesh, &bound, &policies);
     let mut statuses = bound.statuses;
     statuses.extend(gateway_statuses(&mesh));
+    statuses.extend(policies.statuses);
     statuses.sort();
     match report.finish() {
         (problems, warnings) if problems.is_empty() => {
@@ -108,7 +109,7 @@ pub(super) struct Mesh<'a> {
     services: HashMap<&'a str, Vec<&'a Service>>,
     protocols: HashMap<(ServiceKey, u16), Protocol>,
     #[allow(dead_code, reason = "for the readers of routes and rules")]
-    labels: HashMap<WorkloadUid, &'a Labels>,
+    labels: HashMap<WorkloadUid, Cow<'a, Labels>>,
 }
 
 impl<'a> Mesh<'a> {
@@ -127,7 +128,19 @@ impl<'a> Mesh<'a> {
             let key = service.key(settings);
             service.ports.iter().map(move |port| ((key.clone(), port.port), port.protocol))
         });
-        let labels = objects.pods.iter().map(|pod| (pod.uid(settings), &pod.meta.labels));
+        let entries = objects.service_entries.iter();
+        let protocols = protocols.chain(entries.clone().flat_map(|entry| {
+            let ports = move |host| entry.ports.iter().map(move |port| (entry.key(host), port));
+            entry.hosts.iter().flat_map(ports).map(|(key, port)| ((key, port.number), port.protocol))
+        }));
+        let labels = objects.pods.iter().map(|pod| (pod.uid(settings), Cow::Borrowed(&pod.meta.labels)));
+        let labels = labels.chain(
+            objects.workload_entries.iter().map(|entry| (entry.uid(settings), Cow::Owned(entry.labels()))),
+        );
+        let labels = labels.chain(entries.flat_map(|entry| {
+            let uid = move |of| entries::uid_of_inline(entry, of, settings);
+            entry.endpoints.iter().map(move |of| (uid(of), Cow::Borrowed(&of.labels)))
+        }));
         Self {
             services,
             protocols: protocols.collect(),
@@ -164,21 +177,22 @@ impl<'a> Mesh<'a> {
 
     #[allow(dead_code, reason = "for the readers of routes and rules")]
     /// Labels of a workload, by which subsets choose.
-    pub(super) fn labels(&self, workload: &WorkloadUid) -> Option<&'a Labels> {
-        self.labels.get(workload).copied()
+    pub(super) fn labels(&self, workload: &WorkloadUid) -> Option<&Labels> {
+        self.labels.get(workload).map(|labels| &**labels)
     }
 }
 
-fn waypoint(mesh: &Mesh<'_>, bound: &Bound) -> Waypoint {
+fn waypoint(mesh: &Mesh<'_>, bound: &Bound, policies: &policies::Bindings) -> Waypoint {
     let gateway = mesh.gateway.key();
     let services = bound.services.get(&gateway).into_iter().flatten();
     let of_model = |key: &ServiceKey| mesh.model.services.iter().find(|service| service.key == *key);
-    let services: BTreeMap<ServiceKey, l7::Bound> =
-        services.filter_map(|key| Some((key.clone(), bound_service(mesh, of_model(key)?)))).collect();
+    let services: BTreeMap<ServiceKey, l7::Bound> = services
+        .filter_map(|key| Some((key.clone(), bound_service(mesh, of_model(key)?, policies))))
+        .collect();
     Waypoint {
         serves: mesh.gateway.serves(&mesh.objects.gateway_classes),
         workloads: bound.workloads.get(&gateway).cloned().unwrap_or_default(),
-        policies: Arc::new(policies(mesh, None)),
+        policies: Arc::new(policies.of(None)),
         clusters: clusters(mesh, &services),
         services,
         forwards_identity: mesh.gateway.forwards_identity,
@@ -187,7 +201,7 @@ fn waypoint(mesh: &Mesh<'_>, bound: &Bound) -> Waypoint {
     }
 }
 
-fn bound_service(mesh: &Mesh<'_>, service: &Service) -> l7::Bound {
+fn bound_service(mesh: &Mesh<'_>, service: &Service, policies: &policies::Bindings) -> l7::Bound {
     let port = |port: &u16| {
         let protocol = mesh.protocol(&service.key, *port);
         let (is_http, is_tcp) = match protocol {
@@ -201,7 +215,7 @@ fn bound_service(mesh: &Mesh<'_>, service: &Service) -> l7::Bound {
     };
     l7::Bound {
         ports: service.ports.keys().map(port).collect(),
-        policies: Arc::new(policies(mesh, Some(&service.key))),
+        policies: Arc::new(policies.of(Some(&service.key))),
     }
 }
 
@@ -308,22 +322,21 @@ fn cluster(mesh: &Mesh<'_>, key: ClusterKey) -> Option<Cluster> {
     if key.subset.is_some() || !service.ports.contains_key(&key.port) {
         return None;
     }
+    let balance = match service.load_balancing.mode {
+        Mode::Passthrough => l7::Balance::Passthrough,
+        _ => l7::Balance::default(),
+    };
     Some(Cluster {
         protocol: mesh.protocol(&key.service, key.port),
         key,
         subset: None,
-        balance: l7::Balance::default(),
+        balance,
         pool: l7::ConnectionPool::default(),
         outliers: None,
         retry_budget: None,
         rule: None,
         refused: None,
     })
-}
-
-/// The policies of the Gateway and its class, and those of `service` if there is one.
-fn policies(_mesh: &Mesh<'_>, _service: Option<&ServiceKey>) -> Policies {
-    Policies::default()
 }
 
 /// Conditions of the waypoint's own Gateway.

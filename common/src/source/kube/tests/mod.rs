@@ -5,6 +5,7 @@ mod objects;
 mod policies;
 mod problems;
 mod robust;
+mod waypoint_policies;
 mod waypoints;
 
 use super::*;

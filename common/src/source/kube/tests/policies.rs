@@ -118,7 +118,7 @@ fn scopes_actions_and_targets() {
         "spec: {action: AUDIT}",
         "spec: {action: CUSTOM, provider: {name: x}}",
         "spec: {targetRefs: [{kind: Service, name: x}]}",
-        "spec: {targetRef: {kind: Gateway, name: x}}",
+        "spec: {targetRef: {group: gateway.networking.k8s.io, kind: Gateway, name: x}}",
     ] {
         let (policies, warnings) = authorization(spec, &plain);
         assert_eq!((policies.len(), warnings.len()), (0, 1), "{spec}");

@@ -147,7 +147,7 @@ fn each_problem_names_file_line_object_field_and_what_is_allowed() {
         ),
         (
             rule("{from: [{source: {principal: [x]}}]}"),
-            "6: AuthorizationPolicy shop/p: spec.rules[0].from[0].source.principal: no such field; allowed: principals, notPrincipals, requestPrincipals, notRequestPrincipals, namespaces, notNamespaces, serviceAccounts, notServiceAccounts, ipBlocks, notIpBlocks, remoteIpBlocks, notRemoteIpBlocks",
+            "6: AuthorizationPolicy shop/p: spec.rules[0].from[0].source.principal: no such field; allowed: principals, notPrincipals, requestPrincipals, notRequestPrincipals, namespaces, notNamespaces, serviceAccounts, notServiceAccounts, trustDomains, notTrustDomains, ipBlocks, notIpBlocks, remoteIpBlocks, notRemoteIpBlocks",
         ),
         (
             rule("{from: [{source: {principals: [x, '']}}]}"),
@@ -175,7 +175,7 @@ fn each_problem_names_file_line_object_field_and_what_is_allowed() {
         ),
         (
             rule("{when: [{key: source.port, values: ['1']}]}"),
-            "6: AuthorizationPolicy shop/p: spec.rules[0].when[0].key: \"source.port\"; allowed: source.ip, source.namespace, source.principal, destination.ip, destination.port, remote.ip, connection.sni, request.headers[..], request.auth.principal, request.auth.audiences, request.auth.presenter, request.auth.claims[..], experimental.envoy.filters...",
+            "6: AuthorizationPolicy shop/p: spec.rules[0].when[0].key: \"source.port\"; allowed: source.ip, source.namespace, source.principal, source.serviceAccount, source.trustDomain, destination.ip, destination.port, remote.ip, connection.sni, request.headers[..], request.auth.principal, request.auth.audiences, request.auth.presenter, request.auth.claims[..], experimental.envoy.filters...",
         ),
         (
             rule("{when: [{key: source.ip}]}"),

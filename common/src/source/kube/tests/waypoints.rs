@@ -4,7 +4,7 @@ use super::*;
 use crate::model::l7::{ClusterKey, GatewayKey, Serves};
 
 /// A Gateway of `shop`, with `meta` in its metadata, `spec` in its spec, and `rest` after that.
-fn gateway(meta: &str, spec: &str, rest: &str) -> String {
+pub(super) fn gateway(meta: &str, spec: &str, rest: &str) -> String {
     format!(
         "\n---\n{{apiVersion: gateway.networking.k8s.io/v1, kind: Gateway, metadata: {{name: wp, namespace: shop, {meta}}}, \
          spec: {{gatewayClassName: culvert-waypoint, listeners: [{{name: mesh, port: 15008, protocol: HBONE{spec}}}]}}, {rest}}}\n"
@@ -13,7 +13,7 @@ fn gateway(meta: &str, spec: &str, rest: &str) -> String {
 
 const READY: &str = "status: {addresses: [{type: Hostname, value: wp.shop.svc.cluster.local}]}";
 
-fn service(name: &str, meta: &str) -> String {
+pub(super) fn service(name: &str, meta: &str) -> String {
     let ip = name.len();
     format!(
         "\n---\n{{apiVersion: v1, kind: Service, metadata: {{name: {name}, namespace: shop, {meta}}}, \
@@ -26,13 +26,17 @@ fn key() -> GatewayKey {
 }
 
 /// One good file for the waypoint.
-fn for_waypoint(text: &str) -> TranslatedWaypoint {
+pub(super) fn for_waypoint(text: &str) -> TranslatedWaypoint {
+    for_waypoint_with(text, &Settings::default())
+}
+
+pub(super) fn for_waypoint_with(text: &str, settings: &Settings) -> TranslatedWaypoint {
     let documents = [Document { file: "a.yaml", text }];
-    translate_waypoint(&documents, &Settings::default(), &key())
+    translate_waypoint(&documents, settings, &key())
         .unwrap_or_else(|problems| panic!("{}", lines(&problems).join("\n")))
 }
 
-const USES: &str = "labels: {istio.io/use-waypoint: wp}";
+pub(super) const USES: &str = "labels: {istio.io/use-waypoint: wp}";
 
 #[test]
 fn a_waypoint_has_the_services_and_workloads_that_are_bound_to_it() {
