@@ -7,6 +7,7 @@ use culvert_common::admin::Readiness;
 use culvert_common::grpc;
 use culvert_common::model::Model;
 use culvert_common::source::file::{self, FileSource, ReloadOutcome};
+use culvert_common::source::kept::Kept;
 use culvert_common::source::local::{self, LocalError, LocalSource};
 use culvert_common::telemetry::Metrics;
 use culvert_common::xds::client::{self, Client};
@@ -39,7 +40,9 @@ impl Origin {
         let network = &settings.source.network;
         match settings.discovery() {
             Discovery::Directory(dir) => {
-                let source = FileSource::open(dir, kube_settings(settings)).map_err(AppError::Config)?;
+                let kept = settings.control_plane.state_dir(&settings.enrolment.zds_socket).map(Kept::new);
+                let source = FileSource::open_keeping(dir, kube_settings(settings), kept);
+                let source = source.map_err(AppError::Config)?;
                 Ok(Self::Directory(Box::new(source)))
             }
             Discovery::Xds(server) => {

@@ -6,7 +6,7 @@
 
 mod watches;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, Read};
@@ -19,8 +19,10 @@ use tokio::time::timeout;
 
 use self::watches::Watches;
 
+use super::kept::Kept;
 use super::kube::{Document, Settings, Translated, translate};
 use crate::config::{Problem, Stamp};
+use crate::model::l7::GatewayKey;
 use crate::net::memory;
 use crate::state::State;
 
@@ -127,23 +129,34 @@ pub struct FileSource {
     first: Option<(u64, Translated)>,
     /// Warnings that were logged for it, not to be logged again with the next change.
     warned: Vec<Problem>,
+    /// Where it is kept which waypoints were ready.
+    kept: Option<Kept>,
 }
 
 impl FileSource {
     /// A directory that may be good or bad.
     pub fn new(dir: PathBuf, settings: Settings) -> Self {
-        Self { dir, settings, scan: None, reported: None, in_force: None, first: None, warned: Vec::new() }
+        let (reported, in_force, first) = (None, None, None);
+        Self { dir, settings, scan: None, reported, in_force, first, warned: Vec::new(), kept: None }
     }
 
     /// A directory that is good now. What was read is published by [`watch`], if it is still there then.
     ///
     /// **Errors**: as [`load`].
     pub fn open(dir: PathBuf, settings: Settings) -> Result<Self, LoadError> {
+        Self::open_keeping(dir, settings, None)
+    }
+
+    /// The same; which waypoints were ready is kept over a restart.
+    ///
+    /// **Errors**: as [`load`].
+    pub fn open_keeping(dir: PathBuf, mut settings: Settings, kept: Option<Kept>) -> Result<Self, LoadError> {
+        settings.bound = kept.as_ref().map(Kept::load).unwrap_or_default();
         let texts = Scan::of(&dir)?.read()?;
         let first = Some((texts.hash(), texts.translate(&settings)?));
         drop(texts);
         memory::give_back();
-        Ok(Self { first, ..Self::new(dir, settings) })
+        Ok(Self { first, kept, ..Self::new(dir, settings) })
     }
 
     /// Whether names, sizes or times differ from the last reading.
@@ -182,7 +195,8 @@ impl FileSource {
     }
 
     fn publish(&mut self, translated: Translated, hash: u64, state: &State) -> ReloadOutcome {
-        let Translated { model, warnings, .. } = translated;
+        let Translated { model, warnings, bound, statuses: _ } = translated;
+        self.keep(bound);
         for warning in warnings.iter().filter(|warning| self.warned.binary_search(warning).is_err()) {
             tracing::warn!(target: "state", "{warning}");
         }
@@ -192,6 +206,19 @@ impl FileSource {
         self.in_force = Some((hash, revision, count));
         self.warned = warnings; // in order, as all reports of the translation
         ReloadOutcome::Published { revision, warnings: count }
+    }
+}
+
+impl FileSource {
+    /// Remembers which waypoints were ready, for the next reading and for the next start.
+    fn keep(&mut self, bound: BTreeSet<GatewayKey>) {
+        if self.settings.bound == bound {
+            return;
+        }
+        self.settings.bound = bound;
+        let Some(Err(error)) = self.kept.as_ref().map(|kept| kept.save(&self.settings.bound)) else { return };
+        let what = "cannot keep which waypoints were ready; after a restart, traffic of one without pods passes it by";
+        tracing::warn!(target: "state", %error, "{what}");
     }
 }
 

@@ -64,7 +64,7 @@ pub(crate) struct ControlPlane {
     /// The same as text
     #[arg(long, env = "LOCAL_XDS", hide_env_values = true, value_name = "YAML")]
     pub(crate) local_xds: Option<String>,
-    /// Folder where the last state of the discovery server is kept for the next start, or off
+    /// Folder where the last state of the discovery server, or which waypoints were ready, is kept for the next start, or off
     /// [default: culvert-state beside the ZDS socket]
     #[arg(long, env = "CULVERT_STATE_DIR", value_name = "DIR")]
     pub(crate) state_dir: Option<PathBuf>,

@@ -229,3 +229,44 @@ fn what_was_read_at_the_start_is_published_if_it_is_still_there() {
     assert_eq!(changed.reload(&state), Some(published(1)));
     assert_eq!(names(&state), ["two"]);
 }
+
+const GATEWAY: &str = "{apiVersion: gateway.networking.k8s.io/v1, kind: Gateway, metadata: {name: wp, namespace: shop}, spec: \
+                       {gatewayClassName: culvert-waypoint}}";
+
+#[test]
+fn a_waypoint_that_was_ready_stays_bound_over_a_restart() {
+    let (temp, state_dir) = (Temp::new(), Temp::new());
+    let instance = |ready: &str| {
+        format!(
+            "{{apiVersion: v1, kind: Pod, metadata: {{name: wp-0, namespace: shop, labels: \
+             {{gateway.networking.k8s.io/gateway-name: wp}}}}, status: {{podIP: 10.0.0.9, conditions: [{{type: Ready, status: \
+             '{ready}'}}]}}}}"
+        )
+    };
+    let service = "{apiVersion: v1, kind: Service, metadata: {name: cart, namespace: shop, labels: {istio.io/use-waypoint: wp}}, \
+                   spec: {ports: [{port: 80}]}}";
+    let open = || {
+        let kept = Some(Kept::new(state_dir.0.clone()));
+        FileSource::open_keeping(temp.0.clone(), Settings::default(), kept).unwrap()
+    };
+    let is_bound = |state: &State| state.snapshot().services().any(|service| service.waypoint.is_some());
+    temp.write("mesh.yaml", &[GATEWAY, "\n---\n", service].concat());
+    temp.write("pod.yaml", &instance("False"));
+    let (mut source, state) = (open(), State::default());
+    source.reload(&state);
+    assert!(!is_bound(&state), "it was never ready");
+    temp.write("pod.yaml", &instance("True"));
+    source.reload(&state);
+    assert!(is_bound(&state));
+    temp.write("pod.yaml", &instance("False"));
+    source.reload(&state);
+    assert!(is_bound(&state), "it was ready");
+    let (mut source, state) = (open(), State::default());
+    source.reload(&state);
+    assert!(is_bound(&state), "and that is known after a restart");
+    temp.write("mesh.yaml", service);
+    source.reload(&state);
+    temp.write("mesh.yaml", &[GATEWAY, "\n---\n", service].concat());
+    source.reload(&state);
+    assert!(!is_bound(&state), "a new Gateway of the name is another one");
+}

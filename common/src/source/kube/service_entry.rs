@@ -165,6 +165,7 @@ impl ServiceEntry {
             ip_families: IpFamilies::Automatic,
             canonical: false,
             visibility: self.visibility,
+            elsewhere: Vec::new(),
             endpoints: Vec::new(),
         }
     }

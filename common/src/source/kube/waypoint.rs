@@ -123,7 +123,7 @@ impl<'o> Waypoints<'o> {
             objects.gateways.iter().filter(|gateway| gateway.is_waypoint(&objects.gateway_classes));
         let waypoint = |gateway: &'o Gateway| {
             let is_ready = is_ready(gateway, objects) || settings.bound.contains(&gateway.key());
-            let address = is_ready.then(|| address(gateway, objects, settings));
+            let address = is_ready.then(|| address(gateway, settings));
             (gateway.key(), Waypoint { gateway, serves: gateway.serves(&objects.gateway_classes), address })
         };
         Self { of: gateways.map(waypoint).collect(), objects, settings }
@@ -294,13 +294,11 @@ fn is_ready(gateway: &Gateway, objects: &Objects) -> bool {
 }
 
 /// Its status comes first, then its spec, then the Service of its name. A host name comes before addresses.
-fn address(gateway: &Gateway, objects: &Objects, settings: &Settings) -> GatewayAddress {
+fn address(gateway: &Gateway, settings: &Settings) -> GatewayAddress {
     let said = if gateway.assigned.is_empty() { &gateway.wanted } else { &gateway.assigned };
     let hostname = said.iter().find(|address| matches!(address, Address::Hostname(_)));
     let destination = match hostname.or(said.first()) {
-        Some(Address::Hostname(name)) => {
-            GatewayDestination::Hostname(of_name(name, gateway, objects, settings))
-        }
+        Some(Address::Hostname(name)) => GatewayDestination::Hostname(of_name(name, gateway, settings)),
         Some(Address::Ip(ip)) => {
             GatewayDestination::Address { network: Arc::clone(&settings.network), ip: *ip }
         }
@@ -309,11 +307,12 @@ fn address(gateway: &Gateway, objects: &Objects, settings: &Settings) -> Gateway
     GatewayAddress { destination, port: HBONE }
 }
 
-/// The service of this host name; a name that is none's is taken for one of the Gateway's namespace.
-fn of_name(name: &Arc<str>, gateway: &Gateway, objects: &Objects, settings: &Settings) -> ServiceKey {
-    let is_it = |meta: &&Meta| **name == *hostname(&meta.name, &meta.namespace, settings);
-    let namespace = objects.services.iter().map(|service| &service.meta).find(is_it).map(|m| &m.namespace);
-    let namespace = Arc::clone(namespace.unwrap_or(&gateway.meta.namespace));
+/// The service of this host name: its namespace is in the name, or it is the Gateway's.
+fn of_name(name: &Arc<str>, gateway: &Gateway, settings: &Settings) -> ServiceKey {
+    let of_cluster = name.strip_suffix(&format!(".svc.{}", settings.cluster_domain));
+    let namespace =
+        of_cluster.and_then(|rest| rest.split_once('.')).map(|(_, namespace)| Arc::from(namespace));
+    let namespace = namespace.unwrap_or_else(|| Arc::clone(&gateway.meta.namespace));
     ServiceKey { namespace, hostname: Arc::clone(name) }
 }
 

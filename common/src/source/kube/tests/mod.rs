@@ -1,6 +1,7 @@
 //! YAML in, model out, as text that is short enough to read. One module per kind of question.
 
 mod background;
+mod entries;
 mod objects;
 mod policies;
 mod problems;

@@ -80,3 +80,290 @@ fn agents_send_bound_traffic_to_the_waypoint() {
     assert_eq!(waypoint.destination.to_string(), "shop/wp.shop.svc.cluster.local");
     assert_eq!(waypoint.port, 15008);
 }
+
+/// Where connections to `cart` go, as `<waypoint>`, or with several as `<waypoint>*<weight> …`; `-` is directly.
+fn to_cart(model: &Model) -> String {
+    let cart = model.services.iter().find(|service| &*service.name == "cart").unwrap();
+    let shown = |gateway: &crate::model::GatewayAddress| gateway.destination.to_string();
+    if cart.weighted_waypoints.is_empty() {
+        return cart.waypoint.as_ref().map_or("-".into(), |gateway| shown(gateway));
+    }
+    let all = cart.weighted_waypoints.iter();
+    all.map(|w| format!("{}*{}", shown(&w.gateway), w.weight)).collect::<Vec<_>>().join(" ")
+}
+
+const WP: &str = "shop/wp.shop.svc.cluster.local";
+
+fn instance(status: &str) -> String {
+    pod("wp-0", "10.0.9.1", "labels: {gateway.networking.k8s.io/gateway-name: wp}", "", status)
+}
+
+#[test]
+fn a_gateway_is_found_by_its_status_its_spec_or_its_service() {
+    let ip = "status: {addresses: [{type: IPAddress, value: 10.96.0.9}]}";
+    let both = "status: {addresses: [{value: 10.96.0.9}, {type: Hostname, value: w.example}]}";
+    let wanted = "}], addresses: [{value: 10.9.9.9";
+    let service = || service("wp", "").replace("port: 80", "port: 15008");
+    let ready = "conditions: [{type: Ready, status: 'True'}]";
+    for (objects, expected) in [
+        (gateway("", "", ip), "/10.96.0.9"),
+        (gateway("", "", both), "shop/w.example"),
+        (gateway("", "", READY), WP),
+        (gateway("", wanted, ""), "/10.9.9.9"),
+        (gateway("", wanted, ip), "/10.96.0.9"),
+        (gateway("", "", "") + &service() + &instance(ready), WP),
+        // Of its own instances one must have been ready.
+        (gateway("", "", "") + &service(), "-"),
+        (gateway("", "", "") + &service() + &instance("conditions: []"), "-"),
+        (gateway("", wanted, "") + &instance("conditions: []"), "-"),
+    ] {
+        let model = model(&(objects.clone() + &self::service("cart", USES)));
+        assert_eq!(to_cart(&model), expected, "{objects}");
+    }
+}
+
+#[test]
+fn once_ready_it_is_bound_and_otherwise_only_the_strict_setting_waits_for_it() {
+    let text = gateway("", "", "") + &service("cart", USES);
+    let never = translated(&text, &Settings::default());
+    assert_eq!(to_cart(&never.model), "-");
+    assert_eq!(never.bound, [].into());
+    assert_eq!(
+        lines(&never.warnings),
+        [
+            "a.yaml:6: Service shop/cart: metadata.labels: shop/wp: it was never ready; connections to it pass the waypoint \
+          by; the strict setting refuses them"
+        ]
+    );
+    let strict = Settings { policy_strict: true, ..Settings::default() };
+    assert_eq!(to_cart(&translated(&text, &strict).model), WP);
+    let was = Settings { bound: [key()].into(), ..Settings::default() };
+    let again = translated(&text, &was);
+    assert_eq!((to_cart(&again.model).as_str(), again.warnings.len()), (WP, 0));
+    assert_eq!(again.bound, [key()].into());
+    // A Gateway that is deleted is forgotten, as Istio has it.
+    let gone = translated(&service("cart", USES), &was);
+    assert_eq!((to_cart(&gone.model).as_str(), gone.bound.len()), ("-", 0));
+}
+
+#[test]
+fn labels_name_the_waypoint() {
+    let elsewhere = gateway("", ", allowedRoutes: {namespaces: {from: All}}", READY)
+        .replace("name: wp, namespace: shop", "name: far, namespace: infra");
+    let namespace = |labels: &str| {
+        format!(
+            "\n---\n{{apiVersion: v1, kind: Namespace, metadata: {{name: shop, labels: {{{labels}}}}}}}\n"
+        )
+    };
+    let here = gateway("", "", READY);
+    let of_namespace = namespace("istio.io/use-waypoint: wp");
+    for (objects, meta, expected, reason) in [
+        (here.clone(), "", "-", ""),
+        (here.clone(), USES, WP, "WaypointAccepted"),
+        (here.clone() + &of_namespace, "", WP, "WaypointAccepted"),
+        (here.clone() + &of_namespace, "labels: {istio.io/use-waypoint: none}", "-", ""),
+        // No way back to the namespace's waypoint.
+        (here.clone() + &of_namespace, "labels: {istio.io/use-waypoint: x}", "-", "WaypointIsNotReady"),
+        (elsewhere.clone(), "labels: {istio.io/use-waypoint: far}", "-", "WaypointIsNotReady"),
+        (
+            elsewhere.clone(),
+            "labels: {istio.io/use-waypoint: far, istio.io/use-waypoint-namespace: infra}",
+            WP,
+            "WaypointAccepted",
+        ),
+        (
+            elsewhere.replace("from: All", "from: Same"),
+            "labels: {istio.io/use-waypoint: far, istio.io/use-waypoint-namespace: infra}",
+            "-",
+            "AttachmentDenied",
+        ),
+        (
+            elsewhere.clone()
+                + &namespace("istio.io/use-waypoint: far, istio.io/use-waypoint-namespace: infra"),
+            "",
+            WP,
+            "WaypointAccepted",
+        ),
+        (
+            gateway("labels: {istio.io/waypoint-for: workload}", "", READY),
+            USES,
+            "-",
+            "UnsupportedTrafficType",
+        ),
+        (gateway("labels: {istio.io/waypoint-for: none}", "", READY), USES, "-", "UnsupportedTrafficType"),
+        (gateway("labels: {istio.io/waypoint-for: all}", "", READY), USES, WP, "WaypointAccepted"),
+        (gateway("labels: {istio.io/waypoint-for: workload}", "", READY) + &of_namespace, "", "-", ""),
+        (here.replace("culvert-waypoint", "istio-waypoint"), USES, WP, "WaypointAccepted"),
+        (here.replace("culvert-waypoint", "istio"), USES, "-", "WaypointIsNotReady"),
+    ] {
+        let text = objects.clone() + &service("cart", meta);
+        let translated = translated(&text, &Settings::default());
+        assert_eq!(to_cart(&translated.model), expected, "{text}");
+        let found = translated.statuses.iter().find(|s| s.kind == "Service" && &*s.name == "cart");
+        assert_eq!(found.map_or("", |status| status.conditions[0].reason), reason, "{text}");
+    }
+}
+
+#[test]
+fn allowed_routes_look_at_the_labels_of_a_namespace() {
+    for (selector, is_allowed) in [
+        ("matchLabels: {team: a}", true),
+        ("matchLabels: {team: b}", false),
+        ("matchExpressions: [{key: team, operator: In, values: [a, b]}]", true),
+        ("matchExpressions: [{key: team, operator: NotIn, values: [a, b]}]", false),
+        ("matchExpressions: [{key: team, operator: Exists}]", true),
+        ("matchExpressions: [{key: team, operator: DoesNotExist}]", false),
+        ("matchLabels: {team: a}, matchExpressions: [{key: x, operator: DoesNotExist}]", true),
+    ] {
+        let far = format!(", allowedRoutes: {{namespaces: {{from: Selector, selector: {{{selector}}}}}}}");
+        let text = gateway("", &far, READY).replace("namespace: shop", "namespace: infra")
+            + "\n---\n{apiVersion: v1, kind: Namespace, metadata: {name: shop, labels: {team: a}}}"
+            + &service("cart", "labels: {istio.io/use-waypoint: wp, istio.io/use-waypoint-namespace: infra}");
+        assert_eq!(to_cart(&model(&text)) != "-", is_allowed, "{selector}");
+    }
+}
+
+#[test]
+fn classes_may_say_what_their_gateways_are_and_serve() {
+    let class = |controller: &str, label: &str| {
+        format!(
+            "\n---\n{{apiVersion: gateway.networking.k8s.io/v1, kind: GatewayClass, metadata: {{name: own, labels: \
+             {{{label}}}}}, spec: {{controllerName: {controller}}}}}\n"
+        )
+    };
+    let text = |class: &str| {
+        gateway("", "", READY).replace("culvert-waypoint", "own") + class + &service("cart", USES)
+    };
+    assert_eq!(to_cart(&model(&text(""))), "-");
+    assert_eq!(to_cart(&model(&text(&class("istio.io/mesh-controller", "")))), WP);
+    assert_eq!(to_cart(&model(&text(&class("culvert.dev/waypoint-controller", "")))), WP);
+    assert_eq!(to_cart(&model(&text(&class("istio.io/gateway-controller", "")))), "-");
+    let workloads = class("istio.io/mesh-controller", "istio.io/waypoint-for: workload");
+    assert_eq!(to_cart(&model(&text(&workloads))), "-");
+}
+
+#[test]
+fn a_canary_has_its_share() {
+    let canary = |status: &str| gateway("", "", status).replace("name: wp", "name: next");
+    let ready = "status: {addresses: [{type: Hostname, value: next.example}]}";
+    let meta = |weight: &str| {
+        format!(
+            "labels: {{istio.io/use-waypoint: wp, istio.io/use-waypoint-canary: next}}, annotations: \
+             {{istio.io/use-waypoint-canary-weight: '{weight}'}}"
+        )
+    };
+    let same = "labels: {istio.io/use-waypoint: wp, istio.io/use-waypoint-canary: wp}";
+    let both = |weight: u32| format!("{WP}*{} shop/next.example*{weight}", 100 - weight);
+    for (objects, meta, expected, reason) in [
+        (canary(ready), meta("10"), both(10), "WaypointAccepted"),
+        (canary(ready), meta("100"), both(100), "WaypointAccepted"),
+        (canary(ready), meta("1").replace("-weight", "-other"), both(0), "WaypointAccepted"),
+        (canary(""), meta("10"), WP.to_owned(), "WaypointAccepted"),
+        (String::new(), meta("10"), WP.to_owned(), "WaypointAccepted"),
+        (canary(ready), meta("101"), WP.to_owned(), "CanaryInvalidWeight"),
+        (canary(ready), meta("ten"), WP.to_owned(), "CanaryInvalidWeight"),
+        (String::new(), same.to_owned(), WP.to_owned(), "CanarySameAsPrimary"),
+    ] {
+        let text = gateway("", "", READY) + &objects + &service("cart", &meta);
+        let translated = translated(&text, &Settings::default());
+        assert_eq!(to_cart(&translated.model), expected, "{meta}");
+        assert_eq!(translated.statuses[0].conditions[0].reason, reason, "{meta}");
+    }
+    // Both know the service's policies and routes, also before the canary is ready.
+    let text = gateway("", "", READY) + &canary("") + &service("cart", &meta("10"));
+    let next = GatewayKey { namespace: "shop".into(), name: "next".into() };
+    let document = [Document { file: "a.yaml", text: &text }];
+    let of_canary = translate_waypoint(&document, &Settings::default(), &next).unwrap();
+    assert_eq!((of_canary.waypoint.services.len(), for_waypoint(&text).waypoint.services.len()), (1, 1));
+}
+
+#[test]
+fn workloads_have_waypoints_of_their_own() {
+    let to_pod = |text: &str| {
+        let model = model(text);
+        let workload = model.workloads.iter().find(|w| &*w.name == "cart-0").unwrap().clone();
+        workload.waypoint.map_or("-".into(), |gateway| gateway.destination.to_string())
+    };
+    let labelled = pod("cart-0", "10.0.0.1", USES, "", "");
+    let plain = pod("cart-0", "10.0.0.1", "", "", "");
+    let namespace = "\n---\n{apiVersion: v1, kind: Namespace, metadata: {name: shop, labels: {istio.io/use-waypoint: wp}}}";
+    let of = |serves: &str| gateway(&format!("labels: {{istio.io/waypoint-for: {serves}}}"), "", READY);
+    assert_eq!(to_pod(&(of("all") + &labelled)), WP);
+    assert_eq!(to_pod(&(of("workload") + &labelled)), WP);
+    assert_eq!(to_pod(&(of("service") + &labelled)), "-");
+    assert_eq!(to_pod(&(of("workload") + &plain + namespace)), WP);
+    assert_eq!(to_pod(&(of("service") + &plain + namespace)), "-");
+    let said = warnings(&(of("service") + &plain + namespace));
+    assert_eq!(said, Vec::<String>::new(), "a namespace's waypoint is mostly for its services");
+    let entry = "\n---\n{apiVersion: networking.istio.io/v1, kind: WorkloadEntry, metadata: {name: cart-0, namespace: shop, \
+                 labels: {istio.io/use-waypoint: wp}}, spec: {address: 10.0.0.1}}";
+    assert_eq!(to_pod(&(of("all") + entry)), WP);
+}
+
+#[test]
+fn a_waypoint_is_never_captured_and_never_behind_a_waypoint() {
+    let namespace = "\n---\n{apiVersion: v1, kind: Namespace, metadata: {name: shop, labels: {istio.io/dataplane-mode: \
+                     ambient, istio.io/use-waypoint: wp}}}";
+    let text = gateway("labels: {istio.io/waypoint-for: all}", "", READY)
+        + namespace
+        + &pod("wp-0", "10.0.9.1", "labels: {gateway.networking.k8s.io/gateway-name: wp}", "", "")
+        + &pod("other-0", "10.0.9.2", "labels: {gateway.networking.k8s.io/gateway-name: ingress}", "", "")
+        + &service("wp", "");
+    let model = model(&text);
+    let of = |name: &str| model.workloads.iter().find(|w| &*w.name == name).unwrap();
+    let instance = of("wp-0");
+    assert!(instance.native_tunnel && instance.waypoint.is_none());
+    assert_eq!(instance.enrolment, crate::model::Enrolment::Exempt);
+    assert!(!of("other-0").native_tunnel && of("other-0").waypoint.is_some());
+    let service = model.services.iter().find(|service| &*service.name == "wp").unwrap();
+    assert!(service.waypoint.is_none());
+    assert!(model.pods.iter().all(|pod| &*pod.name != "wp-0"));
+    assert_eq!(
+        model.background.not_captured[&instance.uid].to_string(),
+        "it is a waypoint itself, which ends tunnels and begins its own"
+    );
+}
+
+#[test]
+fn a_gateway_that_cannot_be_served_as_written_is_said() {
+    let text = gateway("annotations: {ambient.istio.io/waypoint-inbound-binding: PROXY}", "", "");
+    let document = [Document { file: "a.yaml", text: &text }];
+    let problems = lines(&translate_waypoint(&document, &Settings::default(), &key()).unwrap_err());
+    assert!(problems[0].contains("waypoint-inbound-binding is not supported"), "{problems:?}");
+    let odd = gateway("", "", "").replace("port: 15008", "port: 80");
+    let translated = for_waypoint(&odd);
+    assert!(lines(&translated.warnings)[0].contains("expected a single listener on 15008"));
+    let reasons: Vec<_> = translated.statuses.iter().map(|s| s.conditions[0].reason).collect();
+    assert_eq!(reasons, ["Accepted", "UnsupportedProtocol"]);
+    for (gateway, expected) in [
+        (
+            gateway("labels: {istio.io/waypoint-for: everything}", "", ""),
+            "allowed: service, workload, all, none",
+        ),
+        (gateway("", ", allowedRoutes: {namespaces: {from: Some}}", ""), "allowed: Same, All, Selector"),
+        (gateway("", "", "status: {addresses: [{type: Named, value: x}]}"), "allowed: IPAddress, Hostname"),
+        (gateway("", "", "status: {addresses: [{value: x}]}"), "allowed: an IP address"),
+        (
+            gateway("annotations: {ambient.istio.io/xfcc-include-client-identity: x}", "", ""),
+            "\"true\", \"false\"",
+        ),
+    ] {
+        assert!(super::problems(&gateway)[0].contains(expected), "{expected}");
+    }
+    let forwards = gateway("annotations: {ambient.istio.io/xfcc-include-client-identity: 'true'}", "", "");
+    assert!(for_waypoint(&forwards).waypoint.forwards_identity);
+}
+
+#[test]
+fn node_agents_pass_over_what_only_waypoints_act_on() {
+    for (kind, version) in [
+        ("VirtualService", "networking.istio.io/v1"),
+        ("DestinationRule", "networking.istio.io/v1beta1"),
+        ("HTTPRoute", "gateway.networking.k8s.io/v1"),
+        ("GRPCRoute", "gateway.networking.k8s.io/v1"),
+    ] {
+        let text =
+            format!("{{apiVersion: {version}, kind: {kind}, metadata: {{name: a}}, spec: {{any: thing}}}}");
+        assert_eq!(warnings(&text), Vec::<String>::new(), "{kind}");
+    }
+}
