@@ -16,6 +16,8 @@ mod dns;
 mod guard;
 #[path = "../fuzz/laws/netlink.rs"]
 mod netlink;
+#[path = "../fuzz/laws/request.rs"]
+mod request;
 #[path = "../fuzz/laws/zds.rs"]
 mod zds;
 
@@ -102,4 +104,9 @@ fn answers_of_a_certificate_authority() {
 #[test]
 fn files_of_revocation_lists() {
     run("crl", crl::lists);
+}
+
+#[test]
+fn heads_of_requests() {
+    run("request", request::head);
 }

@@ -98,6 +98,9 @@ pub struct Ask<'a> {
     pub now: Instant,
 }
 
+/// Whether an endpoint was tried for the same request.
+pub type Avoid<'a, T> = dyn Fn(&T) -> bool + 'a;
+
 /// No endpoint can take a request: 503 with the flag `UH`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("no healthy upstream: {ready} endpoints are ready, {ejected} of them are ejected")]
@@ -144,11 +147,7 @@ impl<T: AsRef<Host>> Endpoints<T> {
     /// One for a request, or for another try: then `avoid` says which were tried, and these come only if no other can.
     ///
     /// **Errors**: none is healthy.
-    pub fn pick(
-        &self,
-        ask: &Ask<'_>,
-        avoid: Option<&dyn Fn(&T) -> bool>,
-    ) -> Result<Picked<'_, T>, NoEndpoint> {
+    pub fn pick(&self, ask: &Ask<'_>, avoid: Option<&Avoid<'_, T>>) -> Result<Picked<'_, T>, NoEndpoint> {
         if ask.balance == Balance::Passthrough {
             return Ok(Picked::AsAsked);
         }
@@ -273,3 +272,6 @@ fn turn(weights: &[u32]) -> Box<[u32]> {
 fn gcd(a: u32, b: u32) -> u32 {
     if b == 0 { a } else { gcd(b, a % b) }
 }
+
+#[cfg(test)]
+mod tests;

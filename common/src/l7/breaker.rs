@@ -86,3 +86,71 @@ impl Drop for Permit {
         self.breaker.of(self.kind).fetch_sub(1, Relaxed);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::l7::fixtures::cluster;
+    use crate::model::l7::{ConnectionPool, RetryBudget};
+
+    #[test]
+    fn each_kind_has_its_limit_and_a_dropped_permit_is_free_again() {
+        let pool = ConnectionPool {
+            max_connections: 1,
+            max_pending: 2,
+            max_requests: 3,
+            max_retries: 0,
+            ..ConnectionPool::default()
+        };
+        let cluster = Cluster { pool, ..cluster() };
+        let breaker = Arc::new(Breaker::default());
+        for (kind, limit) in
+            [(Kind::Connections, 1), (Kind::Pending, 2), (Kind::Requests, 3), (Kind::Retries, 0)]
+        {
+            let mut permits: Vec<Permit> = (0..limit).filter_map(|_| breaker.take(kind, &cluster)).collect();
+            assert_eq!((permits.len(), breaker.count(kind)), (limit, u32::try_from(limit).unwrap()));
+            assert!(breaker.take(kind, &cluster).is_none(), "{kind:?}");
+            if permits.pop().is_some() {
+                assert!(breaker.take(kind, &cluster).is_some(), "{kind:?}: one is free");
+            }
+        }
+        assert_eq!(breaker.count(Kind::Requests), 0);
+        let anyway = [breaker.take_anyway(Kind::Connections), breaker.take_anyway(Kind::Connections)];
+        assert_eq!(breaker.count(Kind::Connections), 2);
+        drop(anyway);
+        assert!(breaker.take(Kind::Connections, &cluster).is_some());
+    }
+
+    #[test]
+    fn a_budget_takes_the_place_of_the_limit_of_retries() {
+        let budget = RetryBudget { percent: 50.0, min_concurrency: 1 };
+        let cluster = Cluster { retry_budget: Some(budget), ..cluster() };
+        let breaker = Arc::new(Breaker::default());
+        let first = breaker.take(Kind::Retries, &cluster);
+        assert!(first.is_some() && breaker.take(Kind::Retries, &cluster).is_none());
+        let _under_way: Vec<Permit> = (0..3)
+            .flat_map(|_| [breaker.take(Kind::Requests, &cluster), breaker.take(Kind::Pending, &cluster)])
+            .flatten()
+            .collect();
+        assert_eq!(breaker.limit(Kind::Retries, &cluster), 3);
+        assert!(breaker.take(Kind::Retries, &cluster).is_some());
+    }
+
+    #[test]
+    fn threads_together_take_no_more_than_there_are() {
+        let pool = ConnectionPool { max_requests: 5, ..ConnectionPool::default() };
+        let (breaker, cluster) = (Arc::new(Breaker::default()), Cluster { pool, ..cluster() });
+        let taken: usize = std::thread::scope(|scope| {
+            let take = || {
+                let permits =
+                    (0..100).filter_map(|_| breaker.take(Kind::Requests, &cluster)).collect::<Vec<_>>();
+                let count = permits.len();
+                std::mem::forget(permits);
+                count
+            };
+            let threads: Vec<_> = (0..4).map(|_| scope.spawn(take)).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+        });
+        assert_eq!((taken, breaker.count(Kind::Requests)), (5, 5));
+    }
+}

@@ -38,7 +38,7 @@ pub fn check<'a>(cors: &Cors, facts: &Facts<'a>) -> Origin<'a> {
     }
 }
 
-/// Headers of the answer to a preflight; that of a foreign origin says all but that it may ask.
+/// Headers of the answer to a preflight; that of a foreign origin does not say that it may ask.
 pub fn preflight(cors: &Cors, origin: Option<&HeaderValue>) -> HeaderMap {
     let mut headers = HeaderMap::with_capacity(8);
     let max_age = cors.max_age.map(|age| HeaderValue::from(age.as_secs()));
@@ -48,6 +48,7 @@ pub fn preflight(cors: &Cors, origin: Option<&HeaderValue>) -> HeaderMap {
         (ACCESS_CONTROL_ALLOW_METHODS, cors.methods.clone()),
         (ACCESS_CONTROL_ALLOW_HEADERS, cors.headers.clone()),
         (ACCESS_CONTROL_MAX_AGE, max_age),
+        (ACCESS_CONTROL_EXPOSE_HEADERS, origin.and(cors.expose.clone())),
     ];
     headers.extend(said.into_iter().filter_map(|(name, value)| Some((name, value?))));
     headers
@@ -66,4 +67,108 @@ pub fn allow(cors: &Cors, origin: &HeaderValue, headers: &mut HeaderMap) {
 
 fn credentials(cors: &Cors) -> Option<HeaderValue> {
     cors.credentials.then(|| HeaderValue::from_static("true"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::l7::fixtures::{asked, lines};
+    use crate::model::l7::{Pattern, TextMatch};
+
+    fn policy() -> Cors {
+        Cors {
+            origins: vec![TextMatch::Exact("http://ok".into())],
+            methods: Some(HeaderValue::from_static("GET")),
+            headers: Some(HeaderValue::from_static("ah")),
+            expose: Some(HeaderValue::from_static("eh")),
+            max_age: Some(Duration::from_secs(7)),
+            credentials: true,
+            unmatched: UnmatchedPreflight::Answer,
+        }
+    }
+
+    /// What Envoy 1.40 answers.
+    #[test]
+    fn preflights_are_answered() {
+        let preflight_from = |origin: &str| {
+            asked("OPTIONS /").with(&format!("origin: {origin}")).with("access-control-request-method: GET")
+        };
+        let request = preflight_from("http://ok");
+        let Origin::Preflight(Some(origin)) = check(&policy(), &request.facts()) else { panic!() };
+        let want = [
+            "access-control-allow-credentials: true",
+            "access-control-allow-headers: ah",
+            "access-control-allow-methods: GET",
+            "access-control-allow-origin: http://ok",
+            "access-control-expose-headers: eh",
+            "access-control-max-age: 7",
+        ];
+        assert_eq!(lines(&preflight(&policy(), Some(origin))), want);
+
+        let request = preflight_from("http://no");
+        assert!(matches!(check(&policy(), &request.facts()), Origin::Preflight(None)));
+        let want = [
+            "access-control-allow-credentials: true",
+            "access-control-allow-headers: ah",
+            "access-control-allow-methods: GET",
+            "access-control-max-age: 7",
+        ];
+        assert_eq!(lines(&preflight(&policy(), None)), want);
+        let forward = Cors { unmatched: UnmatchedPreflight::Forward, ..policy() };
+        assert!(matches!(check(&forward, &request.facts()), Origin::None));
+        let request = preflight_from("http://ok");
+        assert!(matches!(check(&forward, &request.facts()), Origin::Preflight(Some(_))));
+    }
+
+    #[test]
+    fn answers_to_an_origin_that_may_ask_say_so() {
+        let request = asked("GET /").with("origin: http://ok");
+        let Origin::Allowed(origin) = check(&policy(), &request.facts()) else { panic!() };
+        let mut answer = HeaderMap::new();
+        answer.insert(ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("upstream"));
+        allow(&policy(), origin, &mut answer);
+        let want = [
+            "access-control-allow-credentials: true",
+            "access-control-allow-origin: http://ok",
+            "access-control-expose-headers: eh",
+        ];
+        assert_eq!(lines(&answer), want);
+        let bare = Cors { expose: None, credentials: false, ..policy() };
+        let mut answer = HeaderMap::new();
+        allow(&bare, origin, &mut answer);
+        assert_eq!(lines(&answer), ["access-control-allow-origin: http://ok"]);
+    }
+
+    #[test]
+    fn what_asks_for_nothing_gets_nothing() {
+        for request in [
+            asked("GET /"),
+            asked("GET /").with("origin:"),
+            asked("GET /").with("origin: http://no"),
+            asked("OPTIONS /").with("access-control-request-method: GET"),
+        ] {
+            assert!(matches!(check(&policy(), &request.facts()), Origin::None), "{:?}", request.headers);
+        }
+        let options = asked("OPTIONS /").with("origin: http://ok");
+        assert!(
+            matches!(check(&policy(), &options.facts()), Origin::Allowed(_)),
+            "no preflight without a method"
+        );
+    }
+
+    #[test]
+    fn origins_are_texts_patterns_or_any() {
+        let request = asked("GET /").with("origin: https://a.example.com");
+        for (origin, want) in [
+            (TextMatch::Exact("*".into()), true),
+            (TextMatch::Prefix("https://a.".into()), true),
+            (TextMatch::Regex(Pattern::new(r"https://.*\.example\.com").unwrap()), true),
+            (TextMatch::Exact("https://example.com".into()), false),
+        ] {
+            let policy = Cors { origins: vec![origin], ..policy() };
+            assert_eq!(matches!(check(&policy, &request.facts()), Origin::Allowed(_)), want, "{policy:?}");
+        }
+    }
 }

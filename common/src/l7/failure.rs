@@ -101,6 +101,8 @@ pub enum Failure {
     NoHost,
     /// The head is no HTTP, or says two things.
     BadRequest,
+    /// `Connection` names what is not its to name.
+    BadConnection,
     /// A transfer coding that is not known.
     BadCoding,
     /// Headers are too many or too long.
@@ -156,6 +158,9 @@ impl Failure {
             Self::LowVersion => row(426, "", "low_version", None),
             Self::NoHost => row(400, "", "missing_host_header", None),
             Self::BadRequest => row(400, "Bad Request", "http1.codec_error", Some(F::DownstreamProtocol)),
+            Self::BadConnection => {
+                row(400, "Bad Request", "http1.connection_header_rejected", Some(F::DownstreamProtocol))
+            }
             Self::BadCoding => {
                 row(501, "Not Implemented", "http1.invalid_transfer_encoding", Some(F::DownstreamProtocol))
             }
@@ -195,5 +200,106 @@ fn reset(reason: Reset, retried: bool, transport: &str) -> FailureReply {
         .into(),
         details: details.replace(' ', "_").into(),
         flag: Some(reason.flag()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Status, flag, details and body.
+    const TABLE: &str = "\
+403 - rbac_access_denied_matched_policy[ns[a]-policy[b]-rule[0]]: RBAC: access denied
+404 NR route_not_found:
+503 NC cluster_not_found:
+503 NC cluster_not_found:
+500 - direct_response:
+503 NC cluster_refused:
+503 UH no_healthy_upstream: no healthy upstream
+504 UT response_timeout: upstream request timeout
+504 UT upstream_per_try_timeout: upstream request timeout
+418 FI fault_filter_abort: fault filter abort
+507 - request_payload_exceeded_retry_buffer_limit: exceeded request buffer limit while retrying upstream
+403 - upgrade_failed:
+400 - path_normalization_failed:
+404 - absolute_path_rejected:
+426 - low_version:
+400 - missing_host_header:
+400 DPE http1.codec_error: Bad Request
+400 DPE http1.connection_header_rejected: Bad Request
+501 DPE http1.invalid_transfer_encoding: Not Implemented
+431 DPE http1.headers_too_large: Request Header Fields Too Large
+408 SI stream_idle_timeout: stream timeout
+503 OM overload_manager_active: overloaded
+";
+
+    #[test]
+    fn each_failure_has_its_status_body_details_and_flag() {
+        let all = [
+            Failure::Denied("ns[a]-policy[b]-rule[0]".into()),
+            Failure::NoRoute,
+            Failure::NoCluster,
+            Failure::InvalidBackend(StatusCode::SERVICE_UNAVAILABLE),
+            Failure::InvalidBackend(StatusCode::INTERNAL_SERVER_ERROR),
+            Failure::Refused,
+            Failure::NoHealthyUpstream,
+            Failure::Timeout,
+            Failure::PerTryTimeout,
+            Failure::Abort(StatusCode::IM_A_TEAPOT),
+            Failure::RetryBufferFull,
+            Failure::UpgradeRefused,
+            Failure::BadPath,
+            Failure::NotAPath,
+            Failure::LowVersion,
+            Failure::NoHost,
+            Failure::BadRequest,
+            Failure::BadConnection,
+            Failure::BadCoding,
+            Failure::HeadersTooLarge,
+            Failure::Idle(StatusCode::REQUEST_TIMEOUT),
+            Failure::Overloaded,
+        ];
+        let line = |failure: &Failure| {
+            let FailureReply { status, body, details, flag } = failure.reply();
+            let flag = flag.map_or("-", |flag| flag.as_str());
+            format!("{} {flag} {details}: {body}", status.as_u16()).trim_end().to_owned() + "\n"
+        };
+        assert_eq!(all.iter().map(line).collect::<String>(), TABLE);
+    }
+
+    #[test]
+    fn each_reset_says_what_it_was() {
+        for (reason, status, flag, words) in [
+            (Reset::ConnectionFailure, 503, Flag::UpstreamConnectionFailure, "remote connection failure"),
+            (Reset::ConnectionTimeout, 503, Flag::UpstreamConnectionFailure, "connection timeout"),
+            (Reset::ConnectionTermination, 503, Flag::UpstreamTermination, "connection termination"),
+            (Reset::RefusedStream, 503, Flag::UpstreamReset, "remote refused stream reset"),
+            (Reset::RemoteReset, 503, Flag::UpstreamReset, "remote reset"),
+            (Reset::LocalReset, 503, Flag::LocalReset, "local reset"),
+            (Reset::Overflow, 503, Flag::UpstreamOverflow, "overflow"),
+            (Reset::ProtocolError, 502, Flag::UpstreamProtocol, "protocol error"),
+        ] {
+            let reply = Failure::Reset { reason, retried: false, transport: "".into() }.reply();
+            assert_eq!((reply.status.as_u16(), reply.flag), (status, Some(flag)));
+            let want =
+                format!("upstream connect error or disconnect/reset before headers. reset reason: {words}");
+            assert_eq!(reply.body, want);
+            let details = format!("upstream_reset_before_response_started{{{}}}", words.replace(' ', "_"));
+            assert_eq!(reply.details, details);
+        }
+        let retried = Failure::Reset {
+            reason: Reset::ConnectionFailure,
+            retried: true,
+            transport: "delayed connect error: Connection refused".into(),
+        };
+        assert_eq!(
+            retried.reply().body,
+            "upstream connect error or disconnect/reset before headers. retried and the latest reset reason: remote \
+             connection failure, transport failure reason: delayed connect error: Connection refused"
+        );
+        assert_eq!(
+            retried.reply().details,
+            "upstream_reset_before_response_started{remote_connection_failure|delayed_connect_error:_Connection_refused}"
+        );
     }
 }

@@ -136,3 +136,32 @@ impl fmt::Display for Flags {
         raised.try_for_each(|flag| write!(f, ",{}", flag.as_str()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_are_told_in_the_order_in_which_they_were_raised() {
+        let mut flags = Flags::default();
+        assert_eq!((flags.to_string().as_str(), flags.is_empty()), ("-", true));
+        for flag in [Flag::RetryLimit, Flag::UpstreamConnectionFailure, Flag::RetryLimit] {
+            flags.raise(flag);
+        }
+        assert_eq!(flags.to_string(), "URX,UF");
+        assert!(flags.has(Flag::RetryLimit) && !flags.has(Flag::NoRoute));
+        for flag in [Flag::DelayInjected, Flag::FaultInjected, Flag::NoRoute] {
+            flags.raise(flag);
+        }
+        assert_eq!(flags.to_string(), "URX,UF,DI,FI", "no more than four");
+        assert_eq!(Flags::from(Flag::NoRoute).to_string(), "NR");
+    }
+
+    #[test]
+    fn each_flag_has_a_text_of_its_own() {
+        for (index, flag) in Flag::ALL.into_iter().enumerate() {
+            assert_eq!(flag as usize, index);
+            assert_eq!(Flag::ALL.iter().filter(|other| other.as_str() == flag.as_str()).count(), 1);
+        }
+    }
+}

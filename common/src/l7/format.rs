@@ -272,3 +272,89 @@ fn time(at: SystemTime, format: &str) -> String {
     }
     out
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::l7::fixtures::asked;
+
+    fn value(text: &str) -> HeaderValue {
+        HeaderValue::from_str(text).unwrap()
+    }
+
+    fn made_of(text: &str) -> Option<String> {
+        let mut request = asked("POST /x?y").with("x-user: alice").with("x-user: bob").host("h:8080");
+        request.server_name = Some("tls.name".into());
+        let mut answer = HeaderMap::new();
+        answer.insert("server", HeaderValue::from_static("app"));
+        let facts = request.facts();
+        let values = Values {
+            facts: &facts,
+            protocol: "HTTP/2",
+            started: SystemTime::UNIX_EPOCH + Duration::new(1_795_313_678, 639_000_001),
+            route: "shop.vs",
+            upstream: Some("[2001:db8::1]:8080".parse().unwrap()),
+            response: Some((StatusCode::IM_A_TEAPOT, &answer)),
+        };
+        check(&value(text)).unwrap();
+        made(&value(text), &values).map(|value| value.to_str().unwrap().to_owned())
+    }
+
+    #[test]
+    fn substitutions_say_what_they_name() {
+        for (text, want) in [
+            ("%REQ(X-User)%", "alice"),
+            ("%REQ(x-none?X-USER)%", "alice"),
+            ("%REQ(x-user):3%", "ali"),
+            ("%REQ(x-user):99%", "alice"),
+            (
+                "%REQ(:METHOD)% %REQ(:PATH)% %REQ(:AUTHORITY)% %REQ(:SCHEME)% %REQ(Host)%",
+                "POST /x?y h:8080 http h:8080",
+            ),
+            ("%RESP(Server)%", "app"),
+            ("%RESPONSE_CODE%", "418"),
+            ("%PROTOCOL%", "HTTP/2"),
+            ("%ROUTE_NAME%", "shop.vs"),
+            ("%REQUESTED_SERVER_NAME%", "tls.name"),
+            ("%DOWNSTREAM_REMOTE_ADDRESS%", "10.0.0.1:4000"),
+            ("%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%", "10.0.0.1"),
+            ("%DOWNSTREAM_REMOTE_PORT%", "4000"),
+            ("%DOWNSTREAM_DIRECT_REMOTE_ADDRESS%", "10.0.0.1:4000"),
+            ("%DOWNSTREAM_LOCAL_ADDRESS%", "10.96.0.1:80"),
+            ("%DOWNSTREAM_LOCAL_PORT%", "80"),
+            ("%DOWNSTREAM_PEER_URI_SAN%", "spiffe://cluster.local/ns/shop/sa/client"),
+            ("%UPSTREAM_HOST% %UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%", "[2001:db8::1]:8080 2001:db8::1"),
+            ("%START_TIME%", "2026-11-22T02:14:38.639Z"),
+            ("%START_TIME(%s)%", "1795313678"),
+            ("%START_TIME(%Y/%m/%d %H:%M:%S.%6f|%9f %q %)%", "2026/11/22 02:14:38.639000|639000001 %q %"),
+            ("100%%", "100%"),
+            ("%%REQ(x)%%", "%REQ(x)%"),
+            ("a%REQ(x-none)%b", "ab"),
+        ] {
+            assert_eq!(made_of(text).as_deref(), Some(want), "{text}");
+        }
+        assert_eq!(made_of("%REQ(x-none)%"), None, "nothing is no value");
+        assert!(!is_made(&value("plain")) && is_made(&value("%%")));
+    }
+
+    #[test]
+    fn what_is_not_known_is_refused_where_it_is_read() {
+        for text in ["50%", "%REQ(x", "%REQ(x)", "a %PROTOCOL", "%"] {
+            assert!(matches!(check(&value(text)), Err(BadSubstitution::Open(_))), "{text}");
+        }
+        for text in [
+            "%NONE%",
+            "%REQ%",
+            "%REQ()%",
+            "%PROTOCOL(x)%",
+            "%req(x)%",
+            "%REQ(x)3%",
+            "%REQ(x):a%",
+            "%UPSTREAM_METADATA(x)%",
+        ] {
+            assert!(matches!(check(&value(text)), Err(BadSubstitution::Unknown(_))), "{text}");
+        }
+        let error = check(&value("%HOSTNAME%")).unwrap_err().to_string();
+        assert!(error.starts_with("%HOSTNAME%% is not known here") || error.contains("HOSTNAME"), "{error}");
+    }
+}

@@ -5,7 +5,7 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use http::header::{CONNECTION, HeaderName, REFERER, SERVER, TE, TRANSFER_ENCODING, UPGRADE};
+use http::header::{CONNECTION, CONTENT_LENGTH, HeaderName, REFERER, SERVER, TE, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderMap, HeaderValue};
 
 use crate::types::{SpiffeId, push_hex};
@@ -21,7 +21,7 @@ pub enum Switch {
 
 /// `Connection` names what is not its to name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("Connection lists {0}, which is not for one hop; is the request forged?")]
+#[error("Connection lists {0}; is the request forged?")]
 pub struct BadConnection(&'static str);
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
@@ -33,7 +33,7 @@ const ORIGINAL_PATH: HeaderName = HeaderName::from_static("x-envoy-original-path
 const SERVICE_TIME: HeaderName = HeaderName::from_static("x-envoy-upstream-service-time");
 
 /// Headers that command a proxy: a client may send none of them.
-static COMMANDS: [HeaderName; 15] = [
+static COMMANDS: [HeaderName; 16] = [
     HeaderName::from_static("x-envoy-expected-rq-timeout-ms"),
     HeaderName::from_static("x-envoy-force-trace"),
     HeaderName::from_static("x-envoy-hedge-on-per-try-timeout"),
@@ -49,17 +49,13 @@ static COMMANDS: [HeaderName; 15] = [
     HeaderName::from_static("x-envoy-upstream-rq-per-try-timeout-ms"),
     HeaderName::from_static("x-envoy-upstream-rq-timeout-alt-response"),
     HeaderName::from_static("x-envoy-upstream-rq-timeout-ms"),
+    HeaderName::from_static("x-envoy-upstream-stream-duration-ms"),
 ];
 
 /// What `Connection` may not name: without these a request means something else.
-const NOT_FOR_ONE_HOP: [&str; 6] = [
-    "host",
-    "x-forwarded-for",
-    "x-forwarded-host",
-    "x-forwarded-proto",
-    "content-length",
-    "transfer-encoding",
-];
+const NOT_FOR_ONE_HOP: [&str; 4] = ["host", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto"];
+/// Names in `Connection` that a request may have.
+const NAMES_MAX: usize = 9;
 
 /// Takes from a request what was meant for this hop, what commands a proxy, and what only a proxy may say.
 ///
@@ -74,7 +70,8 @@ pub fn clean_request(headers: &mut HeaderMap, switch: Switch) -> Result<(), BadC
         has_client_cert |= *name == CLIENT_CERT;
         referers += usize::from(*name == REFERER);
     }
-    remove_hop_by_hop(headers, switch)?;
+    let named = named(headers)?;
+    remove_hop_by_hop(headers, &named, switch);
     if has_envoy {
         COMMANDS.iter().for_each(|name| remove(headers, name));
     }
@@ -90,36 +87,39 @@ pub fn clean_request(headers: &mut HeaderMap, switch: Switch) -> Result<(), BadC
 
 /// Takes from an answer what was meant for this hop.
 pub fn clean_response(headers: &mut HeaderMap, switch: Switch) {
-    // An answer whose Connection names what it should not keeps that; nobody is deceived by it but its own client.
-    let _ = remove_hop_by_hop(headers, switch);
+    // What an answer's Connection should not name stays: only its own client would be deceived.
+    let named = named(headers).unwrap_or_default();
+    remove_hop_by_hop(headers, &named, switch);
 }
 
 fn remove(headers: &mut HeaderMap, name: &HeaderName) {
     while headers.remove(name).is_some() {}
 }
 
-fn remove_hop_by_hop(headers: &mut HeaderMap, switch: Switch) -> Result<(), BadConnection> {
-    let mut named: Vec<HeaderName> = Vec::new();
-    for value in headers.get_all(CONNECTION) {
-        for token in value.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
-            if let Some(name) =
-                NOT_FOR_ONE_HOP.iter().find(|name| token.eq_ignore_ascii_case(name.as_bytes()))
-            {
-                return Err(BadConnection(name));
-            }
-            if token.first() == Some(&b':') {
-                return Err(BadConnection("a pseudo-header"));
-            }
-            // TE, Upgrade and Connection have rules of their own.
-            if let Ok(name) = HeaderName::from_bytes(token)
-                && name != UPGRADE
-                && name != TE
-                && name != CONNECTION
-            {
-                named.push(name);
-            }
+/// Headers that `Connection` names.
+fn named(headers: &HeaderMap) -> Result<Vec<HeaderName>, BadConnection> {
+    let mut named = Vec::new();
+    for (at, token) in headers.get_all(CONNECTION).iter().flat_map(tokens).enumerate() {
+        if let Some(name) = NOT_FOR_ONE_HOP.iter().find(|name| token.eq_ignore_ascii_case(name.as_bytes())) {
+            return Err(BadConnection(name));
+        }
+        if token.first() == Some(&b':') {
+            return Err(BadConnection("a pseudo-header"));
+        }
+        if at >= NAMES_MAX {
+            return Err(BadConnection("too many names"));
+        }
+        // TE and Upgrade have rules of their own; the length is that of what is sent on, whoever says what.
+        if let Ok(name) = HeaderName::from_bytes(token)
+            && ![UPGRADE, TE, CONNECTION, CONTENT_LENGTH].contains(&name)
+        {
+            named.push(name);
         }
     }
+    Ok(named)
+}
+
+fn remove_hop_by_hop(headers: &mut HeaderMap, named: &[HeaderName], switch: Switch) {
     named.iter().for_each(|name| remove(headers, name));
     [KEEP_ALIVE, PROXY_CONNECTION, TRANSFER_ENCODING].iter().for_each(|name| remove(headers, name));
     match switch {
@@ -127,36 +127,37 @@ fn remove_hop_by_hop(headers: &mut HeaderMap, switch: Switch) -> Result<(), BadC
         Switch::Upgrade => drop(headers.insert(CONNECTION, HeaderValue::from_static("upgrade"))),
     }
     if headers.contains_key(TE) {
-        let wants_trailers = headers.get_all(TE).iter().any(|value| {
-            let coding = |part: &[u8]| {
-                part.split(|byte| *byte == b';').next().map(<[u8]>::trim_ascii) == Some(b"trailers")
-            };
-            value.as_bytes().to_ascii_lowercase().split(|byte| *byte == b',').any(coding)
-        });
+        let is_trailers = |token: &[u8]| {
+            let coding = token.split(|byte| *byte == b';').next().unwrap_or_default();
+            coding.trim_ascii().eq_ignore_ascii_case(b"trailers")
+        };
+        let wants_trailers = headers.get_all(TE).iter().flat_map(tokens).any(is_trailers);
         remove(headers, &TE);
         if wants_trailers {
             headers.insert(TE, HeaderValue::from_static("trailers"));
         }
     }
-    Ok(())
+}
+
+fn tokens(value: &HeaderValue) -> impl Iterator<Item = &[u8]> {
+    value.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii)
 }
 
 /// An absolute address without user or fragment, or a relative one without fragment.
 fn is_referer(value: &[u8]) -> bool {
-    let after_scheme = [b"http://".as_slice(), b"https://"].iter().find_map(|scheme| {
-        let (start, rest) = value.split_at_checked(scheme.len())?;
-        start.eq_ignore_ascii_case(scheme).then_some(rest)
-    });
-    let is_text = |part: &[u8]| part.iter().all(|byte| byte.is_ascii_graphic() && *byte != b'#');
-    match after_scheme {
-        Some(rest) => {
+    let is_text =
+        |part: &[u8]| part.iter().all(|byte| byte.is_ascii_graphic() && !b"#\"<>\\^`{|}".contains(byte));
+    let Some(colon) = value.iter().position(|byte| matches!(byte, b':' | b'/')) else {
+        return is_text(value);
+    };
+    let (scheme, rest) = value.split_at(colon);
+    match rest {
+        [b':', b'/', b'/', rest @ ..] if scheme.first().is_some_and(u8::is_ascii_alphabetic) => {
             let host = rest.split(|byte| matches!(byte, b'/' | b'?')).next().unwrap_or_default();
             !host.is_empty() && !host.contains(&b'@') && is_text(rest)
         }
-        None => {
-            let segment = value.split(|byte| *byte == b'/').next().unwrap_or_default();
-            !segment.contains(&b':') && is_text(value)
-        }
+        [b':', ..] => false,
+        _ => is_text(value),
     }
 }
 
@@ -208,4 +209,139 @@ pub fn add_service_time(headers: &mut HeaderMap, took: Duration) {
 /// Says on every answer what it came through, in place of what the upstream says.
 pub fn add_server(headers: &mut HeaderMap) {
     headers.insert(SERVER, HeaderValue::from_static("istio-envoy"));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::l7::fixtures::{asked, lines};
+
+    fn headers(all: &[&str]) -> HeaderMap {
+        all.iter().fold(asked("GET /"), |request, line| request.with(line)).headers
+    }
+
+    #[track_caller]
+    fn cleaned(all: &[&str], want: &[&str]) {
+        let mut got = headers(all);
+        clean_request(&mut got, Switch::No).unwrap();
+        assert_eq!(lines(&got), want, "{all:?}");
+    }
+
+    #[test]
+    fn what_is_for_one_hop_or_commands_a_proxy_does_not_pass() {
+        cleaned(&["connection: foo, close", "foo: 1", "bar: 2"], &["bar: 2"]);
+        cleaned(&["connection: close", "connection: Foo", "foo: 1", "foo: 2"], &[]);
+        cleaned(&["keep-alive: x", "proxy-connection: x", "transfer-encoding: chunked", "upgrade: h2c"], &[]);
+        cleaned(&["connection: te", "te: gzip;q=1, Trailers"], &["te: trailers"]);
+        cleaned(&["te: gzip"], &[]);
+        cleaned(&["connection: content-length", "content-length: 3"], &["content-length: 3"]);
+        cleaned(&["connection: bad name, cookie", "cookie: a"], &[]);
+        for command in COMMANDS.iter() {
+            cleaned(&[&format!("{command}: 1"), &format!("{command}: 2")], &[]);
+        }
+        assert_eq!(COMMANDS.len(), 16);
+        cleaned(&["x-forwarded-client-cert: By=a", "x-forwarded-client-cert: By=b"], &[]);
+        let kept = [
+            "x-envoy-attempt-count: 7",
+            "x-envoy-decorator-operation: op",
+            "x-envoy-foo: 1",
+            "x-envoy-original-path: /f",
+            "x-forwarded-for: 192.0.2.1",
+            "x-request-id: mine",
+        ];
+        cleaned(&kept, &kept);
+    }
+
+    #[test]
+    fn connection_may_not_name_what_a_request_means() {
+        for value in ["host", "a, X-Forwarded-For", "x-forwarded-proto", ":path", "a,b,c,d,e,f,g,h,i,j"] {
+            let mut got = headers(&[&format!("connection: {value}")]);
+            assert!(clean_request(&mut got, Switch::No).is_err(), "{value}");
+        }
+        let error = clean_request(&mut headers(&["connection: HOST"]), Switch::No).unwrap_err();
+        assert_eq!(error.to_string(), "Connection lists host; is the request forged?");
+        let mut answer = headers(&["connection: host, close", "keep-alive: 5", "x: y"]);
+        clean_response(&mut answer, Switch::No);
+        assert_eq!(lines(&answer), ["x: y"]);
+    }
+
+    #[test]
+    fn an_upgrade_keeps_what_it_needs() {
+        let mut got = headers(&["connection: keep-alive, Upgrade", "upgrade: websocket", "keep-alive: 5"]);
+        clean_request(&mut got, Switch::Upgrade).unwrap();
+        assert_eq!(lines(&got), ["connection: upgrade", "upgrade: websocket"]);
+    }
+
+    /// What Envoy 1.40 passes and drops.
+    #[test]
+    fn a_referer_is_an_address_or_goes() {
+        for referer in ["http://a/b?c", "/rel:x", "ftp://x/y", "a/b:c", "HTTPS://A/b", ""] {
+            let line = format!("referer: {referer}");
+            cleaned(&[&line], &[&line]);
+        }
+        for referer in [
+            "rel:x",
+            "http://a/b#c",
+            "about:blank",
+            "https://u:p@h/",
+            "http://a/ö",
+            "http://",
+            "http://a b/",
+            "a<b",
+        ] {
+            let mut got = HeaderMap::new();
+            got.insert(REFERER, HeaderValue::from_bytes(referer.as_bytes()).unwrap());
+            clean_request(&mut got, Switch::No).unwrap();
+            assert!(got.is_empty(), "{referer}");
+        }
+        cleaned(&["referer: /a", "referer: /b"], &[]);
+    }
+
+    #[test]
+    fn a_request_gets_an_id_and_a_scheme_unless_it_has_them() {
+        let mut got = HeaderMap::new();
+        add_request_headers(&mut got, "http", u128::MAX);
+        assert_eq!(
+            lines(&got),
+            ["x-forwarded-proto: http", "x-request-id: ffffffff-ffff-4fff-bfff-ffffffffffff"]
+        );
+        let mut got = HeaderMap::new();
+        add_request_headers(&mut got, "https", 0x0123_4567_89ab_cdef_0123_4567_89ab_cdef);
+        assert_eq!(
+            lines(&got),
+            ["x-forwarded-proto: https", "x-request-id: 01234567-89ab-4def-8123-456789abcdef"]
+        );
+        let own = ["x-forwarded-proto: ftp", "x-request-id: mine"];
+        let mut got = headers(&own);
+        add_request_headers(&mut got, "http", 1);
+        assert_eq!(lines(&got), own);
+    }
+
+    #[test]
+    fn the_application_is_told_who_the_client_is() {
+        let id = |text: &str| text.parse::<SpiffeId>().unwrap();
+        let own = id("spiffe://td/ns/shop/sa/waypoint");
+        let mut got = HeaderMap::new();
+        add_client_cert(&mut got, &own, &id("spiffe://td/ns/shop/sa/client"));
+        let want =
+            "x-forwarded-client-cert: By=spiffe://td/ns/shop/sa/waypoint;URI=spiffe://td/ns/shop/sa/client";
+        assert_eq!(lines(&got), [want]);
+        let parts = ["spiffe://td/ns/shop/sa/a,By=b", "spiffe://td/ns/shop/sa/a;URI=b"];
+        for peer in parts.into_iter().filter_map(|text| text.parse().ok()) {
+            let mut got = HeaderMap::new();
+            add_client_cert(&mut got, &own, &peer);
+            assert!(lines(&got)[0].ends_with(&format!(";URI=\"{peer}\"")), "{got:?}");
+        }
+    }
+
+    #[test]
+    fn answers_say_what_they_came_through() {
+        let mut got = headers(&["server: app", "connection: close"]);
+        clean_response(&mut got, Switch::No);
+        add_service_time(&mut got, Duration::from_micros(2_900));
+        add_server(&mut got);
+        assert_eq!(lines(&got), ["server: istio-envoy", "x-envoy-upstream-service-time: 2"]);
+        add_original_path(&mut got, "/a?b");
+        assert_eq!(got["x-envoy-original-path"], "/a?b");
+    }
 }

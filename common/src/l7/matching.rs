@@ -18,27 +18,32 @@ pub struct Found<'r> {
 
 /// The first route that matches; none: 404.
 pub fn find<'r>(routes: &'r [Route], facts: &Facts<'_>) -> Option<Found<'r>> {
+    let path = facts.path();
     routes.iter().enumerate().find_map(|(index, route)| {
         if route.matches.is_empty() {
             return Some(Found { route, index, by: None });
         }
-        let by = route.matches.iter().find(|one| is_match(one, facts))?;
+        let by = route.matches.iter().find(|one| holds(one, facts, path))?;
         Some(Found { route, index, by: Some(by) })
     })
 }
 
 /// Whether all parts of a match hold.
 pub fn is_match(one: &RequestMatch, facts: &Facts<'_>) -> bool {
+    holds(one, facts, facts.path())
+}
+
+fn holds(one: &RequestMatch, facts: &Facts<'_>, asked: &str) -> bool {
     // Written out, so that a new field has to be compared.
     let RequestMatch { path, method, scheme, authority, headers, without_headers, query, port } = one;
-    let holds = |test: &Option<TextMatch>, text: &str| {
+    let is = |test: &Option<TextMatch>, text: &str| {
         test.as_ref().is_none_or(|test| test.is_match(text.as_bytes()))
     };
     port.is_none_or(|port| port == facts.port())
-        && holds(method, facts.method.as_str())
-        && holds(scheme, facts.scheme)
-        && holds(authority, facts.authority)
-        && path.as_ref().is_none_or(|path| is_path(path, facts.path()))
+        && is(method, facts.method.as_str())
+        && is(scheme, facts.scheme)
+        && is(authority, facts.authority)
+        && path.as_ref().is_none_or(|path| is_path(path, asked))
         && headers.iter().all(|header| has(header, facts))
         && !without_headers.iter().any(|header| has_or_lacks(header, facts))
         && query.iter().all(|parameter| asks(parameter, facts))
@@ -89,3 +94,6 @@ pub fn pick(backends: &[Weighted], random: u64) -> Option<&Weighted> {
         is_here
     })
 }
+
+#[cfg(test)]
+mod tests;

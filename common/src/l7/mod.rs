@@ -14,6 +14,8 @@ pub mod balance;
 pub mod breaker;
 pub mod cors;
 mod failure;
+#[cfg(test)]
+pub(crate) mod fixtures;
 mod flags;
 mod format;
 mod headers;

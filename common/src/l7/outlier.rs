@@ -271,3 +271,6 @@ fn longest(outliers: &Outliers) -> Duration {
 fn ejection_time(outliers: &Outliers, health: &Health) -> Duration {
     outliers.base_ejection.saturating_mul(health.times.load(Relaxed)).min(longest(outliers))
 }
+
+#[cfg(test)]
+mod tests;

@@ -18,9 +18,6 @@ pub enum BadPath {
     /// It has a character that no target may have.
     #[error("the path has a control character or a space in it")]
     Control,
-    /// What it says depends on how often it is decoded.
-    #[error("the path has an encoding within an encoding")]
-    Ambiguous,
     /// It climbs above the root, and that is not let pass.
     #[error("the path climbs above its root")]
     AboveRoot,
@@ -73,17 +70,12 @@ pub fn normalize(target: &[u8], how: Normalization, above_root: AboveRoot) -> Re
     Ok(Cow::Owned(out))
 }
 
-/// One turn, and that another one would change nothing: `%2%65` would become `%2e`, which means a dot to whoever is next.
 fn plain(path: &[u8], how: Normalization, above_root: AboveRoot) -> Result<Vec<u8>, BadPath> {
-    let turn = |path: &[u8]| {
-        Ok(match how {
-            Normalization::None | Normalization::Base => canonical(path, above_root)?,
-            Normalization::MergeSlashes => merged(canonical(path, above_root)?),
-            Normalization::DecodeAndMergeSlashes => merged(canonical(&slashes_decoded(path), above_root)?),
-        })
-    };
-    let once = turn(path)?;
-    if turn(&once)? == once { Ok(once) } else { Err(BadPath::Ambiguous) }
+    Ok(match how {
+        Normalization::None | Normalization::Base => canonical(path, above_root)?,
+        Normalization::MergeSlashes => merged(canonical(path, above_root)?),
+        Normalization::DecodeAndMergeSlashes => merged(canonical(&slashes_decoded(path), above_root)?),
+    })
 }
 
 fn is_control(byte: u8) -> bool {
@@ -147,6 +139,8 @@ enum Unit {
 fn canonical(path: &[u8], above_root: AboveRoot) -> Result<Vec<u8>, BadPath> {
     let mut out = Vec::with_capacity(path.len());
     let mut rest = path;
+    // Where the last `%` stands that encodes nothing.
+    let mut percent = None;
     while let Some((unit, len)) = next(rest) {
         let (here, after) = rest.split_at(len);
         rest = after;
@@ -170,7 +164,19 @@ fn canonical(path: &[u8], above_root: AboveRoot) -> Result<Vec<u8>, BadPath> {
             continue;
         }
         match unit {
-            Unit::Byte(byte) => out.push(byte),
+            Unit::Byte(byte) => {
+                out.push(byte);
+                // What was decoded must not stand behind a `%` of its own as if it had been encoded twice.
+                if let [.., b'%', high, low] = out[..]
+                    && percent == Some(out.len() - 3)
+                    && escaped(&[b'%', high, low]).is_some()
+                {
+                    out.splice(out.len() - 2.., [b'2', b'5', high, low]);
+                }
+                if byte == b'%' {
+                    percent = Some(out.len() - 1);
+                }
+            }
             Unit::Escape => out.extend_from_slice(here),
         }
     }
@@ -238,3 +244,6 @@ fn push(out: &mut String, byte: u8, is_encoded: bool) {
         out.push(DIGITS.get(usize::from(nibble)).copied().map_or('0', char::from));
     }
 }
+
+#[cfg(test)]
+mod tests;

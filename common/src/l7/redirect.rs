@@ -76,3 +76,81 @@ fn path<'a>(new: &RedirectPath, by: Option<&RequestMatch>, target: &'a str) -> C
         RedirectPath::PrefixSegments(new) => segments_replaced(new, by, target),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use http::StatusCode;
+
+    use super::*;
+    use crate::l7::fixtures::asked;
+    use crate::model::l7::{PathTest, TextMatch};
+
+    fn to() -> Redirect {
+        Redirect {
+            status: StatusCode::MOVED_PERMANENTLY,
+            scheme: None,
+            authority: None,
+            port: RedirectPort::OfScheme,
+            path: RedirectPath::Same,
+        }
+    }
+
+    #[track_caller]
+    fn check(to: &Redirect, host: &str, target: &str, want: &str) {
+        let request = asked(&format!("GET {target}")).host(host);
+        assert_eq!(location(to, None, &request.facts()), want, "{to:?} {host} {target}");
+    }
+
+    #[test]
+    fn what_is_not_said_stays() {
+        check(&to(), "svc", "/a?q", "http://svc/a?q");
+        check(&to(), "svc:8080", "/a", "http://svc:8080/a");
+        check(&to(), "svc:80", "/a", "http://svc:80/a");
+        let https = Redirect { scheme: Some("https".into()), ..to() };
+        check(&https, "svc:80", "/a", "https://svc/a");
+        check(&https, "svc:8080", "/a", "https://svc:8080/a");
+        check(&https, "[2001:db8::1]:80", "/", "https://[2001:db8::1]/");
+        let host = Redirect { authority: Some("other:81".into()), ..to() };
+        check(&host, "svc:8080", "/a", "http://other:81/a");
+        let both = Redirect { scheme: Some("https".into()), ..host };
+        check(&both, "svc", "/a", "https://other:81/a");
+    }
+
+    #[test]
+    fn a_port_that_is_said_wins_and_a_default_one_is_not_written() {
+        let port = |port| Redirect { port, ..to() };
+        check(&port(RedirectPort::Number(8083)), "svc", "/", "http://svc:8083/");
+        check(&port(RedirectPort::Number(8083)), "svc:1", "/", "http://svc:8083/");
+        check(&port(RedirectPort::Number(80)), "svc:8080", "/", "http://svc/");
+        check(&port(RedirectPort::Number(443)), "svc:8080", "/", "http://svc:443/");
+        check(&port(RedirectPort::Number(81)), "[2001:db8::1]", "/", "http://[2001:db8::1]:81/");
+        let https = |port| Redirect { scheme: Some("https".into()), port, ..to() };
+        check(&https(RedirectPort::Number(443)), "svc:8080", "/", "https://svc/");
+        check(&https(RedirectPort::Number(80)), "svc", "/", "https://svc:80/");
+        check(&port(RedirectPort::OfRequest), "svc:8080", "/", "http://svc/");
+        let mut request = asked("GET /");
+        request.destination.set_port(9080);
+        assert_eq!(location(&port(RedirectPort::OfRequest), None, &request.facts()), "http://svc:9080/");
+    }
+
+    #[test]
+    fn paths_are_replaced_whole_or_by_prefix() {
+        let path = |path| Redirect { path, ..to() };
+        check(&path(RedirectPath::Full("/new".into())), "h", "/a?q", "http://h/new?q");
+        check(&path(RedirectPath::Full("/new?b=1".into())), "h", "/a?q", "http://h/new?b=1");
+        let segments = RequestMatch { path: Some(PathTest::Segments("/".into())), ..RequestMatch::default() };
+        let text = TextMatch::Prefix("/a".into());
+        let text = RequestMatch {
+            path: Some(PathTest::Text { text, ignore_case: false }),
+            ..RequestMatch::default()
+        };
+        for (new, by, target, want) in [
+            (RedirectPath::PrefixText("/x".into()), &text, "/ab?q", "http://svc/xb?q"),
+            (RedirectPath::PrefixSegments("/".into()), &segments, "/x", "http://svc/x"),
+            (RedirectPath::PrefixSegments("/y/".into()), &segments, "/x?q", "http://svc/y/x?q"),
+        ] {
+            let request = asked(&format!("GET {target}"));
+            assert_eq!(location(&path(new), Some(by), &request.facts()), want);
+        }
+    }
+}

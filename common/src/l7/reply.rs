@@ -133,3 +133,101 @@ fn grpc_message(text: &[u8]) -> String {
     }
     out
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::l7::fixtures::lines;
+    use crate::model::l7::Fraction;
+
+    #[test]
+    fn a_failure_is_a_text_to_http_and_a_status_to_grpc() {
+        let denied = Failure::Denied("none".into());
+        let http = Reply::failure(&denied, false);
+        assert_eq!(http.status, 403);
+        assert_eq!(lines(&http.headers), ["content-length: 19", "content-type: text/plain"]);
+        assert_eq!(http.body, "RBAC: access denied");
+        let grpc = Reply::failure(&denied, true);
+        assert_eq!((grpc.status, &grpc.body[..]), (StatusCode::OK, &b""[..]));
+        let want = ["content-type: application/grpc", "grpc-message: RBAC: access denied", "grpc-status: 7"];
+        assert_eq!(lines(&grpc.headers), want);
+        assert_eq!(grpc.details, "rbac_access_denied_matched_policy[none]");
+        let empty = Reply::failure(&Failure::NoRoute, false);
+        assert_eq!(lines(&empty.headers), ["content-length: 0"]);
+        let empty = Reply::failure(&Failure::NoRoute, true);
+        assert_eq!(lines(&empty.headers), ["content-type: application/grpc", "grpc-status: 12"]);
+        let timeout = Reply::failure(&Failure::Timeout, true);
+        assert_eq!(timeout.headers["grpc-status"], "14");
+    }
+
+    #[test]
+    fn only_an_open_circuit_says_so_in_a_header() {
+        for (reason, is_told) in [(Reset::Overflow, true), (Reset::RemoteReset, false)] {
+            let failure = Failure::Reset { reason, retried: false, transport: "".into() };
+            for is_grpc in [false, true] {
+                let reply = Reply::failure(&failure, is_grpc);
+                assert_eq!(
+                    reply.headers.get("x-envoy-overloaded").is_some_and(|value| value == "true"),
+                    is_told
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn statuses_are_mapped_both_ways() {
+        for (http, grpc) in [
+            (400, 13),
+            (401, 16),
+            (403, 7),
+            (404, 12),
+            (429, 14),
+            (502, 14),
+            (503, 14),
+            (504, 14),
+            (200, 2),
+            (500, 2),
+        ] {
+            assert_eq!(grpc_status(StatusCode::from_u16(http).unwrap()), grpc, "{http}");
+        }
+        let of_grpc =
+            [200, 499, 500, 400, 504, 404, 409, 403, 429, 400, 409, 400, 501, 500, 503, 500, 401, 500];
+        for (grpc, http) in (0..).zip(of_grpc) {
+            assert_eq!(http_status(grpc), http, "{grpc}");
+        }
+    }
+
+    #[test]
+    fn an_abort_is_what_was_asked_for_in_the_clients_terms() {
+        let abort = |status, grpc_status| Abort {
+            status: StatusCode::from_u16(status).unwrap(),
+            grpc_status,
+            share: Fraction::ALL,
+        };
+        let status = |abort: &Abort| Reply::abort(abort, false).status.as_u16();
+        let grpc = |abort: &Abort| Reply::abort(abort, true).headers["grpc-status"].clone();
+        assert_eq!((status(&abort(418, None)), grpc(&abort(418, None))), (418, HeaderValue::from(2)));
+        assert_eq!(
+            (status(&abort(200, Some(14))), grpc(&abort(200, Some(14)))),
+            (503, HeaderValue::from(14))
+        );
+        assert_eq!((status(&abort(200, Some(5))), grpc(&abort(200, Some(5)))), (404, HeaderValue::from(5)));
+        let reply = Reply::abort(&abort(418, None), false);
+        assert_eq!((&reply.body[..], reply.flag), (&b"fault filter abort"[..], Some(Flag::FaultInjected)));
+    }
+
+    #[test]
+    fn a_direct_answer_is_as_it_was_written() {
+        let reply =
+            Reply::direct(StatusCode::NON_AUTHORITATIVE_INFORMATION, Bytes::from_static(b"hello"), false);
+        assert_eq!(
+            (reply.status.as_u16(), &reply.body[..], &*reply.details),
+            (203, &b"hello"[..], "direct_response")
+        );
+        let reply = Reply::direct(StatusCode::NO_CONTENT, Bytes::new(), false);
+        assert_eq!(lines(&reply.headers), [""; 0]);
+        let grpc = Reply::direct(StatusCode::OK, Bytes::from_static("100 %~ö".as_bytes()), true);
+        assert_eq!(grpc.headers["grpc-message"], "100 %25%7E%C3%B6");
+        assert_eq!(grpc.headers["grpc-status"], "2");
+    }
+}

@@ -103,3 +103,131 @@ pub fn allowed(budget: &RetryBudget, requests: u32) -> u32 {
     let share = share as u32;
     share.max(budget.min_concurrency)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn on(change: impl Fn(&mut RetryOn)) -> RetryOn {
+        let mut on = RetryOn::default();
+        change(&mut on);
+        on
+    }
+
+    /// Each token, with what it repeats and what it does not.
+    #[test]
+    fn each_token_repeats_what_it_names() {
+        use Reset::*;
+        let statuses = |on: &RetryOn| -> Vec<u16> {
+            [200, 409, 429, 500, 501, 502, 503, 504]
+                .into_iter()
+                .filter(|status| {
+                    let status = StatusCode::from_u16(*status).unwrap();
+                    is_worth_it(on, Tried::Answered(status, &HeaderMap::new()))
+                })
+                .collect()
+        };
+        let all = [
+            ConnectionFailure,
+            ConnectionTimeout,
+            ConnectionTermination,
+            RefusedStream,
+            RemoteReset,
+            LocalReset,
+            Overflow,
+            ProtocolError,
+        ];
+        let resets = |on: &RetryOn, was_sent| -> Vec<Reset> {
+            all.into_iter()
+                .filter(|reason| is_worth_it(on, Tried::Reset { reason: *reason, was_sent }))
+                .collect()
+        };
+        let but_overflow: Vec<Reset> = all.into_iter().filter(|reason| *reason != Overflow).collect();
+        let none: &[Reset] = &[];
+        for (on, answered, sent, unsent) in [
+            (on(|_| ()), &[][..], none, none),
+            (on(|on| on.five_xx = true), &[500, 501, 502, 503, 504], &but_overflow, &but_overflow),
+            (on(|on| on.gateway_error = true), &[502, 503, 504], &but_overflow, &but_overflow),
+            (on(|on| on.reset = true), &[], &but_overflow, &but_overflow),
+            (on(|on| on.reset_before_request = true), &[], none, &but_overflow),
+            (
+                on(|on| on.connect_failure = true),
+                &[],
+                &[ConnectionFailure, ConnectionTimeout],
+                &[ConnectionFailure, ConnectionTimeout],
+            ),
+            (on(|on| on.refused_stream = true), &[], &[RefusedStream], &[RefusedStream]),
+            (on(|on| on.retriable_4xx = true), &[409], none, none),
+            (
+                on(|on| on.statuses = vec![StatusCode::NOT_IMPLEMENTED, StatusCode::OK]),
+                &[200, 501],
+                none,
+                none,
+            ),
+            (on(|on| on.envoy_ratelimited = true), &[], none, none),
+            (on(|on| on.grpc_statuses = vec![14]), &[], none, none),
+        ] {
+            assert_eq!(statuses(&on), answered, "{on:?}");
+            assert_eq!(resets(&on, true), sent, "{on:?}");
+            assert_eq!(resets(&on, false), unsent, "{on:?}");
+            let timed_out = is_worth_it(&on, Tried::TimedOut { was_sent: true });
+            assert_eq!(timed_out, on.five_xx || on.gateway_error || on.reset, "{on:?}");
+        }
+    }
+
+    #[test]
+    fn headers_of_an_answer_decide_too() {
+        let answered = |on: &RetryOn, status, name: &'static str, value: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(name, http::HeaderValue::from_static(value));
+            is_worth_it(on, Tried::Answered(status, &headers))
+        };
+        let (ok, unavailable, limited) =
+            (StatusCode::OK, StatusCode::SERVICE_UNAVAILABLE, StatusCode::TOO_MANY_REQUESTS);
+        let grpc = on(|on| on.grpc_statuses = vec![1, 14]);
+        for (status, want) in
+            [("1", true), ("14", true), ("4", false), ("0", false), ("x", false), ("999", false)]
+        {
+            assert_eq!(answered(&grpc, ok, "grpc-status", status), want, "{status}");
+        }
+        let five_xx = on(|on| on.five_xx = true);
+        assert!(!answered(&five_xx, unavailable, "x-envoy-overloaded", "true"));
+        assert!(!answered(&five_xx, unavailable, "x-envoy-ratelimited", "true"));
+        assert!(answered(&on(|on| on.envoy_ratelimited = true), limited, "x-envoy-ratelimited", "true"));
+    }
+
+    #[test]
+    fn pauses_grow_up_to_ten_times_the_base() {
+        let ms = Duration::from_millis;
+        let longest = |back_off, n| (0..1000).map(|i| pause(back_off, n, i * 1_000_003)).max().unwrap();
+        let jittered = BackOff::Jittered { base: ms(25) };
+        for (n, most) in [(1, 25), (2, 75), (3, 175), (4, 250), (40, 250), (u32::MAX, 250)] {
+            let longest = longest(jittered, n);
+            assert!(longest < ms(most) && longest > ms(most) * 9 / 10, "{n}: {longest:?}");
+        }
+        assert_eq!(pause(jittered, 1, 0), Duration::ZERO);
+        assert_eq!(pause(BackOff::Jittered { base: Duration::ZERO }, 3, 7), Duration::ZERO);
+        let at_least = BackOff::AtLeast(ms(100));
+        assert_eq!(pause(at_least, 1, 0), ms(100));
+        assert!(longest(at_least, 1) < ms(200) && longest(at_least, 9) < ms(1100));
+        let forever = BackOff::AtLeast(Duration::MAX);
+        assert_eq!(pause(forever, 3, u64::MAX), Duration::MAX);
+    }
+
+    #[test]
+    fn a_budget_grows_with_the_requests_under_way() {
+        let budget = |percent| RetryBudget { percent, min_concurrency: 3 };
+        for (percent, requests, want) in [
+            (20.0, 0, 3),
+            (20.0, 14, 3),
+            (20.0, 20, 4),
+            (20.0, 24, 4),
+            (100.0, 50, 50),
+            (0.0, 1000, 3),
+            (1e9, u32::MAX, u32::MAX),
+            (f64::NAN, 100, 3),
+        ] {
+            assert_eq!(allowed(&budget(percent), requests), want, "{percent} {requests}");
+        }
+    }
+}

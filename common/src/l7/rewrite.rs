@@ -74,3 +74,88 @@ pub(super) fn segments_replaced<'t>(new: &str, by: Option<&RequestMatch>, target
     };
     Cow::Owned(format!("{new}{slash}{rest}{query}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::l7::fixtures::{backend, edits, route};
+    use crate::model::l7::Pattern;
+
+    fn by(path: PathTest) -> RequestMatch {
+        RequestMatch { path: Some(path), ..RequestMatch::default() }
+    }
+
+    fn text(text: TextMatch) -> RequestMatch {
+        by(PathTest::Text { text, ignore_case: true })
+    }
+
+    #[test]
+    fn a_text_replaces_the_prefix_or_the_whole_path() {
+        let regex = || text(TextMatch::Regex(Pattern::new("/[a-z]+").unwrap()));
+        for (one, new, target, want) in [
+            (Some(text(TextMatch::Prefix("/Foo".into()))), "/bar", "/foobaz?q", "/barbaz?q"),
+            (Some(text(TextMatch::Prefix("/foo/".into()))), "/", "/foo/x", "/x"),
+            (Some(text(TextMatch::Exact("/foo".into()))), "/bar", "/foo?q", "/bar?q"),
+            (Some(regex()), "/bar", "/foo?q", "/bar?q"),
+            (Some(by(PathTest::Segments("/foo".into()))), "/bar", "/foo/x", "/bar/x"),
+            (Some(RequestMatch::default()), "/bar", "/foo", "/barfoo"),
+            (None, "/bar", "/foo?q", "/barfoo?q"),
+        ] {
+            let new = PathRewrite::PrefixText(new.into());
+            assert_eq!(rewritten(&new, one.as_ref(), target), want, "{one:?} {target}");
+        }
+    }
+
+    /// Source: Gateway API `HTTPPathModifier`, the table of ReplacePrefixMatch.
+    #[test]
+    fn segments_replace_segments() {
+        for (target, prefix, new, want) in [
+            ("/foo/bar", "/foo", "/xyz", "/xyz/bar"),
+            ("/foo/bar", "/foo", "/xyz/", "/xyz/bar"),
+            ("/foo/bar", "/foo/", "/xyz", "/xyz/bar"),
+            ("/foo/bar", "/foo/", "/xyz/", "/xyz/bar"),
+            ("/foo", "/foo", "/xyz", "/xyz"),
+            ("/foo/", "/foo", "/xyz", "/xyz/"),
+            ("/foo/bar", "/foo", "", "/bar"),
+            ("/foo/", "/foo", "", "/"),
+            ("/foo", "/foo", "", "/"),
+            ("/foo/", "/foo", "/", "/"),
+            ("/foo", "/foo", "/", "/"),
+            ("/foo?a=/foo", "/foo", "/", "/?a=/foo"),
+            ("/foo", "/", "/xyz", "/xyz/foo"),
+        ] {
+            let new = PathRewrite::PrefixSegments(new.into());
+            let one = by(PathTest::Segments(prefix.into()));
+            assert_eq!(rewritten(&new, Some(&one), target), want, "{target} {prefix} {new:?}");
+        }
+        let new = PathRewrite::PrefixSegments("/xyz".into());
+        assert_eq!(rewritten(&new, None, "/foo"), "/xyz/foo", "any path has the prefix /");
+        assert_eq!(rewritten(&new, Some(&text(TextMatch::Exact("/foo".into()))), "/foo?q"), "/xyz?q");
+    }
+
+    #[test]
+    fn whole_paths_and_patterns_keep_the_query() {
+        assert_eq!(rewritten(&PathRewrite::Full("/new".into()), None, "/old/x?q=1"), "/new?q=1");
+        let pattern = Pattern::new("/([a-z]+)/v1").unwrap();
+        let regex = PathRewrite::Regex { pattern, substitution: r"/v2/\1".into() };
+        assert_eq!(rewritten(&regex, None, "/x/v1/y?z=/x/v1"), "/v2/x/y?z=/x/v1");
+        assert_eq!(rewritten(&regex, None, "/x/v3"), "/x/v3");
+    }
+
+    #[test]
+    fn the_destination_has_the_last_word() {
+        let value = |text: &'static str| Some(HeaderValue::from_static(text));
+        let mut backend = backend("a", 1);
+        let mut route = route(vec![]);
+        assert_eq!((new_authority(&route, &backend), path_rewrite(&route, &backend)), (None, None));
+        route.rewrite = Rewrite { path: Some(PathRewrite::Full("/r".into())), authority: value("route") };
+        assert_eq!(new_authority(&route, &backend), value("route").as_ref());
+        route.request_headers = HeaderEdits { authority: value("route-edit"), ..edits(&[]) };
+        assert_eq!(new_authority(&route, &backend), value("route-edit").as_ref());
+        backend.rewrite = Rewrite { path: Some(PathRewrite::Full("/b".into())), authority: value("backend") };
+        assert_eq!(new_authority(&route, &backend), value("backend").as_ref());
+        assert_eq!(path_rewrite(&route, &backend), Some(&PathRewrite::Full("/b".into())));
+        backend.request_headers = HeaderEdits { authority: value("backend-edit"), ..edits(&[]) };
+        assert_eq!(new_authority(&route, &backend), value("backend-edit").as_ref());
+    }
+}

@@ -86,3 +86,89 @@ fn grpc_text(millis: u64) -> String {
     text.push(unit);
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::l7::fixtures::{asked, lines};
+
+    const S: fn(u64) -> Duration = Duration::from_secs;
+
+    fn grpc(timeout: &str) -> HeaderMap {
+        asked("POST /").with(&format!("grpc-timeout: {timeout}")).headers
+    }
+
+    #[test]
+    fn a_grpc_client_may_ask_for_less() {
+        for (route, asked, want) in [
+            (None, None, None),
+            (Some(S(5)), None, Some(S(5))),
+            (Some(S(5)), Some("1S"), Some(S(1))),
+            (Some(S(5)), Some("9S"), Some(S(5))),
+            (None, Some("2M"), Some(S(120))),
+            (None, Some("1H"), Some(S(3600))),
+            (None, Some("1500m"), Some(Duration::from_millis(1500))),
+            (None, Some("1u"), Some(Duration::from_millis(1))),
+            (None, Some("2000001n"), Some(Duration::from_millis(3))),
+            (None, Some("0S"), None),
+            (Some(S(5)), Some("0S"), Some(S(5))),
+            (Some(S(5)), Some("bad"), Some(S(5))),
+            (None, Some("S"), None),
+            (None, Some("123456789S"), None),
+            (None, Some("-1S"), None),
+            (None, Some("1s"), None),
+            (Some(S(0)), None, None),
+        ] {
+            let headers = asked.map(grpc);
+            assert_eq!(timeouts(route, None, headers.as_ref()).request, want, "{route:?} {asked:?}");
+        }
+    }
+
+    #[test]
+    fn a_try_takes_no_longer_than_what_is_left() {
+        let of = |request, per_try| timeouts(request, per_try, None);
+        assert_eq!(of(None, None).of_try(S(9)), None);
+        assert_eq!(of(None, Some(S(2))).of_try(S(9)), Some(S(2)));
+        assert_eq!(of(Some(S(5)), Some(S(2))).of_try(S(0)), Some(S(2)));
+        assert_eq!(of(Some(S(5)), Some(S(2))).of_try(S(4)), Some(S(1)), "it shrinks");
+        assert_eq!(of(Some(S(5)), None).of_try(S(1)), Some(S(4)));
+        assert_eq!(of(Some(S(5)), None).of_try(S(7)), Some(Duration::from_millis(1)));
+        assert_eq!(of(Some(S(5)), Some(S(5))).per_try, None, "as long as all of it is none");
+        assert_eq!(of(Some(S(5)), Some(S(0))).per_try, None);
+    }
+
+    /// What Envoy 1.40 sends.
+    #[test]
+    fn the_upstream_is_told_how_long_it_may_take() {
+        let told = |request, per_try, is_grpc: bool, headers: HeaderMap| {
+            let mut headers = headers;
+            let asked = is_grpc.then_some(&headers);
+            timeouts(request, per_try, asked).announce(Duration::ZERO, is_grpc, &mut headers);
+            lines(&headers)
+        };
+        let none = HeaderMap::new;
+        assert_eq!(told(None, None, false, none()), [""; 0]);
+        let want = ["x-envoy-expected-rq-timeout-ms: 2000"];
+        assert_eq!(told(Some(S(5)), Some(S(2)), false, none()), want);
+        let want = ["grpc-timeout: 2000m", "x-envoy-expected-rq-timeout-ms: 2000"];
+        assert_eq!(told(Some(S(5)), Some(S(2)), true, none()), want);
+        assert_eq!(told(Some(S(5)), Some(S(2)), true, grpc("bad")), want);
+        let want = ["grpc-timeout: 1000m", "x-envoy-expected-rq-timeout-ms: 1000"];
+        assert_eq!(told(Some(S(5)), Some(S(2)), true, grpc("1S")), want);
+        assert_eq!(told(None, None, false, grpc("1S")), ["grpc-timeout: 1S"], "no gRPC");
+    }
+
+    #[test]
+    fn long_times_are_told_in_larger_units() {
+        for (millis, want) in [
+            (1, "1m"),
+            (99_999_999, "99999999m"),
+            (100_000_000, "100000S"),
+            (99_999_999_000, "99999999S"),
+            (100_000_000_000, "1666666M"),
+            (u64::MAX, "99999999H"),
+        ] {
+            assert_eq!(grpc_text(millis), want);
+        }
+    }
+}

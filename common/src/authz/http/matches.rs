@@ -7,6 +7,7 @@ use ipnet::{IpNet, Ipv4Net};
 
 use super::facts::{Connection, Facts};
 use super::forms::Forms;
+use super::trace::RuleTrace;
 use crate::model::l7::{Access, Condition, Effect, Operation, PathMatch, PolicyRule, Source, Texts};
 use crate::model::{ServiceAccountMatch, StringMatch};
 use crate::types::SpiffeId;
@@ -44,6 +45,18 @@ impl<'a> Subject<'a> {
         (from.is_empty() || from.iter().any(|source| self.is_from(effect, source)))
             && (to.is_empty() || to.iter().any(|operation| self.is_to(effect, operation)))
             && when.iter().all(|condition| self.holds(effect, condition))
+    }
+
+    /// The parts of a rule, each looked at.
+    pub(super) fn traced(&self, effect: Effect, rule: &PolicyRule) -> RuleTrace {
+        let PolicyRule { from, to, when } = rule;
+        RuleTrace {
+            is_match: self.is_match(effect, rule),
+            from: from.iter().map(|source| self.is_from(effect, source)).collect(),
+            to: to.iter().map(|operation| self.is_to(effect, operation)).collect(),
+            when: when.iter().map(|condition| self.holds(effect, condition)).collect(),
+            needs_http: self.http.is_none() && effect == Effect::Allow && needs_http(rule),
+        }
     }
 
     fn is_from(&self, effect: Effect, source: &Source) -> bool {

@@ -14,10 +14,12 @@ mod forms;
 mod matches;
 #[cfg(test)]
 mod tests;
+mod trace;
 
 use std::fmt;
 
 pub use facts::{Connection, Facts};
+pub use trace::{PolicyTrace, RuleTrace, trace, trace_tcp};
 
 use crate::model::l7::{Policies, Policy, PolicyFault};
 use crate::types::PolicyKey;

@@ -21,9 +21,9 @@ pub struct Route {
     pub matches: Vec<RequestMatch>,
     /// What becomes of a request.
     pub action: RouteAction,
-    /// Edits of the request's headers, before those of the chosen backend.
+    /// Edits of the request's headers: with those of the only backend as one list, after those of one of several.
     pub request_headers: HeaderEdits,
-    /// Edits of the answer's headers, after those of the chosen backend.
+    /// Edits of the answer's headers, in the same order.
     pub response_headers: HeaderEdits,
     /// New path and authority.
     pub rewrite: Rewrite,
@@ -133,9 +133,9 @@ pub struct Weighted {
     pub backend: Backend,
     /// Its part, against those of the others.
     pub weight: u32,
-    /// Edits of the request's headers, after those of the route.
+    /// Edits of the request's headers.
     pub request_headers: HeaderEdits,
-    /// Edits of the answer's headers, before those of the route.
+    /// Edits of the answer's headers.
     pub response_headers: HeaderEdits,
     /// New path and authority, in place of the route's where they say something.
     pub rewrite: Rewrite,
@@ -158,7 +158,7 @@ pub enum Backend {
     },
 }
 
-/// Edits of headers: `set` first, then `add`, then `remove`.
+/// Edits of headers: `remove` first, then `set`, then `add`; those of a route and of its only destination are one list.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HeaderEdits {
     /// Replaces all values.
