@@ -5,14 +5,33 @@
 //! and bindings are read nowhere else. Istio's objects and Gateway API's end in the same data. What cannot be done is a
 //! problem with object, field and reason; a policy that cannot be evaluated closes what it is for.
 
+mod actions;
+mod clusters;
+mod delegate;
+mod destination_rule;
+mod gateway_attach;
+mod gateway_filters;
+mod gateway_route;
+mod headers;
+mod http_match;
 mod policies;
 mod principals;
+mod routes;
+mod traffic_policy;
+mod values;
+mod virtual_routes;
+mod virtual_service;
+mod world;
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
-use std::time::Duration;
 
+use self::destination_rule::DestinationRule;
+use self::gateway_route::{GatewayRoute, RouteKind};
+use self::routes::{Kinds, Routing};
+use self::virtual_service::VirtualService;
+use self::world::{Known, KnownPort, World};
 use super::binding::Bound;
 use super::gateway::{CLASS, Gateway, HBONE, SANDWICH};
 use super::object::{Meta, Objects as AllObjects, Reader};
@@ -20,11 +39,8 @@ use super::reader::{Field, Labels, Report};
 use super::waypoint::Waypoints;
 use super::{Document, Settings, entries, mesh, object};
 use crate::config::Problem;
-use crate::model::l7::{
-    BackOff, Backend, BoundPort, Cluster, ClusterKey, Fault, GatewayKey, HeaderEdits, Origin, Protocol,
-    Retries, RetryOn, Rewrite, Route, RouteAction, TcpRoute, Waypoint, Weighted,
-};
-use crate::model::{Condition, Mode, Model, Service, Status, l7};
+use crate::model::l7::{BoundPort, GatewayKey, Protocol, Waypoint};
+use crate::model::{Condition, Endpoint, Mode, Model, Service, ServicePort, Status, l7};
 use crate::types::{ServiceKey, WorkloadUid};
 
 /// What objects mean for one waypoint.
@@ -42,12 +58,22 @@ pub struct TranslatedWaypoint {
 
 /// Objects that only waypoints act on.
 #[derive(Default)]
-pub(super) struct Objects {}
+pub(super) struct Objects {
+    /// Routes, and rules about destinations.
+    kinds: Kinds,
+}
 
 impl Objects {
     /// Reads an object of such a kind.
-    pub(super) fn keep(&mut self, kind: &str, _meta: Meta, root: &Field<'_>) {
-        root.problem(format!("{kind} is not read yet"), "take it out of the directory");
+    pub(super) fn keep(&mut self, kind: &str, meta: Meta, root: &Field<'_>) {
+        let kinds = &mut self.kinds;
+        match kind {
+            "VirtualService" => kinds.virtual_services.push(VirtualService::read(meta, root)),
+            "DestinationRule" => kinds.destination_rules.push(DestinationRule::read(meta, root)),
+            "HTTPRoute" => kinds.gateway_routes.push(GatewayRoute::read(meta, root, RouteKind::Http)),
+            "GRPCRoute" => kinds.gateway_routes.push(GatewayRoute::read(meta, root, RouteKind::Grpc)),
+            _ => root.problem(format!("{kind} is not read yet"), "take it out of the directory"),
+        }
     }
 }
 
@@ -72,8 +98,11 @@ pub fn translate_waypoint(
     };
     let mesh = Mesh::new(&objects, &model, of, &settings, &report);
     let policies = policies::Bindings::read(&mesh, &|key| bound.has(gateway, key));
-    let waypoint = waypoint(&mesh, &bound, &policies);
+    let world = World::new(&settings, gateway, known(&mesh, &bound));
+    let routing = Routing::new(&objects.l7.kinds, &world, &report);
+    let waypoint = waypoint(&mesh, &bound, &policies, &routing);
     let mut statuses = bound.statuses;
+    statuses.extend(routing.statuses);
     statuses.extend(gateway_statuses(&mesh));
     statuses.extend(policies.statuses);
     statuses.sort();
@@ -105,10 +134,7 @@ pub(super) struct Mesh<'a> {
     pub(super) gateway: &'a Gateway,
     pub(super) settings: &'a Settings,
     pub(super) report: &'a Report,
-    #[allow(dead_code, reason = "for the readers of routes and rules")]
-    services: HashMap<&'a str, Vec<&'a Service>>,
     protocols: HashMap<(ServiceKey, u16), Protocol>,
-    #[allow(dead_code, reason = "for the readers of routes and rules")]
     labels: HashMap<WorkloadUid, Cow<'a, Labels>>,
 }
 
@@ -120,10 +146,6 @@ impl<'a> Mesh<'a> {
         settings: &'a Settings,
         report: &'a Report,
     ) -> Self {
-        let mut services: HashMap<&str, Vec<&Service>> = HashMap::new();
-        for service in &model.services {
-            services.entry(&service.key.hostname).or_default().push(service);
-        }
         let protocols = objects.services.iter().flat_map(|service| {
             let key = service.key(settings);
             service.ports.iter().map(move |port| ((key.clone(), port.port), port.protocol))
@@ -142,7 +164,6 @@ impl<'a> Mesh<'a> {
             entry.endpoints.iter().map(move |of| (uid(of), Cow::Borrowed(&of.labels)))
         }));
         Self {
-            services,
             protocols: protocols.collect(),
             labels: labels.collect(),
             objects,
@@ -153,47 +174,62 @@ impl<'a> Mesh<'a> {
         }
     }
 
-    #[allow(dead_code, reason = "for the readers of routes and rules")]
-    /// The whole host name that `host` means in an object of `namespace`: one without a dot is a Service beside it.
-    pub(super) fn hostname(&self, host: &str, namespace: &str) -> String {
-        match host.contains('.') {
-            true => host.to_ascii_lowercase(),
-            false => format!("{host}.{namespace}.svc.{}", self.settings.cluster_domain).to_ascii_lowercase(),
-        }
-    }
-
-    #[allow(dead_code, reason = "for the readers of routes and rules")]
-    /// The service of a whole host name: a Kubernetes Service first, then that of `namespace`, then any.
-    pub(super) fn service(&self, hostname: &str, namespace: &str) -> Option<&'a Service> {
-        let all = self.services.get(hostname)?;
-        let canonical = all.iter().find(|service| service.canonical);
-        canonical.or_else(|| all.iter().find(|s| *s.key.namespace == *namespace)).or(all.first()).copied()
-    }
-
     /// What is spoken on a service's port.
     pub(super) fn protocol(&self, service: &ServiceKey, port: u16) -> Protocol {
         self.protocols.get(&(service.clone(), port)).copied().unwrap_or_default()
     }
 
-    #[allow(dead_code, reason = "for the readers of routes and rules")]
     /// Labels of a workload, by which subsets choose.
     pub(super) fn labels(&self, workload: &WorkloadUid) -> Option<&Labels> {
         self.labels.get(workload).map(|labels| &**labels)
     }
 }
 
-fn waypoint(mesh: &Mesh<'_>, bound: &Bound, policies: &policies::Bindings) -> Waypoint {
+/// All services, as routes and rules see them.
+fn known(mesh: &Mesh<'_>, bound: &Bound) -> Vec<Known> {
     let gateway = mesh.gateway.key();
-    let services = bound.services.get(&gateway).into_iter().flatten();
-    let of_model = |key: &ServiceKey| mesh.model.services.iter().find(|service| service.key == *key);
-    let services: BTreeMap<ServiceKey, l7::Bound> = services
-        .filter_map(|key| Some((key.clone(), bound_service(mesh, of_model(key)?, policies))))
+    let objects: HashSet<ServiceKey> =
+        mesh.objects.services.iter().map(|service| service.key(mesh.settings)).collect();
+    let one = |service: &Service| {
+        let port = |(number, port): (&u16, &ServicePort)| {
+            let protocol = mesh.protocol(&service.key, *number);
+            (*number, KnownPort { name: Arc::clone(&port.name), protocol })
+        };
+        let labels = |endpoint: &Endpoint| {
+            let labels = mesh.labels(&endpoint.workload).cloned().unwrap_or_default();
+            (endpoint.workload.clone(), labels)
+        };
+        Known {
+            key: service.key.clone(),
+            kind: if objects.contains(&service.key) { "Service" } else { "ServiceEntry" },
+            object: Arc::clone(&service.name),
+            ports: service.ports.iter().map(port).collect(),
+            endpoints: service.endpoints.iter().map(labels).collect(),
+            is_bound: bound.has(&gateway, &service.key),
+            is_passthrough: service.load_balancing.mode == Mode::Passthrough,
+        }
+    };
+    mesh.model.services.iter().map(one).collect()
+}
+
+fn waypoint(
+    mesh: &Mesh<'_>,
+    bound: &Bound,
+    policies: &policies::Bindings,
+    routing: &Routing<'_>,
+) -> Waypoint {
+    let gateway = mesh.gateway.key();
+    let services: BTreeMap<ServiceKey, l7::Bound> = routing
+        .bound()
+        .map(|service| (service.key.clone(), bound_service(service, policies, routing)))
         .collect();
+    let ports = || services.values().flat_map(|service| service.ports.values());
+    let (http, tcp) = (ports().flat_map(|p| p.http.iter()), ports().flat_map(|p| p.tcp.iter()));
     Waypoint {
         serves: mesh.gateway.serves(&mesh.objects.gateway_classes),
         workloads: bound.workloads.get(&gateway).cloned().unwrap_or_default(),
         policies: Arc::new(policies.of(None)),
-        clusters: clusters(mesh, &services),
+        clusters: routing.clusters(http, tcp),
         services,
         forwards_identity: mesh.gateway.forwards_identity,
         normalization: mesh.settings.normalization,
@@ -201,142 +237,21 @@ fn waypoint(mesh: &Mesh<'_>, bound: &Bound, policies: &policies::Bindings) -> Wa
     }
 }
 
-fn bound_service(mesh: &Mesh<'_>, service: &Service, policies: &policies::Bindings) -> l7::Bound {
-    let port = |port: &u16| {
-        let protocol = mesh.protocol(&service.key, *port);
-        let (is_http, is_tcp) = match protocol {
+fn bound_service(service: &Known, policies: &policies::Bindings, routing: &Routing<'_>) -> l7::Bound {
+    let port = |(number, port): (&u16, &KnownPort)| {
+        let (is_http, is_tcp) = match port.protocol {
             Protocol::Http1 | Protocol::Http2 => (true, false),
             Protocol::Tcp | Protocol::Tls => (false, true),
             Protocol::Unknown => (true, true),
         };
-        let http = if is_http { http_routes(mesh, service, *port) } else { Vec::new() };
-        let tcp = if is_tcp { tcp_routes(mesh, service, *port) } else { Vec::new() };
-        (*port, BoundPort { protocol, http: http.into(), tcp: tcp.into() })
+        let http = if is_http { routing.http(service, *number) } else { Vec::new() };
+        let tcp = if is_tcp { routing.tcp(service, *number) } else { Vec::new() };
+        (*number, BoundPort { protocol: port.protocol, http: http.into(), tcp: tcp.into() })
     };
     l7::Bound {
-        ports: service.ports.keys().map(port).collect(),
+        ports: service.ports.iter().map(port).collect(),
         policies: Arc::new(policies.of(Some(&service.key))),
     }
-}
-
-/// Routes of one port in their order. Only if no object has any is there the default route.
-fn http_routes(_mesh: &Mesh<'_>, service: &Service, port: u16) -> Vec<Route> {
-    vec![default_route(&service.key, port)]
-}
-
-/// Routes of one port in their order; the default route is the last.
-fn tcp_routes(_mesh: &Mesh<'_>, service: &Service, port: u16) -> Vec<TcpRoute> {
-    vec![default_tcp_route(&service.key, port)]
-}
-
-fn default_origin() -> Origin {
-    Origin { kind: "", namespace: "".into(), name: "".into(), rule: 0 }
-}
-
-/// Everything to the service, without a limit of time, with the retries that everybody gets.
-fn default_route(service: &ServiceKey, port: u16) -> Route {
-    let backend = Backend::Cluster(ClusterKey { service: service.clone(), port, subset: None });
-    Route {
-        name: "default".into(),
-        origin: default_origin(),
-        matches: Vec::new(),
-        action: RouteAction::Forward(vec![weighted(backend, 1)]),
-        request_headers: HeaderEdits::default(),
-        response_headers: HeaderEdits::default(),
-        rewrite: Rewrite::default(),
-        timeout: None,
-        retries: default_retries(),
-        fault: Fault::default(),
-        mirrors: Vec::new(),
-        cors: None,
-    }
-}
-
-fn default_tcp_route(service: &ServiceKey, port: u16) -> TcpRoute {
-    let backend = Backend::Cluster(ClusterKey { service: service.clone(), port, subset: None });
-    TcpRoute {
-        name: "default".into(),
-        origin: default_origin(),
-        matches: Vec::new(),
-        backends: vec![(backend, 1)],
-    }
-}
-
-/// A destination without edits of its own.
-pub(super) fn weighted(backend: Backend, weight: u32) -> Weighted {
-    Weighted {
-        backend,
-        weight,
-        request_headers: HeaderEdits::default(),
-        response_headers: HeaderEdits::default(),
-        rewrite: Rewrite::default(),
-        mirrors: Vec::new(),
-    }
-}
-
-/// What is tried again where nothing is said of it. Source: Istio, default retry policy.
-pub(super) fn default_retries() -> Retries {
-    Retries {
-        attempts: 2,
-        on: RetryOn {
-            connect_failure: true,
-            refused_stream: true,
-            grpc_statuses: vec![14, 1],
-            ..RetryOn::default()
-        },
-        per_try_timeout: None,
-        back_off: BackOff::Jittered { base: Duration::from_millis(25) },
-        ignore_previous_hosts: None,
-        remote_localities: false,
-    }
-}
-
-/// How every destination of these services' routes is reached.
-fn clusters(
-    mesh: &Mesh<'_>,
-    services: &BTreeMap<ServiceKey, l7::Bound>,
-) -> BTreeMap<ClusterKey, Arc<Cluster>> {
-    let mut keys: BTreeSet<ClusterKey> = BTreeSet::new();
-    let mut add = |backend: &Backend| {
-        if let Backend::Cluster(key) = backend {
-            keys.insert(key.clone());
-        }
-    };
-    for port in services.values().flat_map(|service| service.ports.values()) {
-        for route in port.http.iter() {
-            route.mirrors.iter().for_each(|mirror| add(&mirror.backend));
-            let RouteAction::Forward(all) = &route.action else { continue };
-            for weighted in all {
-                add(&weighted.backend);
-                weighted.mirrors.iter().for_each(|mirror| add(&mirror.backend));
-            }
-        }
-        port.tcp.iter().flat_map(|route| &route.backends).for_each(|(backend, _)| add(backend));
-    }
-    keys.into_iter().filter_map(|key| Some((key.clone(), Arc::new(cluster(mesh, key)?)))).collect()
-}
-
-/// How one destination is reached; none if there is no such service, port or subset.
-fn cluster(mesh: &Mesh<'_>, key: ClusterKey) -> Option<Cluster> {
-    let service = mesh.model.services.iter().find(|service| service.key == key.service)?;
-    if key.subset.is_some() || !service.ports.contains_key(&key.port) {
-        return None;
-    }
-    let balance = match service.load_balancing.mode {
-        Mode::Passthrough => l7::Balance::Passthrough,
-        _ => l7::Balance::default(),
-    };
-    Some(Cluster {
-        protocol: mesh.protocol(&key.service, key.port),
-        key,
-        subset: None,
-        balance,
-        pool: l7::ConnectionPool::default(),
-        outliers: None,
-        retry_budget: None,
-        rule: None,
-        refused: None,
-    })
 }
 
 /// Conditions of the waypoint's own Gateway.
@@ -371,3 +286,6 @@ fn gateway_statuses(mesh: &Mesh<'_>) -> Vec<Status> {
     let own = status(None, vec![Condition::yes("Accepted", "Accepted", "Resource accepted")]);
     std::iter::once(own).chain(listeners.iter().map(of_listener)).collect()
 }
+
+#[cfg(test)]
+mod tests;

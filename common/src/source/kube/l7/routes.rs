@@ -1,0 +1,192 @@
+//! All routes and destinations of one waypoint: VirtualServices, HTTPRoutes and GRPCRoutes together.
+//!
+//! Routes of several objects for one service are tried in the order in which the objects were created; all routes of
+//! Gateway API for one port of a service count as one such object, as old as the oldest of them. Only a service without any
+//! has the default route.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use super::actions::default_retries;
+use super::clusters;
+use super::delegate;
+use super::destination_rule::DestinationRule;
+use super::gateway_attach::{self, Attached};
+use super::gateway_route::GatewayRoute;
+use super::virtual_routes::{self, Expanded, For};
+use super::virtual_service::VirtualService;
+use super::world::{Known, World};
+use crate::model::Status;
+use crate::model::l7::{
+    Backend, Cluster, ClusterKey, Fault, HeaderEdits, Origin, Rewrite, Route, RouteAction, TcpRoute, Weighted,
+};
+use crate::source::kube::object::Meta;
+use crate::source::kube::reader::Report;
+
+/// The objects that routes and destinations come from.
+#[derive(Debug, Default)]
+pub(in crate::source::kube) struct Kinds {
+    pub(in crate::source::kube) virtual_services: Vec<VirtualService>,
+    pub(in crate::source::kube) destination_rules: Vec<DestinationRule>,
+    pub(in crate::source::kube) gateway_routes: Vec<GatewayRoute>,
+}
+
+/// What the objects mean for one waypoint.
+pub(in crate::source::kube) struct Routing<'a> {
+    world: &'a World<'a>,
+    rules: &'a [DestinationRule],
+    expanded: Vec<Expanded<'a>>,
+    attached: Attached<'a>,
+    /// What a controller writes back of HTTPRoutes and GRPCRoutes.
+    pub(in crate::source::kube) statuses: Vec<Status>,
+}
+
+impl<'a> Routing<'a> {
+    /// Finds out which objects count where, and reports what has no effect.
+    pub(in crate::source::kube) fn new(kinds: &'a Kinds, world: &'a World<'a>, report: &Report) -> Self {
+        let delegates = delegate::index(&kinds.virtual_services);
+        let mut roots: Vec<&VirtualService> =
+            kinds.virtual_services.iter().filter(|vs| !vs.hosts.is_empty() && vs.in_mesh).collect();
+        roots.sort_by_key(|vs| age(&vs.meta));
+        let expanded: Vec<Expanded<'a>> = roots
+            .into_iter()
+            .map(|of| Expanded { of, http: delegate::expand(of, &delegates, report) })
+            .collect();
+        let (attached, statuses) = gateway_attach::attach(&kinds.gateway_routes, world, report);
+        let routing = Self { world, rules: &kinds.destination_rules, expanded, attached, statuses };
+        routing.warn(report);
+        routing
+    }
+
+    /// The services that are bound to the waypoint.
+    pub(in crate::source::kube) fn bound(&self) -> impl Iterator<Item = &'a Known> {
+        self.world.services().filter(|service| service.is_bound)
+    }
+
+    /// Reports VirtualServices without effect, and in those with an effect what does nothing.
+    fn warn(&self, report: &Report) {
+        for vs in &self.expanded {
+            let meant: Vec<&Known> =
+                self.bound().filter(|service| virtual_routes::means(vs.of, service, self.world)).collect();
+            let concerned: Vec<&&Known> =
+                meant.iter().filter(|service| virtual_routes::concerns(vs.of, service, self.world)).collect();
+            if let Some(service) = concerned.first() {
+                virtual_routes::warn(vs, service, self.world, report);
+            } else if let Some(service) = meant.first() {
+                let seen = format!("{} is bound to waypoint {}", service.key.hostname, self.world.gateway);
+                let what = "this VirtualService has no effect there: it must be in the namespace of the service or of \
+                            the waypoint, and exported to the waypoint's";
+                report.warning(vs.of.meta.at.about("", seen, what));
+            }
+        }
+    }
+
+    /// HTTP routes of one port of a service, in the order in which they are tried.
+    pub(in crate::source::kube) fn http(&self, service: &Known, port: u16) -> Vec<Route> {
+        let to = For { world: self.world, service, port };
+        let mut groups: Vec<(Age, Vec<Route>)> = Vec::new();
+        for vs in self.expanded.iter().filter(|vs| virtual_routes::concerns(vs.of, service, self.world)) {
+            groups.push((age(&vs.of.meta), virtual_routes::http(vs, to)));
+        }
+        if let Some(of_port) = self.attached.get(&(service.key.clone(), port))
+            && let Some(oldest) = of_port.iter().map(|route| age(&route.meta)).min()
+        {
+            groups.push((oldest, gateway_attach::http(of_port, self.world)));
+        }
+        groups.sort_by(|(a, _), (b, _)| a.cmp(b));
+        let routes: Vec<Route> = groups.into_iter().flat_map(|(_, routes)| routes).collect();
+        if routes.is_empty() { vec![default_route(service, port)] } else { routes }
+    }
+
+    /// TCP routes of one port of a service; the default route is the last.
+    pub(in crate::source::kube) fn tcp(&self, service: &Known, port: u16) -> Vec<TcpRoute> {
+        let to = For { world: self.world, service, port };
+        let concerned =
+            self.expanded.iter().filter(|vs| virtual_routes::concerns(vs.of, service, self.world));
+        let mut routes: Vec<TcpRoute> = concerned.flat_map(|vs| virtual_routes::tcp(vs.of, to)).collect();
+        // What looks at the name that a TLS client asks for comes before what does not.
+        routes.sort_by_key(|route| !route.matches.iter().any(|m| !m.server_names.is_empty()));
+        routes.push(TcpRoute {
+            name: DEFAULT.into(),
+            origin: default_origin(),
+            matches: Vec::new(),
+            backends: vec![(own(service, port), 1)],
+        });
+        routes
+    }
+
+    /// How the destinations of these routes are reached; what has no service, port or subset is left out.
+    pub(in crate::source::kube) fn clusters<'r>(
+        &self,
+        http: impl Iterator<Item = &'r Route>,
+        tcp: impl Iterator<Item = &'r TcpRoute>,
+    ) -> BTreeMap<ClusterKey, Arc<Cluster>> {
+        let mut keys: BTreeSet<&ClusterKey> = BTreeSet::new();
+        for route in http {
+            let mut backends: Vec<&Backend> = route.mirrors.iter().map(|mirror| &mirror.backend).collect();
+            if let RouteAction::Forward(all) = &route.action {
+                for weighted in all {
+                    backends.push(&weighted.backend);
+                    backends.extend(weighted.mirrors.iter().map(|mirror| &mirror.backend));
+                }
+            }
+            keys.extend(backends.into_iter().filter_map(key));
+        }
+        keys.extend(tcp.flat_map(|route| &route.backends).filter_map(|(backend, _)| key(backend)));
+        let one = |key: &ClusterKey| {
+            let cluster = clusters::cluster(key, self.rules, self.world)?;
+            Some((key.clone(), Arc::new(cluster)))
+        };
+        keys.into_iter().filter_map(one).collect()
+    }
+}
+
+fn key(backend: &Backend) -> Option<&ClusterKey> {
+    match backend {
+        Backend::Cluster(key) => Some(key),
+        Backend::Invalid { .. } => None,
+    }
+}
+
+/// The oldest first; of one age by name, as Istio does.
+type Age = (Arc<str>, Arc<str>, Arc<str>);
+
+fn age(meta: &Meta) -> Age {
+    (Arc::clone(&meta.created), Arc::clone(&meta.name), Arc::clone(&meta.namespace))
+}
+
+const DEFAULT: &str = "default";
+
+fn default_origin() -> Origin {
+    Origin { kind: "", namespace: "".into(), name: "".into(), rule: 0 }
+}
+
+/// The service's own endpoints.
+fn own(service: &Known, port: u16) -> Backend {
+    Backend::Cluster(ClusterKey { service: service.key.clone(), port, subset: None })
+}
+
+/// Everything to the service, without a limit of time, with the retries that everybody gets.
+fn default_route(service: &Known, port: u16) -> Route {
+    Route {
+        name: DEFAULT.into(),
+        origin: default_origin(),
+        matches: Vec::new(),
+        action: RouteAction::Forward(vec![Weighted {
+            backend: own(service, port),
+            weight: 1,
+            request_headers: HeaderEdits::default(),
+            response_headers: HeaderEdits::default(),
+            rewrite: Rewrite::default(),
+            mirrors: Vec::new(),
+        }]),
+        request_headers: HeaderEdits::default(),
+        response_headers: HeaderEdits::default(),
+        rewrite: Rewrite::default(),
+        timeout: None,
+        retries: default_retries(),
+        fault: Fault::default(),
+        mirrors: Vec::new(),
+        cors: None,
+    }
+}
