@@ -17,6 +17,13 @@ pub struct Status {
     pub conditions: Vec<Condition>,
 }
 
+impl Status {
+    /// Whether it is of this object itself.
+    pub fn is_of(&self, kind: &str, namespace: &str, name: &str) -> bool {
+        self.kind == kind && *self.namespace == *namespace && *self.name == *name && self.part.is_none()
+    }
+}
+
 /// One condition.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Condition {

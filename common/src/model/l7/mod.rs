@@ -27,13 +27,15 @@ pub use route::{
     RetryOn, Rewrite, Route, RouteAction, TcpMatch, TcpRoute, UnmatchedPreflight, Weighted,
 };
 
-use crate::types::{ServiceKey, WorkloadUid};
+use crate::types::{ServiceKey, SpiffeId, WorkloadUid};
 
 /// Everything that one waypoint needs beside the snapshot.
 #[derive(Clone, Debug, Default)]
 pub struct Waypoint {
     /// Its Gateway.
     pub gateway: GatewayKey,
+    /// Whom it is to clients and endpoints; none: nobody says.
+    pub identity: Option<SpiffeId>,
     /// What it may be bound to: annotation `istio.io/waypoint-for`.
     pub serves: Serves,
     /// The services that are bound to it.

@@ -1,20 +1,57 @@
 //! What L4 makes of an AuthorizationPolicy, exactly as istiod does: `istio.security.Authorization`.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::Settings;
 use super::authorization_policy::{AuthorizationPolicy, PolicyAction};
-use super::authorization_rule::{Condition, Operation, PolicyRule, Source, Test};
+use super::authorization_rule::{self as written, Operation, PolicyRule, Source, Test};
 use super::object::Objects;
 use super::pod::Pod;
 use super::reader::{Report, selects};
-use crate::model::{Action, Authorization, Clause, Match, Rule, Scope};
+use crate::model::{Action, Authorization, Clause, Condition, Match, Rule, Scope, Status};
 use crate::types::PolicyKey;
+
+const ACCEPTED: &str = "ZtunnelAccepted";
 
 /// The policies that L4 enforces.
 pub(super) fn translate(objects: &Objects, settings: &Settings, report: &Report) -> Vec<Authorization> {
     let policies = objects.authorization_policies.iter();
     policies.filter_map(|policy| authorization(policy, settings, report)).collect()
+}
+
+/// What node proxies make of each policy that is theirs. Source: Istio, ZtunnelAccepted.
+pub(super) fn statuses(objects: &Objects) -> Vec<Status> {
+    let own = objects.authorization_policies.iter().filter(|policy| policy.targets.is_empty());
+    own.map(status).collect()
+}
+
+fn status(policy: &AuthorizationPolicy) -> Status {
+    let lost: BTreeSet<String> = policy.rules.iter().flat_map(|rule| Clauses::of(rule).http).collect();
+    let lost = lost.into_iter().collect::<Vec<_>>().join(", ");
+    let condition = match action(policy) {
+        None => {
+            let message = "AUDIT and CUSTOM are not enforced at L4";
+            Condition::no(ACCEPTED, "UnsupportedValue", message)
+        }
+        Some(_) if lost.is_empty() => Condition::yes(ACCEPTED, "Accepted", "attached to node proxies"),
+        Some(Action::Allow) => {
+            let message = format!("L4 cannot see {lost}: rules with these are left out, which allows less");
+            Condition::no(ACCEPTED, "UnsupportedValue", message)
+        }
+        Some(Action::Deny) => {
+            let message =
+                format!("L4 cannot see {lost}: rules of these alone have no effect, others deny more");
+            Condition::no(ACCEPTED, "UnsupportedValue", message)
+        }
+    };
+    Status {
+        kind: "AuthorizationPolicy",
+        namespace: Arc::clone(&policy.meta.namespace),
+        name: Arc::clone(&policy.meta.name),
+        part: None,
+        conditions: vec![condition],
+    }
 }
 
 /// The policies that select `pod` by label: those of its own and of the root namespace.
@@ -182,7 +219,7 @@ fn from(source: &Source) -> Match {
 }
 
 /// None if L4 cannot see it.
-fn when(condition: &Condition) -> Option<Match> {
+fn when(condition: &written::Condition) -> Option<Match> {
     let mut of = Match::default();
     match condition.test.clone() {
         Test::SourceIp(blocks) => (of.source_ips, of.not_source_ips) = blocks,

@@ -62,7 +62,24 @@ impl AuthorizationPolicy {
             policy.action = action;
         }
         policy.rules = spec.items("rules").iter().map(PolicyRule::read).collect();
+        policy.check(&spec);
         policy
+    }
+
+    /// What Istio's admission would refuse of a policy for waypoints.
+    fn check(&self, spec: &Field<'_>) {
+        if self.targets.is_empty() {
+            return; // node proxies are told of these as they are
+        }
+        let is_custom = self.action == PolicyAction::Custom;
+        if self.rules.is_empty() && (is_custom || self.action == PolicyAction::Deny) {
+            let seen = "no rules, so that it would never match";
+            spec.problem(seen, "allowed: at least one; rules: [{}] matches everything");
+        }
+        if is_custom != spec.get("provider").is_some() {
+            let seen = if is_custom { "CUSTOM without a provider" } else { "a provider without CUSTOM" };
+            spec.problem(seen, "allowed: action CUSTOM together with provider.name");
+        }
     }
 }
 

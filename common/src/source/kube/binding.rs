@@ -13,6 +13,7 @@ use crate::model::{Condition, Model, Service, Status, Workload};
 use crate::types::{ServiceKey, WorkloadUid};
 
 const MISSING: &str = "istio.io/WaypointMissing";
+const VISIBILITY: &str = "istio.io/VisibilityApplied";
 
 /// What is bound to which waypoint.
 #[derive(Debug, Default)]
@@ -48,6 +49,8 @@ pub(super) fn bind(
         }
         bound.add_status("ServiceEntry", &entry.meta, &binding);
         bound.check_wildcards(entry, &binding, report);
+        let reason = entry.visibility_reason();
+        bound.push("ServiceEntry", &entry.meta, Condition::yes(VISIBILITY, reason, "as spec.exportTo says"));
     }
     let mut workloads: HashMap<WorkloadUid, &mut Workload> =
         model.workloads.iter_mut().map(|workload| (workload.uid.clone(), workload)).collect();
@@ -109,6 +112,11 @@ impl Bound {
     }
 
     fn push(&mut self, kind: &'static str, meta: &Meta, condition: Condition) {
+        if let Some(last) =
+            self.statuses.last_mut().filter(|last| last.is_of(kind, &meta.namespace, &meta.name))
+        {
+            return last.conditions.push(condition);
+        }
         self.statuses.push(Status {
             kind,
             namespace: Arc::clone(&meta.namespace),

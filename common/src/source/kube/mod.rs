@@ -145,7 +145,8 @@ pub fn translate(documents: &[Document<'_>], settings: &Settings) -> Result<Tran
     let report = Report::default();
     let objects = object::read(documents, Reader::Agent, &report);
     let waypoints = Waypoints::of(&objects, settings);
-    let (mut model, Bound { statuses, .. }) = mesh(&objects, &waypoints, settings, &report);
+    let (mut model, Bound { mut statuses, .. }) = mesh(&objects, &waypoints, settings, &report);
+    statuses.extend(authorization::statuses(&objects));
     let live: Vec<&Pod> = objects.pods.iter().filter(|pod| pod.is_live()).collect();
     model.pods = local_pods(&live, &objects, settings, &report);
 
@@ -180,8 +181,9 @@ fn mesh(
     service::check_vips(&objects.services, settings, report);
     endpoints::add_services(objects, &pods, settings, report, &mut model);
     entries::add(objects, &pods, settings, report, &mut model);
+    waypoints.check(report);
     let bound = binding::bind(&mut model, objects, waypoints, settings, report);
-    target::check(&target::Known { objects, waypoints, settings, model: &model }, report);
+    target::check(&target::Known { objects, settings, model: &model }, report);
     (model, bound)
 }
 

@@ -136,6 +136,14 @@ impl ServiceEntry {
         }
     }
 
+    /// Who may use it, as a condition's reason.
+    pub(super) fn visibility_reason(&self) -> &'static str {
+        match self.visibility {
+            Visibility::Public => "Public",
+            Visibility::Namespace => "Namespace",
+        }
+    }
+
     /// Key of the service that one of its hosts is.
     pub(super) fn key(&self, host: &Arc<str>) -> ServiceKey {
         ServiceKey { namespace: Arc::clone(&self.meta.namespace), hostname: Arc::clone(host) }

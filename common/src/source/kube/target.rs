@@ -5,7 +5,6 @@ use std::sync::Arc;
 use super::Settings;
 use super::object::{Meta, Objects};
 use super::reader::{Field, Report};
-use super::waypoint::Waypoints;
 use crate::model::Model;
 
 /// What one reference names.
@@ -78,7 +77,6 @@ fn target(field: &Field<'_>) -> Option<Target> {
 /// What targets may be.
 pub(super) struct Known<'a> {
     pub(super) objects: &'a Objects,
-    pub(super) waypoints: &'a Waypoints<'a>,
     pub(super) settings: &'a Settings,
     pub(super) model: &'a Model,
 }
@@ -104,15 +102,12 @@ pub(super) fn check(known: &Known<'_>, report: &Report) {
 
 /// Why nobody evaluates a policy for this target.
 fn nobody(meta: &Meta, target: &Target, known: &Known<'_>) -> Option<String> {
-    let Known { objects, waypoints, settings, model } = known;
+    let Known { objects, settings, model } = known;
     let is_it = |of: &Meta| of.name == target.name && of.namespace == meta.namespace;
     let is_bound = |key| model.services.iter().any(|s| s.key == key && s.waypoint.is_some());
     let found = match target.kind {
-        TargetKind::Gateway => objects
-            .gateways
-            .iter()
-            .find(|of| is_it(&of.meta))
-            .map(|of| waypoints.gateway(&of.key()).is_some()),
+        // One that is no waypoint is somebody else's, who evaluates policies as well.
+        TargetKind::Gateway => objects.gateways.iter().find(|of| is_it(&of.meta)).map(|_| true),
         TargetKind::GatewayClass => {
             let mut of_class = objects.gateways.iter().filter(|of| of.class == target.name);
             of_class.next().map(|_| true)
@@ -129,7 +124,6 @@ fn nobody(meta: &Meta, target: &Target, known: &Known<'_>) -> Option<String> {
     let name = &target.name;
     match found {
         Some(true) => None,
-        Some(false) if target.kind == TargetKind::Gateway => Some(format!("Gateway {name} is no waypoint")),
         Some(false) => Some(format!("{:?} {name} has no waypoint", target.kind)),
         None if target.kind == TargetKind::GatewayClass => Some(format!("no Gateway of class {name}")),
         None => Some(format!("no {:?} {name} in namespace {}", target.kind, meta.namespace)),

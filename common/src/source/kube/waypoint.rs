@@ -28,6 +28,7 @@ const GATEWAY_NAME: &str = "gateway.networking.k8s.io/gateway-name";
 const MANAGED: &str = "gateway.istio.io/managed";
 const MANAGED_WAYPOINTS: [&str; 3] =
     ["istio.io-mesh-controller", "istio.io-eastwest-controller", "culvert.dev-waypoint-controller"];
+const SERVICE_ACCOUNT: &str = "gateway.istio.io/service-account";
 const BOUND: &str = "istio.io/WaypointBound";
 
 /// What is to be bound.
@@ -140,9 +141,36 @@ impl<'o> Waypoints<'o> {
         self.of.get(key).map(|waypoint| waypoint.gateway)
     }
 
+    /// Whether one of its instances is ready, or was before.
+    pub(super) fn is_ready(&self, key: &GatewayKey) -> bool {
+        self.of.get(key).is_some_and(|waypoint| is_ready(waypoint.gateway, self.objects))
+    }
+
+    /// Reports waypoints that nobody can reach: those that are found by a Service which is not there.
+    pub(super) fn check(&self, report: &Report) {
+        for (key, waypoint) in &self.of {
+            let gateway = waypoint.gateway;
+            if !gateway.assigned.is_empty() || !gateway.wanted.is_empty() || waypoint.address.is_none() {
+                continue;
+            }
+            let mut services = self.objects.services.iter().map(|service| (&service.meta, &service.ports));
+            let own = services.find(|(meta, _)| meta.name == key.name && meta.namespace == key.namespace);
+            let seen = match own {
+                None => format!("no address, and no Service {key}"),
+                Some((_, ports)) if ports.iter().all(|port| port.port != HBONE) => {
+                    format!("no address, and Service {key} has no port {HBONE}")
+                }
+                Some(_) => continue,
+            };
+            let what = "what is bound to it is refused";
+            report.warning(gateway.meta.at.about("status.addresses", seen, what));
+        }
+    }
+
     /// Whether it is the Service before a waypoint's pods, or before those of another gateway for tunnels.
     fn is_before_one(&self, meta: &Meta) -> bool {
-        is_managed(meta) || self.of.contains_key(&named(meta, &meta.name))
+        is_managed(meta)
+            || meta.at.object.starts_with("Service ") && self.of.contains_key(&named(meta, &meta.name))
     }
 
     /// What becomes of an object with these labels.
@@ -268,6 +296,22 @@ fn named(meta: &Meta, name: &Arc<str>) -> GatewayKey {
 
 fn is_managed(meta: &Meta) -> bool {
     meta.labels.get(MANAGED).is_some_and(|managed| MANAGED_WAYPOINTS.contains(&&**managed))
+}
+
+/// The service account of its instances; before there are any, that which its annotation or its own name says.
+pub(super) fn account<'o>(gateway: &'o Gateway, objects: &'o Objects, report: &Report) -> &'o str {
+    let mut accounts: Vec<&str> = instances(gateway, &objects.pods)
+        .filter(|pod| pod.is_live())
+        .map(|pod| &*pod.service_account)
+        .collect();
+    accounts.sort_unstable();
+    accounts.dedup();
+    if let [_, _, ..] = accounts[..] {
+        let seen = format!("its pods have the service accounts {}", accounts.join(", "));
+        report.warning(gateway.meta.at.about("metadata.name", seen, "it goes by the first of them"));
+    }
+    let named = || gateway.meta.annotation(SERVICE_ACCOUNT).unwrap_or(&gateway.meta.name);
+    accounts.first().copied().unwrap_or_else(named)
 }
 
 /// Whether a pod is one of a waypoint's instances.

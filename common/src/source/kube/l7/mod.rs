@@ -36,12 +36,12 @@ use super::binding::Bound;
 use super::gateway::{CLASS, Gateway, HBONE, SANDWICH};
 use super::object::{Meta, Objects as AllObjects, Reader};
 use super::reader::{Field, Labels, Report};
-use super::waypoint::Waypoints;
+use super::waypoint::{self, Waypoints};
 use super::{Document, Settings, entries, mesh, object};
 use crate::config::Problem;
 use crate::model::l7::{BoundPort, GatewayKey, Protocol, Waypoint};
 use crate::model::{Condition, Endpoint, Mode, Model, Service, ServicePort, Status, l7};
-use crate::types::{ServiceKey, WorkloadUid};
+use crate::types::{ServiceKey, SpiffeId, WorkloadUid};
 
 /// What objects mean for one waypoint.
 #[derive(Clone, Debug, Default)]
@@ -103,7 +103,7 @@ pub fn translate_waypoint(
     let waypoint = waypoint(&mesh, &bound, &policies, &routing);
     let mut statuses = bound.statuses;
     statuses.extend(routing.statuses);
-    statuses.extend(gateway_statuses(&mesh));
+    statuses.extend(gateway_statuses(&mesh, waypoints.is_ready(gateway)));
     statuses.extend(policies.statuses);
     statuses.sort();
     match report.finish() {
@@ -227,6 +227,7 @@ fn waypoint(
     let (http, tcp) = (ports().flat_map(|p| p.http.iter()), ports().flat_map(|p| p.tcp.iter()));
     Waypoint {
         serves: mesh.gateway.serves(&mesh.objects.gateway_classes),
+        identity: identity(mesh),
         workloads: bound.workloads.get(&gateway).cloned().unwrap_or_default(),
         policies: Arc::new(policies.of(None)),
         clusters: routing.clusters(http, tcp),
@@ -235,6 +236,17 @@ fn waypoint(
         normalization: mesh.settings.normalization,
         gateway,
     }
+}
+
+/// That of its instances' service account.
+fn identity(mesh: &Mesh<'_>) -> Option<SpiffeId> {
+    let account = waypoint::account(mesh.gateway, mesh.objects, mesh.report);
+    let namespace = &mesh.gateway.meta.namespace;
+    let identity = SpiffeId::new(&mesh.settings.trust_domain, namespace, account).map_err(|error| {
+        let what = "allowed: names out of a-z A-Z 0-9 - . _";
+        mesh.report.problem(mesh.gateway.meta.at.about("metadata.annotations", error.to_string(), what));
+    });
+    identity.ok()
 }
 
 fn bound_service(service: &Known, policies: &policies::Bindings, routing: &Routing<'_>) -> l7::Bound {
@@ -255,7 +267,7 @@ fn bound_service(service: &Known, policies: &policies::Bindings, routing: &Routi
 }
 
 /// Conditions of the waypoint's own Gateway.
-fn gateway_statuses(mesh: &Mesh<'_>) -> Vec<Status> {
+fn gateway_statuses(mesh: &Mesh<'_>, is_ready: bool) -> Vec<Status> {
     let meta = &mesh.gateway.meta;
     let status = |part: Option<Arc<str>>, conditions| Status {
         kind: "Gateway",
@@ -283,7 +295,12 @@ fn gateway_statuses(mesh: &Mesh<'_>) -> Vec<Status> {
         };
         status(Some(Arc::clone(&listener.name)), vec![condition])
     };
-    let own = status(None, vec![Condition::yes("Accepted", "Accepted", "Resource accepted")]);
+    let accepted = Condition::yes("Accepted", "Accepted", "Resource accepted");
+    let programmed = match is_ready {
+        true => Condition::yes("Programmed", "Programmed", "an instance is ready, or was"),
+        false => Condition::no("Programmed", "Pending", "no instance was ready yet"),
+    };
+    let own = status(None, vec![accepted, programmed]);
     std::iter::once(own).chain(listeners.iter().map(of_listener)).collect()
 }
 

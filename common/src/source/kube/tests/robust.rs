@@ -54,10 +54,26 @@ fn thousands_of_pods_behind_one_service() {
 }
 
 /// Pieces of which the objects that are read are made, so that random text gets past the first check.
-const PIECES: [&str; 48] = [
+const PIECES: [&str; 64] = [
     "apiVersion: v1\n",
     "apiVersion: security.istio.io/v1\n",
     "apiVersion: discovery.k8s.io/v1\n",
+    "apiVersion: networking.istio.io/v1\n",
+    "apiVersion: gateway.networking.k8s.io/v1\n",
+    "kind: Gateway\n",
+    "kind: GatewayClass\n",
+    "kind: ServiceEntry\n",
+    "kind: WorkloadEntry\n",
+    "kind: VirtualService\n",
+    "kind: DestinationRule\n",
+    "kind: HTTPRoute\n",
+    "kind: GRPCRoute\n",
+    "  gatewayClassName: culvert-waypoint\n",
+    "  hosts: [a.example, '*.b']\n",
+    "  endpoints: [{address: a}, {address: 10.0.0.1}]\n",
+    "  targetRefs: [{kind: Service, name: a}]\n",
+    "  labels: {istio.io/use-waypoint: a}\n",
+    "  addresses: [{value: 10.0.0.1}]\n",
     "kind: Pod\n",
     "kind: Service\n",
     "kind: Node\n",
@@ -121,7 +137,12 @@ proptest! {
     #[test]
     fn any_pieces_of_objects_are_translated_or_refused(pieces in prop::collection::vec(prop::sample::select(&PIECES[..]), 0..24)) {
         let text = pieces.concat();
-        match translate(&[Document { file: "a", text: &text }], &Settings::default()) {
+        let gateway = GatewayKey { namespace: "b".into(), name: "a".into() };
+        let documents = [Document { file: "a", text: &text }];
+        if let Err(problems) = translate_waypoint(&documents, &Settings::default(), &gateway) {
+            prop_assert!(!problems.is_empty());
+        }
+        match translate(&documents, &Settings::default()) {
             Ok(_) => {}
             Err(problems) => {
                 prop_assert!(!problems.is_empty());

@@ -257,7 +257,7 @@ fn what_cannot_be_evaluated_closes_its_target() {
         object_of(
             "p",
             "annotations: {istio.io/dry-run: 'true'}",
-            "targetRef: {kind: Service, name: cart}, action: CUSTOM",
+            "targetRef: {kind: Service, name: cart}, action: CUSTOM, provider: {name: x}, rules: [{}]",
         ),
     ] {
         let policies = policies(&object);
@@ -288,6 +288,21 @@ fn targets_that_cannot_be_are_problems() {
             "targetRefs: [{group: gateway.networking.k8s.io, kind: GatewayClass, name: culvert-waypoint}]",
             "spec.targetRefs[0]: a GatewayClass in namespace shop; allowed: in the root namespace istio-system only",
         ),
+    ] {
+        let problems = problems(&object_of("p", "", spec));
+        assert!(problems.iter().any(|line| line.contains(expected)), "{spec}: {problems:?}");
+    }
+    for (spec, expected) in [
+        (
+            "targetRefs: [{kind: Service, name: a}], action: DENY",
+            "spec: no rules, so that it would never match",
+        ),
+        ("targetRefs: [{kind: Service, name: a}], action: CUSTOM, provider: {name: x}", "spec: no rules"),
+        (
+            "targetRefs: [{kind: Service, name: a}], action: CUSTOM, rules: [{}]",
+            "spec: CUSTOM without a provider",
+        ),
+        ("targetRefs: [{kind: Service, name: a}], provider: {name: x}", "spec: a provider without CUSTOM"),
     ] {
         let problems = problems(&object_of("p", "", spec));
         assert!(problems.iter().any(|line| line.contains(expected)), "{spec}: {problems:?}");

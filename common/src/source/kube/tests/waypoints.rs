@@ -139,7 +139,8 @@ fn once_ready_it_is_bound_and_otherwise_only_the_strict_setting_waits_for_it() {
     assert_eq!(to_cart(&translated(&text, &strict).model), WP);
     let was = Settings { bound: [key()].into(), ..Settings::default() };
     let again = translated(&text, &was);
-    assert_eq!((to_cart(&again.model).as_str(), again.warnings.len()), (WP, 0));
+    assert_eq!(to_cart(&again.model), WP);
+    assert!(lines(&again.warnings)[0].contains("no address, and no Service shop/wp"));
     assert_eq!(again.bound, [key()].into());
     // A Gateway that is deleted is forgotten, as Istio has it.
     let gone = translated(&service("cart", USES), &was);
@@ -366,4 +367,124 @@ fn node_agents_pass_over_what_only_waypoints_act_on() {
             format!("{{apiVersion: {version}, kind: {kind}, metadata: {{name: a}}, spec: {{any: thing}}}}");
         assert_eq!(warnings(&text), Vec::<String>::new(), "{kind}");
     }
+}
+
+/// Where a connection of `web` to the service `cart` goes, as its agent decides it from these objects.
+fn decided(text: &str, settings: &Settings) -> String {
+    use crate::decide::{Outbound, next_hop};
+    let snapshot = crate::state::Snapshot::build(1, translated(text, settings).model);
+    let source = snapshot.workloads().find(|workload| &*workload.name == "web").unwrap();
+    let destination = "10.96.0.4:80".parse().unwrap();
+    let facts = Outbound { source, destination, avoid: &[], failing: &[], pick: 0 };
+    match next_hop(&snapshot, &facts) {
+        Ok(hop) => hop.to_string(),
+        Err(error) => format!("refused: {error}"),
+    }
+}
+
+#[test]
+fn what_was_bound_goes_through_the_waypoint_or_nowhere() {
+    let mesh = |ready: &str| {
+        let service = service("wp", "").replace("name: http, port: 80, targetPort: 8080", "port: 15008");
+        let instance = pod(
+            "wp-0",
+            "10.0.9.1",
+            "labels: {gateway.networking.k8s.io/gateway-name: wp, app: wp}",
+            "",
+            &format!("conditions: [{{type: Ready, status: '{ready}'}}]"),
+        );
+        [
+            SHOP.to_owned(),
+            gateway("", "", ""),
+            service,
+            instance,
+            self::service("cart", USES),
+            pod("cart-0", "10.0.0.1", "labels: {app: cart}", "", ""),
+            pod("web", "10.0.0.2", "", "", ""),
+        ]
+        .concat()
+    };
+    let plain = Settings::default();
+    let was = Settings { bound: [key()].into(), ..Settings::default() };
+    let strict = Settings { policy_strict: true, ..Settings::default() };
+    let through = decided(&mesh("True"), &plain);
+    assert!(through.contains("10.0.9.1:15008") && through.contains("10.96.0.4:80"), "{through}");
+    for settings in [&was, &strict] {
+        let refused = decided(&mesh("False"), settings);
+        assert!(
+            refused.starts_with("refused: ") && refused.contains("wp.shop.svc.cluster.local"),
+            "{refused}"
+        );
+    }
+    let direct = decided(&mesh("False"), &plain);
+    assert!(direct.contains("10.0.0.1:15008"), "it was never ready: {direct}");
+}
+
+#[test]
+fn a_waypoint_goes_by_the_service_account_of_its_pods() {
+    let identity =
+        |objects: &str| for_waypoint(&(gateway("", "", "") + objects)).waypoint.identity.unwrap().to_string();
+    let instance = |name: &str, account: &str| {
+        let labels = "labels: {gateway.networking.k8s.io/gateway-name: wp}";
+        pod(name, &format!("10.0.9.{}", name.len()), labels, &format!("serviceAccountName: {account}"), "")
+    };
+    assert_eq!(identity(""), "spiffe://cluster.local/ns/shop/sa/wp");
+    assert_eq!(identity(&instance("a", "own")), "spiffe://cluster.local/ns/shop/sa/own");
+    let annotated = gateway("annotations: {gateway.istio.io/service-account: other}", "", "");
+    let of = for_waypoint(&annotated).waypoint.identity.unwrap().to_string();
+    assert_eq!(of, "spiffe://cluster.local/ns/shop/sa/other");
+    let two = gateway("", "", "") + &instance("a", "x") + &instance("bb", "y");
+    let said = lines(&for_waypoint(&two).warnings);
+    assert!(said.iter().any(|line| line.contains("service accounts x, y")), "{said:?}");
+}
+
+#[test]
+fn a_waypoint_that_nobody_can_reach_is_said() {
+    let instance = instance("conditions: [{type: Ready, status: 'True'}]");
+    let lost = gateway("", "", "") + &instance;
+    assert!(
+        warnings(&lost)[0].contains("no address, and no Service shop/wp; what is bound to it is refused")
+    );
+    let portless = lost + &service("wp", "");
+    assert!(warnings(&portless)[0].contains("Service shop/wp has no port 15008"));
+    assert_eq!(warnings(&portless.replace("port: 80", "port: 15008")), Vec::<String>::new());
+}
+
+#[test]
+fn statuses_are_those_that_a_controller_writes() {
+    let text = gateway("", "", "")
+        + &service("cart", USES)
+        + &object("AuthorizationPolicy", "l4", "spec: {rules: [{from: [{source: {namespaces: [a]}}]}]}")
+        + &object(
+            "AuthorizationPolicy",
+            "l7",
+            "spec: {rules: [{to: [{operation: {methods: [GET], paths: [/]}}]}]}",
+        )
+        + &object("AuthorizationPolicy", "audit", "spec: {action: AUDIT, rules: [{}]}");
+    let shown = |statuses: &[Status]| -> Vec<String> {
+        let one = |status: &Status| {
+            let conditions: Vec<_> =
+                status.conditions.iter().map(|c| format!("{}={} {}", c.kind, c.holds, c.reason)).collect();
+            let part = status.part.as_deref().map(|part| format!("[{part}]")).unwrap_or_default();
+            format!("{} {}{part}: {}", status.kind, status.name, conditions.join(", "))
+        };
+        statuses.iter().map(one).collect()
+    };
+    assert_eq!(
+        shown(&translated(&text, &Settings::default()).statuses),
+        [
+            "Service cart: istio.io/WaypointBound=false WaypointIsNotReady",
+            "AuthorizationPolicy l4: ZtunnelAccepted=true Accepted",
+            "AuthorizationPolicy l7: ZtunnelAccepted=false UnsupportedValue",
+            "AuthorizationPolicy audit: ZtunnelAccepted=false UnsupportedValue",
+        ]
+    );
+    assert_eq!(
+        shown(&for_waypoint(&text).statuses),
+        [
+            "Gateway wp: Accepted=true Accepted, Programmed=false Pending",
+            "Gateway wp[mesh]: Accepted=true Accepted",
+            "Service cart: istio.io/WaypointBound=true WaypointAccepted",
+        ]
+    );
 }
