@@ -54,7 +54,8 @@ pub fn preflight(cors: &Cors, origin: Option<&HeaderValue>) -> HeaderMap {
     headers
 }
 
-/// Adds to an answer that its origin may read it, in place of what the upstream says of that.
+/// Adds to an answer that its origin may read it, in place of what the upstream says of that; also to a failure that is
+/// answered here after this check.
 pub fn allow(cors: &Cors, origin: &HeaderValue, headers: &mut HeaderMap) {
     headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
     if let Some(credentials) = credentials(cors) {

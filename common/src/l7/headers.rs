@@ -27,7 +27,7 @@ impl<'r> Edits<'r> {
         Self::new(route, (&route.request_headers, Some(&backend.request_headers)), values)
     }
 
-    /// Those of an answer; without a destination it was made here.
+    /// Those of an answer, also of one that is made here once the route is known, denials and failures included.
     pub fn of_response(route: &'r Route, backend: Option<&'r Weighted>, values: &Values<'_>) -> Self {
         Self::new(route, (&route.response_headers, backend.map(|backend| &backend.response_headers)), values)
     }

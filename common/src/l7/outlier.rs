@@ -83,8 +83,8 @@ impl Health {
 #[derive(Debug)]
 pub struct Detector {
     began: Instant,
-    /// Intervals that were done.
-    done: AtomicU64,
+    /// When intervals were last looked at, in nanoseconds since it began: intervals change with the configuration.
+    swept: AtomicU64,
     /// Endpoints that are left alone; those that are gone since may be among them.
     ejected: AtomicU32,
     changes: Mutex<()>,
@@ -93,7 +93,7 @@ pub struct Detector {
 impl Detector {
     /// One that has seen nothing. Intervals are counted from `now`.
     pub fn new(now: Instant) -> Self {
-        Self { began: now, done: AtomicU64::new(0), ejected: AtomicU32::new(0), changes: Mutex::new(()) }
+        Self { began: now, swept: AtomicU64::new(0), ejected: AtomicU32::new(0), changes: Mutex::new(()) }
     }
 
     /// Whether an endpoint may be left alone: quickly, so that nothing is counted where none is.
@@ -134,12 +134,13 @@ impl Detector {
     pub fn sweep<T: AsRef<Host>>(&self, outliers: &Outliers, hosts: &[T], now: Instant) {
         let interval = outliers.interval.max(Duration::from_millis(1)).as_nanos();
         let since = now.saturating_duration_since(self.began).as_nanos();
-        let ended = u64::try_from(since / interval).unwrap_or(u64::MAX);
-        if ended <= self.done.load(Relaxed) {
+        let ended = since / interval;
+        let done = || u128::from(self.swept.load(Relaxed)) / interval;
+        if ended <= done() {
             return;
         }
         let _changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
-        let done = self.done.load(Relaxed);
+        let done = done();
         if ended <= done {
             return;
         }
@@ -148,9 +149,9 @@ impl Detector {
             let mut healthy = ended - done;
             if health.is_ejected() {
                 let over = u128::from(health.at.load(Relaxed)) + ejection_time(outliers, health).as_nanos();
-                let Some(after) = u128::from(ended).checked_sub(over.div_ceil(interval)) else { continue };
+                let Some(after) = ended.checked_sub(over.div_ceil(interval)) else { continue };
                 health.is_ejected.store(false, Relaxed);
-                healthy = u64::try_from(after).unwrap_or(u64::MAX);
+                healthy = after;
             }
             let less = u32::try_from(healthy).unwrap_or(u32::MAX);
             health.times.store(health.times.load(Relaxed).saturating_sub(less), Relaxed);
@@ -164,7 +165,7 @@ impl Detector {
             clear(&health.failures);
         }
         self.count(hosts);
-        self.done.store(ended, Relaxed);
+        self.swept.store(u64::try_from(since).unwrap_or(u64::MAX), Relaxed);
     }
 
     /// Leaves it alone, if so many may be.

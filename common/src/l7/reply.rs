@@ -49,10 +49,9 @@ impl Reply {
         Self { details: "direct_response".into(), ..Self::new(status, body, is_grpc) }
     }
 
-    /// An answer made on purpose. A gRPC status becomes an HTTP status for who does not speak gRPC.
+    /// An answer made on purpose. Who does not speak gRPC gets the HTTP status alone, 200 beside a gRPC status.
     pub fn abort(abort: &Abort, is_grpc: bool) -> Self {
-        let status = abort.grpc_status.map_or(abort.status, http_status);
-        let mut reply = Self::failure(&Failure::Abort(status), is_grpc);
+        let mut reply = Self::failure(&Failure::Abort(abort.status), is_grpc);
         if let Some(grpc) = abort.grpc_status.filter(|_| is_grpc) {
             reply.headers.insert(GRPC_STATUS, HeaderValue::from(u16::from(grpc)));
         }
@@ -98,7 +97,7 @@ pub fn grpc_status(status: StatusCode) -> u8 {
     }
 }
 
-/// What an HTTP client is told of a gRPC status, and how an ejection counts it.
+/// What a gRPC status counts as for an ejection.
 pub fn http_status(grpc: u8) -> StatusCode {
     let code = match grpc {
         0 => 200,
@@ -209,9 +208,9 @@ mod tests {
         assert_eq!((status(&abort(418, None)), grpc(&abort(418, None))), (418, HeaderValue::from(2)));
         assert_eq!(
             (status(&abort(200, Some(14))), grpc(&abort(200, Some(14)))),
-            (503, HeaderValue::from(14))
+            (200, HeaderValue::from(14))
         );
-        assert_eq!((status(&abort(200, Some(5))), grpc(&abort(200, Some(5)))), (404, HeaderValue::from(5)));
+        assert_eq!((status(&abort(200, Some(5))), grpc(&abort(200, Some(5)))), (200, HeaderValue::from(5)));
         let reply = Reply::abort(&abort(418, None), false);
         assert_eq!((&reply.body[..], reply.flag), (&b"fault filter abort"[..], Some(Flag::FaultInjected)));
     }

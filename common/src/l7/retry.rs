@@ -7,7 +7,7 @@ use std::time::Duration;
 use http::{HeaderMap, StatusCode};
 
 use super::failure::Reset;
-use crate::model::l7::{BackOff, RetryBudget, RetryOn};
+use crate::model::l7::{BackOff, Retries, RetryBudget, RetryOn};
 
 /// How a try ended.
 #[derive(Clone, Copy, Debug)]
@@ -26,6 +26,26 @@ pub enum Tried<'a> {
         /// Whether the head of the request was on its way to the upstream.
         was_sent: bool,
     },
+}
+
+/// What follows a try.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Another one, if the number of retries under way allows it: else it is as it ended, with the flag `UO`.
+    Again,
+    /// Nothing: it is as it ended.
+    Done,
+    /// Nothing, though it would be worth another: it is as it ended, with the flag `URX`.
+    UsedUp,
+}
+
+/// What follows a try that ended so, after `made` repetitions.
+pub fn next(retries: &Retries, made: u32, tried: Tried<'_>) -> Next {
+    match made < retries.attempts {
+        _ if retries.attempts == 0 || !is_worth_it(&retries.on, tried) => Next::Done,
+        true => Next::Again,
+        false => Next::UsedUp,
+    }
 }
 
 /// Whether a try that ended so is worth repeating; whether it may be is for the number of tries and for the budget.
@@ -51,9 +71,6 @@ fn is_worth_it_answered(on: &RetryOn, status: StatusCode, headers: &HeaderMap) -
         statuses,
         grpc_statuses,
     } = on;
-    if headers.contains_key("x-envoy-overloaded") {
-        return false;
-    }
     if headers.contains_key("x-envoy-ratelimited") {
         return *envoy_ratelimited;
     }
@@ -175,6 +192,32 @@ mod tests {
         }
     }
 
+    /// What Envoy 1.40 logs.
+    #[test]
+    fn retries_are_used_up_only_where_one_more_would_be_worth_it() {
+        let retries = |attempts| Retries {
+            attempts,
+            on: on(|on| on.five_xx = true),
+            per_try_timeout: None,
+            back_off: BackOff::Jittered { base: Duration::from_millis(25) },
+            ignore_previous_hosts: None,
+            remote_localities: false,
+        };
+        let none = HeaderMap::new();
+        let bad = Tried::Answered(StatusCode::SERVICE_UNAVAILABLE, &none);
+        let good = Tried::Answered(StatusCode::OK, &none);
+        for (attempts, made, tried, want) in [
+            (2, 0, bad, Next::Again),
+            (2, 1, bad, Next::Again),
+            (2, 2, bad, Next::UsedUp),
+            (2, 0, good, Next::Done),
+            (2, 2, good, Next::Done),
+            (0, 0, bad, Next::Done),
+        ] {
+            assert_eq!(next(&retries(attempts), made, tried), want, "{attempts} {made} {tried:?}");
+        }
+    }
+
     #[test]
     fn headers_of_an_answer_decide_too() {
         let answered = |on: &RetryOn, status, name: &'static str, value: &'static str| {
@@ -191,7 +234,7 @@ mod tests {
             assert_eq!(answered(&grpc, ok, "grpc-status", status), want, "{status}");
         }
         let five_xx = on(|on| on.five_xx = true);
-        assert!(!answered(&five_xx, unavailable, "x-envoy-overloaded", "true"));
+        assert!(answered(&five_xx, unavailable, "x-envoy-overloaded", "true"), "as Envoy 1.40 does");
         assert!(!answered(&five_xx, unavailable, "x-envoy-ratelimited", "true"));
         assert!(answered(&on(|on| on.envoy_ratelimited = true), limited, "x-envoy-ratelimited", "true"));
     }

@@ -145,6 +145,16 @@ fn a_long_silence_is_one_step() {
     assert_eq!(watch.ejected(s(365 * 24 * 3600)), [0; 0]);
 }
 
+#[test]
+fn intervals_may_change_while_an_endpoint_is_left_alone() {
+    let mut watch = Watch::new(2, Outliers { interval: Duration::from_millis(10), ..outliers() });
+    assert!(watch.after(0, BAD, s(3600)).is_some());
+    assert_eq!(watch.ejected(s(3601)), [0]);
+    watch.outliers.interval = s(10);
+    assert_eq!(watch.ejected(s(3629)), [0]);
+    assert_eq!(watch.ejected(s(3630)), [0; 0], "many short intervals are not as many long ones");
+}
+
 /// Envoy's bound is inclusive; where nothing is said one may always go while another is healthy.
 #[test]
 fn no_more_are_ejected_than_may_be() {
