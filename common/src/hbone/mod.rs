@@ -10,6 +10,7 @@ pub mod client;
 mod gather;
 pub mod guard;
 pub mod headers;
+pub mod link;
 pub mod orders;
 pub mod outbox;
 pub mod pool;

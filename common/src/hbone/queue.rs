@@ -43,6 +43,16 @@ impl Queue {
         }
     }
 
+    /// The first piece.
+    pub(super) fn pop(&mut self) -> Option<Bytes> {
+        let piece = self.pieces.pop_front().or_else(|| {
+            let tail = std::mem::take(&mut self.tail);
+            (!tail.is_empty()).then(|| tail.freeze())
+        })?;
+        self.len -= piece.len();
+        Some(piece)
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.len == 0
     }

@@ -43,6 +43,8 @@ pub struct Model {
     pub pods: Vec<LocalPod>,
     /// For people who ask why.
     pub background: Background,
+    /// What a waypoint does, where the source is read for one.
+    pub waypoint: Option<Arc<l7::Waypoint>>,
 }
 
 /// A [`Model`] whose items are shared: a source that keeps them publishes again without copying what stayed.
@@ -58,17 +60,20 @@ pub struct Parts {
     pub pods: Vec<Arc<LocalPod>>,
     /// See [`Model::background`].
     pub background: Arc<Background>,
+    /// See [`Model::waypoint`].
+    pub waypoint: Option<Arc<l7::Waypoint>>,
 }
 
 impl From<Model> for Parts {
     fn from(model: Model) -> Self {
-        let Model { workloads, services, policies, pods, background } = model;
+        let Model { workloads, services, policies, pods, background, waypoint } = model;
         Self {
             workloads: workloads.into_iter().map(Arc::new).collect(),
             services: services.into_iter().map(Arc::new).collect(),
             policies: policies.into_iter().map(Arc::new).collect(),
             pods: pods.into_iter().map(Arc::new).collect(),
             background: Arc::new(background),
+            waypoint,
         }
     }
 }

@@ -67,7 +67,7 @@ macro_rules! share {
 
 impl Holder for Model {
     fn share(&mut self, texts: &mut Texts) {
-        let Self { workloads, services, policies, pods, background } = self;
+        let Self { workloads, services, policies, pods, background, waypoint: _ } = self;
         share!(texts: workloads, services, policies, pods, background);
     }
 }

@@ -20,7 +20,7 @@ use tokio::time::timeout;
 use self::watches::Watches;
 
 use super::kept::Kept;
-use super::kube::{Document, Settings, Translated, translate};
+use super::kube::{Document, Settings, Translated, translate, translate_waypoint};
 use crate::config::{Problem, Stamp};
 use crate::model::l7::GatewayKey;
 use crate::net::memory;
@@ -330,7 +330,11 @@ impl Texts {
                 }),
             }
         }
-        match translate(&documents, settings) {
+        let translated = match &settings.waypoint {
+            None => translate(&documents, settings),
+            Some(gateway) => translate_waypoint(&documents, settings, gateway).map(Translated::from),
+        };
+        match translated {
             Ok(translated) if problems.is_empty() => Ok(translated),
             Ok(_) => Err(LoadError::Problems(problems)),
             Err(more) => {

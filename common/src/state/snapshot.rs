@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::ranges::Ranges;
 use crate::model::{
     Authorization, Background, Health, LocalPod, NoDowngrade, Parts, Scope, Service, TunnelProtocol,
-    Visibility, Workload,
+    Visibility, Workload, l7,
 };
 use crate::types::{PolicyKey, ServiceKey, WorkloadUid};
 
@@ -35,6 +35,7 @@ pub struct Snapshot {
     wide_policies: Vec<Arc<Authorization>>,
     pods: Vec<Arc<LocalPod>>,
     background: Arc<Background>,
+    waypoint: Option<Arc<l7::Waypoint>>,
 }
 
 /// Whether what a snapshot does not have does not exist.
@@ -88,6 +89,7 @@ impl Snapshot {
         next.wide_policies.sort_by(|a, b| a.key.cmp(&b.key));
         next.pods = parts.pods;
         next.background = parts.background;
+        next.waypoint = parts.waypoint;
         next
     }
 
@@ -140,6 +142,11 @@ impl Snapshot {
             }
         }
         self.services.insert(service.key.clone(), service);
+    }
+
+    /// What a waypoint does, where the source is read for one.
+    pub fn waypoint(&self) -> Option<&Arc<l7::Waypoint>> {
+        self.waypoint.as_ref()
     }
 
     /// The workload with this key.

@@ -404,6 +404,7 @@ impl Store {
             policies: self.policies.values().map(|held| Arc::clone(&held.item)).collect(),
             pods: Vec::new(),
             background: Arc::new(Background { staged: self.staged(), ..Background::default() }),
+            waypoint: None,
         }
     }
 

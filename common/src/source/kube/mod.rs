@@ -77,6 +77,8 @@ pub struct Settings {
     pub dedicated: Option<Dedicated>,
     /// Waypoints that were ready before: what they stand before is refused, not let past, when they are gone.
     pub bound: BTreeSet<GatewayKey>,
+    /// Who reads, if that is a waypoint: what it does is then part of the model.
+    pub waypoint: Option<GatewayKey>,
     /// Further trust domains of this mesh.
     pub trust_domain_aliases: Vec<Arc<str>>,
     /// How waypoints make paths plain.
@@ -109,6 +111,7 @@ impl Default for Settings {
             netns_overrides: HashMap::new(),
             dedicated: None,
             bound: BTreeSet::new(),
+            waypoint: None,
             trust_domain_aliases: Vec::new(),
             normalization: Normalization::default(),
         }
@@ -158,6 +161,14 @@ pub fn translate(documents: &[Document<'_>], settings: &Settings) -> Result<Tran
             Ok(Translated { model, warnings, statuses, bound: waypoints.bound() })
         }
         (problems, _) => Err(problems),
+    }
+}
+
+impl From<TranslatedWaypoint> for Translated {
+    fn from(translated: TranslatedWaypoint) -> Self {
+        let TranslatedWaypoint { model, waypoint, statuses, warnings } = translated;
+        let model = Model { waypoint: Some(Arc::new(waypoint)), ..model };
+        Self { model, warnings, statuses, bound: BTreeSet::new() }
     }
 }
 
