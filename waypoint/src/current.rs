@@ -1,0 +1,123 @@
+//! One revision of the configuration, as requests use it: the snapshot, the waypoint's own part, and for each destination its
+//! endpoints with what is kept of them over changes: requests under way, ejections, circuit breakers.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use culvert_common::l7::balance::{Endpoints, Host, is_member};
+use culvert_common::l7::breaker::Breaker;
+use culvert_common::l7::outlier::Detector;
+use culvert_common::model::l7::{Cluster, ClusterKey, Waypoint};
+use culvert_common::model::{Endpoint, Health, HealthPolicy, Service, Workload};
+use culvert_common::state::Snapshot;
+use culvert_common::types::WorkloadUid;
+
+/// A revision; requests take it once each.
+#[derive(Default)]
+pub(crate) struct Current {
+    pub(crate) snapshot: Arc<Snapshot>,
+    pub(crate) waypoint: Arc<Waypoint>,
+    /// False until the first configuration was read.
+    pub(crate) is_loaded: bool,
+    clusters: HashMap<ClusterKey, Arc<Live>>,
+}
+
+/// A destination.
+pub(crate) struct Live {
+    pub(crate) cluster: Arc<Cluster>,
+    pub(crate) breaker: Arc<Breaker>,
+    pub(crate) endpoints: Endpoints<Node>,
+}
+
+/// An endpoint of a destination.
+#[derive(Clone, Debug)]
+pub(crate) struct Node {
+    host: Arc<Host>,
+    pub(crate) workload: Arc<Workload>,
+    /// Of its application.
+    pub(crate) address: SocketAddr,
+}
+
+impl AsRef<Host> for Node {
+    fn as_ref(&self) -> &Host {
+        &self.host
+    }
+}
+
+/// What outlives a revision.
+#[derive(Default)]
+pub(crate) struct Kept {
+    clusters: HashMap<ClusterKey, (Arc<Breaker>, Arc<Detector>)>,
+    hosts: HashMap<(ClusterKey, WorkloadUid, SocketAddr, u32), Arc<Host>>,
+}
+
+impl Current {
+    /// The destination of this name; none: no DestinationRule or service has it.
+    pub(crate) fn cluster(&self, key: &ClusterKey) -> Option<&Arc<Live>> {
+        self.clusters.get(key)
+    }
+
+    /// The next revision; `kept` is taken over from the last one.
+    pub(crate) fn next(
+        snapshot: Arc<Snapshot>,
+        waypoint: Arc<Waypoint>,
+        kept: &mut Kept,
+        now: Instant,
+    ) -> Self {
+        let mut next = Kept::default();
+        let clusters = waypoint.clusters.iter().map(|(key, cluster)| {
+            let (breaker, detector) =
+                kept.clusters.remove(key).unwrap_or_else(|| (Arc::default(), Arc::new(Detector::new(now))));
+            next.clusters.insert(key.clone(), (Arc::clone(&breaker), Arc::clone(&detector)));
+            let nodes = nodes(&snapshot, cluster, |workload, address| {
+                let id = (key.clone(), workload.uid.clone(), address, workload.capacity);
+                let host = kept.hosts.remove(&id).unwrap_or_else(|| Arc::new(Host::new(workload.capacity)));
+                Arc::clone(next.hosts.entry(id).or_insert(host))
+            });
+            let endpoints = Endpoints::new(nodes, detector);
+            (key.clone(), Arc::new(Live { cluster: Arc::clone(cluster), breaker, endpoints }))
+        });
+        let clusters = clusters.collect();
+        *kept = next;
+        Self { snapshot, waypoint, is_loaded: true, clusters }
+    }
+}
+
+/// The endpoints of a destination that may be given requests, in an order that stays.
+fn nodes(
+    snapshot: &Snapshot,
+    cluster: &Cluster,
+    mut host: impl FnMut(&Arc<Workload>, SocketAddr) -> Arc<Host>,
+) -> Vec<Node> {
+    let Some(service) = snapshot.service(&cluster.key.service) else { return Vec::new() };
+    let mut nodes: Vec<Node> = service
+        .endpoints
+        .iter()
+        .filter(|endpoint| {
+            is_ready(service, endpoint) && is_member(cluster.subset.as_ref(), &endpoint.workload)
+        })
+        .filter_map(|endpoint| {
+            let workload = snapshot.workload(&endpoint.workload)?;
+            let address =
+                SocketAddr::new(*workload.addresses.first()?, target(service, endpoint, cluster.key.port)?);
+            Some(Node { host: host(workload, address), workload: Arc::clone(workload), address })
+        })
+        .collect();
+    nodes.sort_by(|a, b| (&a.workload.uid, a.address).cmp(&(&b.workload.uid, b.address)));
+    nodes
+}
+
+fn is_ready(service: &Service, endpoint: &Endpoint) -> bool {
+    match service.load_balancing.health_policy {
+        HealthPolicy::OnlyHealthy => endpoint.health == Health::Healthy,
+        HealthPolicy::AllowAll => endpoint.health != Health::Terminating,
+    }
+}
+
+/// The endpoint's port for a port of the service; none if it has none.
+fn target(service: &Service, endpoint: &Endpoint, port: u16) -> Option<u16> {
+    let own = endpoint.ports.get(&port).copied();
+    own.or_else(|| service.ports.get(&port).map(|port| port.target)).filter(|port| *port != 0)
+}

@@ -1,0 +1,56 @@
+//! What each request passes before it goes anywhere: one list, in the order in which it is applied. A filter is a file.
+
+mod authorize;
+mod cors;
+mod fault;
+
+use culvert_common::l7::{Facts, Reply};
+use culvert_common::model::l7::{Policies, Route};
+use http::HeaderMap;
+
+/// What a filter sees.
+struct Context<'a> {
+    facts: &'a Facts<'a>,
+    policies: &'a Policies,
+    route: Option<&'a Route>,
+    /// Headers for the answer.
+    response: &'a mut HeaderMap,
+}
+
+/// Whether a request goes on.
+pub(crate) enum Passed {
+    On,
+    /// It is answered here.
+    Reply(Reply),
+}
+
+/// All filters, in their order.
+#[derive(Clone, Copy)]
+enum Filter {
+    Authorize,
+    Fault,
+    Cors,
+}
+
+const ORDER: [Filter; 3] = [Filter::Authorize, Filter::Fault, Filter::Cors];
+
+/// Applies the filters until one answers.
+pub(crate) async fn run(
+    facts: &Facts<'_>,
+    policies: &Policies,
+    route: Option<&Route>,
+    response: &mut HeaderMap,
+) -> Passed {
+    let mut context = Context { facts, policies, route, response };
+    for filter in ORDER {
+        let passed = match filter {
+            Filter::Authorize => authorize::apply(&context),
+            Filter::Fault => fault::apply(&context).await,
+            Filter::Cors => cors::apply(&mut context),
+        };
+        if let Passed::Reply(reply) = passed {
+            return Passed::Reply(reply);
+        }
+    }
+    Passed::On
+}

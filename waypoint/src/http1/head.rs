@@ -1,0 +1,430 @@
+//! Heads of requests and responses.
+
+use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TRANSFER_ENCODING, UPGRADE};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+
+/// Bytes of a request's head, and of its request line alone.
+pub(crate) const REQUEST_MAX: usize = 60 * 1024;
+/// Bytes of a response's head.
+pub(crate) const RESPONSE_MAX: usize = 80 * 1024;
+/// Header lines of a message.
+pub(crate) const FIELDS_MAX: usize = 100;
+
+/// Where a body ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Framing {
+    /// There is none.
+    Empty,
+    /// After so many bytes.
+    Length(u64),
+    /// Where its chunks say.
+    Chunked,
+    /// With the connection; responses only.
+    Close,
+}
+
+/// A request's head as it came.
+#[derive(Debug)]
+pub(crate) struct RequestHead {
+    pub(crate) method: Method,
+    /// Authority: of an absolute target, else the Host header.
+    pub(crate) authority: HeaderValue,
+    /// Path and query, not yet made plain; `*` of `OPTIONS *`.
+    pub(crate) path: String,
+    pub(crate) is_https: bool,
+    /// Without Host, which is [`RequestHead::authority`].
+    pub(crate) headers: HeaderMap,
+    pub(crate) framing: Framing,
+    /// Whether another request may follow on the connection.
+    pub(crate) keep_alive: bool,
+    /// What the client wants to speak instead.
+    pub(crate) upgrade: Option<HeaderValue>,
+}
+
+/// A response's head as it came.
+#[derive(Debug)]
+pub(crate) struct ResponseHead {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) framing: Framing,
+    /// Whether another request may follow on the connection.
+    pub(crate) keep_alive: bool,
+}
+
+/// A head that is not taken; the connection ends with the answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum BadHead {
+    #[error("a line that is not of HTTP/1.1, or does not end in CR LF")]
+    Line,
+    #[error("a header line that is not `name: value`")]
+    Field,
+    #[error("a request target that is no path and no absolute address")]
+    Target,
+    #[error("no Host, several, or one that differs from the target's")]
+    Host,
+    #[error("lengths that contradict each other, or are none")]
+    Length,
+    #[error("a transfer coding other than chunked")]
+    Coding,
+    #[error("HTTP/1.0 or older")]
+    OldVersion,
+    #[error("a version that is not spoken here")]
+    Version,
+    #[error("more than {} KiB of headers, or more than {FIELDS_MAX} of them", REQUEST_MAX / 1024)]
+    TooLarge,
+}
+
+/// Length of the head in `input`, its empty line included; none if that has not come yet.
+///
+/// **Errors**: a line that ends otherwise than in CR LF, or `max` bytes without an end.
+pub(crate) fn end(input: &[u8], max: usize) -> Result<Option<usize>, BadHead> {
+    let mut line = 0;
+    for (at, byte) in input.iter().enumerate().take(max) {
+        match byte {
+            b'\n' if at.checked_sub(1).and_then(|before| input.get(before)) != Some(&b'\r') => {
+                return Err(BadHead::Line);
+            }
+            b'\n' if at - line == 1 => return Ok(Some(at + 1)),
+            b'\n' => line = at + 1,
+            0 => return Err(BadHead::Line),
+            _ => {}
+        }
+    }
+    if input.len() >= max { Err(BadHead::TooLarge) } else { Ok(None) }
+}
+
+/// Lines of a head, without their CR LF and without the empty one. A CR elsewhere is refused.
+fn lines(head: &[u8]) -> impl Iterator<Item = Result<&[u8], BadHead>> {
+    let lines = head.split(|byte| *byte == b'\n').map(|line| match line {
+        [line @ .., b'\r'] if !line.contains(&b'\r') => Ok(line),
+        _ => Err(BadHead::Line),
+    });
+    lines.take_while(|line| !matches!(line, Ok([])))
+}
+
+/// The request whose head is all of `head`, as [`end`] found it.
+///
+/// **Errors**: see [`BadHead`].
+pub(crate) fn request(head: &[u8]) -> Result<RequestHead, BadHead> {
+    let mut lines = lines(head);
+    let (method, target, version) = request_line(lines.next().ok_or(BadHead::Line)??)?;
+    match version {
+        b"HTTP/1.1" => {}
+        b"HTTP/1.0" | b"HTTP/0.9" => return Err(BadHead::OldVersion),
+        version if version.starts_with(b"HTTP/") => return Err(BadHead::Version),
+        _ => return Err(BadHead::Line),
+    }
+    let mut headers = fields(lines)?;
+    let framing = request_framing(&mut headers)?;
+    let host = {
+        let mut all = headers.get_all(HOST).iter();
+        match (all.next(), all.next()) {
+            (Some(host), None) => host.clone(),
+            _ => return Err(BadHead::Host),
+        }
+    };
+    headers.remove(HOST);
+    let Target { path, authority, is_https } = target_of(&method, target)?;
+    let authority = match authority {
+        Some(authority) if authority.eq_ignore_ascii_case(host.as_bytes()) => host,
+        Some(_) => return Err(BadHead::Host),
+        None => host,
+    };
+    let options = options(&headers);
+    if options.iter().any(|option| option == "host") {
+        return Err(BadHead::Host);
+    }
+    let upgrade = headers.get(UPGRADE).filter(|_| options.iter().any(|o| o == "upgrade")).cloned();
+    let keep_alive = !options.iter().any(|option| option == "close");
+    Ok(RequestHead { method, authority, path, is_https, headers, framing, keep_alive, upgrade })
+}
+
+/// The response to a request of this method, from its whole head.
+///
+/// **Errors**: see [`BadHead`].
+pub(crate) fn response(head: &[u8], method: &Method) -> Result<ResponseHead, BadHead> {
+    let mut lines = lines(head);
+    let line = lines.next().ok_or(BadHead::Line)??;
+    let (is_new, rest) = match line {
+        [b'H', b'T', b'T', b'P', b'/', b'1', b'.', minor @ (b'0' | b'1'), b' ', rest @ ..] => {
+            (*minor == b'1', rest)
+        }
+        _ => return Err(BadHead::Version),
+    };
+    let (code, reason) = rest.split_at_checked(3).ok_or(BadHead::Line)?;
+    if !matches!(reason, [] | [b' ', ..]) {
+        return Err(BadHead::Line);
+    }
+    let status = StatusCode::from_bytes(code).map_err(|_| BadHead::Line)?;
+    let mut headers = fields(lines)?;
+    let options = options(&headers);
+    let says = |what: &str| options.iter().any(|option| option == what);
+    let no_body = *method == Method::HEAD
+        || status.is_informational()
+        || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    let length = length(&headers)?;
+    let chunked = chunked(&headers)?;
+    if chunked && length.is_some() {
+        return Err(BadHead::Length);
+    }
+    headers.remove(TRANSFER_ENCODING);
+    let framing = match (no_body, chunked, length) {
+        (true, ..) => Framing::Empty,
+        (false, true, _) => Framing::Chunked,
+        (false, false, Some(0)) => Framing::Empty,
+        (false, false, Some(length)) => Framing::Length(length),
+        (false, false, None) => Framing::Close,
+    };
+    let keep_alive = if is_new { !says("close") } else { says("keep-alive") };
+    Ok(ResponseHead { status, headers, framing, keep_alive: keep_alive && framing != Framing::Close })
+}
+
+fn request_line(line: &[u8]) -> Result<(Method, &[u8], &[u8]), BadHead> {
+    let mut words = line.split(|byte| *byte == b' ');
+    match (words.next(), words.next(), words.next(), words.next()) {
+        (Some(method), Some(target), Some(version), None) if !target.is_empty() => {
+            Ok((Method::from_bytes(method).map_err(|_| BadHead::Line)?, target, version))
+        }
+        _ => Err(BadHead::Line),
+    }
+}
+
+struct Target<'a> {
+    path: String,
+    authority: Option<&'a [u8]>,
+    is_https: bool,
+}
+
+fn target_of<'a>(method: &Method, target: &'a [u8]) -> Result<Target<'a>, BadHead> {
+    let text = |bytes: &[u8]| {
+        let good = bytes.iter().all(|byte| (0x21..=0x7e).contains(byte));
+        let text = std::str::from_utf8(bytes).ok().filter(|_| good).ok_or(BadHead::Target)?;
+        // A fragment is the client's own business.
+        Ok(text.split('#').next().unwrap_or_default().to_owned())
+    };
+    if *method == Method::CONNECT {
+        return Ok(Target { path: String::new(), authority: None, is_https: false });
+    }
+    if target.first() == Some(&b'/') {
+        return Ok(Target { path: text(target)?, authority: None, is_https: false });
+    }
+    if target == b"*" && *method == Method::OPTIONS {
+        return Ok(Target { path: "*".into(), authority: None, is_https: false });
+    }
+    let prefix = |scheme: &[u8]| {
+        let (start, rest) = target.split_at_checked(scheme.len())?;
+        start.eq_ignore_ascii_case(scheme).then_some(rest)
+    };
+    let (rest, is_https) = match (prefix(b"http://"), prefix(b"https://")) {
+        (Some(rest), _) => (rest, false),
+        (_, Some(rest)) => (rest, true),
+        (None, None) => return Err(BadHead::Target),
+    };
+    let at = rest.iter().position(|byte| matches!(byte, b'/' | b'?' | b'#')).unwrap_or(rest.len());
+    let (authority, path) = rest.split_at(at);
+    if authority.is_empty() || authority.contains(&b'@') {
+        return Err(BadHead::Target);
+    }
+    let path = match path.first() {
+        Some(b'/') => text(path)?,
+        _ => format!("/{}", text(path)?),
+    };
+    Ok(Target { path, authority: Some(authority), is_https })
+}
+
+fn fields<'a>(lines: impl Iterator<Item = Result<&'a [u8], BadHead>>) -> Result<HeaderMap, BadHead> {
+    let mut headers = HeaderMap::new();
+    let mut count = 0;
+    for line in lines {
+        count += 1;
+        if count > FIELDS_MAX {
+            return Err(BadHead::TooLarge);
+        }
+        let line = line?;
+        // A name ends at its colon: white space before it, or a line that goes on (obs-fold), is no name.
+        let colon = line.iter().position(|byte| *byte == b':').ok_or(BadHead::Field)?;
+        let (name, value) = line.split_at(colon);
+        let name = HeaderName::from_bytes(name).map_err(|_| BadHead::Field)?;
+        let value = value.get(1..).unwrap_or_default().trim_ascii();
+        headers.append(name, HeaderValue::from_bytes(value).map_err(|_| BadHead::Field)?);
+    }
+    Ok(headers)
+}
+
+/// The one length that is said.
+fn length(headers: &HeaderMap) -> Result<Option<u64>, BadHead> {
+    let mut all = headers.get_all(CONTENT_LENGTH).iter();
+    let (first, second) = (all.next(), all.next());
+    let Some(value) = first else { return Ok(None) };
+    let digits = value.as_bytes();
+    if second.is_some() || digits.is_empty() || digits.len() > 19 || !digits.iter().all(u8::is_ascii_digit) {
+        return Err(BadHead::Length);
+    }
+    let length = std::str::from_utf8(digits).ok().and_then(|digits| digits.parse().ok());
+    length.map(Some).ok_or(BadHead::Length)
+}
+
+/// Whether the one coding that may be said is.
+fn chunked(headers: &HeaderMap) -> Result<bool, BadHead> {
+    let mut all = headers.get_all(TRANSFER_ENCODING).iter();
+    match (all.next(), all.next()) {
+        (None, _) => Ok(false),
+        (Some(value), None) if value.as_bytes().eq_ignore_ascii_case(b"chunked") => Ok(true),
+        (Some(_), _) => Err(BadHead::Coding),
+    }
+}
+
+fn request_framing(headers: &mut HeaderMap) -> Result<Framing, BadHead> {
+    let length = length(headers)?;
+    if length.is_some() && headers.contains_key(TRANSFER_ENCODING) {
+        return Err(BadHead::Length);
+    }
+    if chunked(headers)? {
+        headers.remove(TRANSFER_ENCODING);
+        return Ok(Framing::Chunked);
+    }
+    Ok(length.filter(|length| *length > 0).map_or(Framing::Empty, Framing::Length))
+}
+
+/// Options of all Connection lines, in lower case.
+fn options(headers: &HeaderMap) -> Vec<String> {
+    let values = headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
+    let options = values.flat_map(|value| value.split(',')).map(|option| option.trim().to_ascii_lowercase());
+    options.filter(|option| !option.is_empty()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(text: &str) -> Result<RequestHead, BadHead> {
+        let length = end(text.as_bytes(), REQUEST_MAX)?.expect("a whole head");
+        request(&text.as_bytes()[..length])
+    }
+
+    fn status_of(bad: BadHead) -> u16 {
+        match bad {
+            BadHead::Coding => 501,
+            BadHead::OldVersion => 426,
+            BadHead::Version => 505,
+            BadHead::TooLarge => 431,
+            BadHead::Line | BadHead::Field | BadHead::Target | BadHead::Host | BadHead::Length => 400,
+        }
+    }
+
+    #[test]
+    fn a_request_is_read() {
+        let head = of(
+            "POST /a?b=c#d HTTP/1.1\r\nHost: Shop:80\r\nX-A:  1 \r\nx-a: 2\r\nContent-Length: 3\r\n\r\nabc",
+        )
+        .unwrap();
+        assert_eq!((head.method, head.path.as_str()), (Method::POST, "/a?b=c"));
+        assert_eq!(head.authority, "Shop:80");
+        assert_eq!(head.headers.get_all("x-a").iter().collect::<Vec<_>>(), ["1", "2"]);
+        assert_eq!((head.framing, head.keep_alive, head.upgrade), (Framing::Length(3), true, None));
+        let head = of(
+            "GET HTTP://shop?x HTTP/1.1\r\nHost: SHOP\r\nConnection: Close, Upgrade\r\nUpgrade: websocket\r\n\r\n",
+        );
+        let head = head.unwrap();
+        assert_eq!((head.path.as_str(), head.keep_alive), ("/?x", false));
+        assert_eq!(head.upgrade.unwrap(), "websocket");
+    }
+
+    /// What two parsers could read differently, and what nobody should send.
+    #[test]
+    fn what_is_doubtful_is_refused() {
+        let get = |rest: &str| format!("GET / HTTP/1.1\r\n{rest}\r\n");
+        let line = |line: &str| format!("{line}\r\nHost: a\r\n\r\n");
+        let table = [
+            (line("GET /  HTTP/1.1"), 400),
+            (line("GET  / HTTP/1.1"), 400),
+            (line("GET\t/ HTTP/1.1"), 400),
+            (line("GET / HTTP/1.1 "), 400),
+            (line(" GET / HTTP/1.1"), 400),
+            (line("GET /"), 400),
+            (line("GET / http/1.1"), 400),
+            (line("G(T / HTTP/1.1"), 400),
+            (line("GET a HTTP/1.1"), 400),
+            (line("GET ?x HTTP/1.1"), 400),
+            (line("GET * HTTP/1.1"), 400),
+            (line("GET ftp://a/ HTTP/1.1"), 400),
+            (line("GET http://b/ HTTP/1.1"), 400),
+            (line("GET http:///x HTTP/1.1"), 400),
+            (line("GET http://u@a/ HTTP/1.1"), 400),
+            (line("GET /\u{e9} HTTP/1.1"), 400),
+            (line("GET / HTTP/1.0"), 426),
+            (line("GET / HTTP/1.2"), 505),
+            (line("GET / HTTP/2.0"), 505),
+            (get(""), 400),
+            (get("Host: a\r\nHost: a\r\n"), 400),
+            (get("Host: a\r\nConnection: host\r\n"), 400),
+            (get("Host: a\nX: b\r\n"), 400),
+            (get("Host: a\r\n X: b\r\n"), 400),
+            (get("Host: a\r\nX : b\r\n"), 400),
+            (get("Host: a\r\nX: b\rc\r\n"), 400),
+            (get("Host: a\r\nX: b\0c\r\n"), 400),
+            (get("Host: a\r\nX\r\n"), 400),
+            (get("Host: a\r\n: x\r\n"), 400),
+            (get("Host: a\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n"), 400),
+            (get("Host: a\r\nContent-Length: 3\r\nTransfer-Encoding: identity\r\n"), 400),
+            (get("Host: a\r\nContent-Length: 3\r\nContent-Length: 3\r\n"), 400),
+            (get("Host: a\r\nContent-Length: 3, 3\r\n"), 400),
+            (get("Host: a\r\nContent-Length: +3\r\n"), 400),
+            (get("Host: a\r\nContent-Length: 0x3\r\n"), 400),
+            (get("Host: a\r\nContent-Length: 99999999999999999999\r\n"), 400),
+            (get("Host: a\r\nContent-Length:\r\n"), 400),
+            (get("Host: a\r\nTransfer-Encoding: gzip, chunked\r\n"), 501),
+            (get("Host: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n"), 501),
+            (get("Host: a\r\nTransfer-Encoding: xchunked\r\n"), 501),
+            (get(&format!("Host: a\r\n{}", "a: b\r\n".repeat(100))), 431),
+            (get(&format!("Host: a\r\nx: {}\r\n", "y".repeat(REQUEST_MAX))), 431),
+        ];
+        for (text, status) in table {
+            let shown: String = text.chars().take(100).collect();
+            match of(&text) {
+                Err(error) => assert_eq!(status_of(error), status, "{shown:?}: {error}"),
+                Ok(head) => panic!("{shown:?} was read: {head:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_response_says_where_its_body_ends() {
+        let of = |text: &str, method: Method| response(text.as_bytes(), &method);
+        let ok = "HTTP/1.1 200 OK\r\n";
+        let table = [
+            (format!("{ok}Content-Length: 5\r\n\r\n"), Method::GET, (Framing::Length(5), true)),
+            (format!("{ok}Content-Length: 5\r\n\r\n"), Method::HEAD, (Framing::Empty, true)),
+            (format!("{ok}Transfer-Encoding: Chunked\r\n\r\n"), Method::GET, (Framing::Chunked, true)),
+            (format!("{ok}\r\n"), Method::GET, (Framing::Close, false)),
+            (
+                format!("{ok}Connection: close\r\nContent-Length: 0\r\n\r\n"),
+                Method::GET,
+                (Framing::Empty, false),
+            ),
+            ("HTTP/1.1 304\r\nContent-Length: 5\r\n\r\n".into(), Method::GET, (Framing::Empty, true)),
+            ("HTTP/1.1 100 Continue\r\n\r\n".into(), Method::POST, (Framing::Empty, true)),
+            ("HTTP/1.0 200 OK\r\nContent-Length: 1\r\n\r\n".into(), Method::GET, (Framing::Length(1), false)),
+        ];
+        for (text, method, wanted) in table {
+            let head = of(&text, method).unwrap();
+            assert_eq!((head.framing, head.keep_alive), wanted, "{text:?}");
+        }
+        for bad in ["HTTP/2 200\r\n\r\n", "HTTP/1.1 2000\r\n\r\n", "HTTP/1.1 20x\r\n\r\n", "200 OK\r\n\r\n"] {
+            assert!(of(bad, Method::GET).is_err(), "{bad:?}");
+        }
+        assert!(
+            of(&format!("{ok}Content-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n"), Method::GET).is_err()
+        );
+    }
+
+    #[test]
+    fn the_end_of_a_head_is_found_piece_by_piece() {
+        let text = b"GET / HTTP/1.1\r\nHost: a\r\n\r\nrest";
+        for cut in 0..text.len() - 4 {
+            assert_eq!(end(&text[..cut], REQUEST_MAX), Ok(None), "{cut}");
+        }
+        assert_eq!(end(text, REQUEST_MAX), Ok(Some(text.len() - 4)));
+        assert_eq!(end(b"\r\n", REQUEST_MAX), Ok(Some(2)));
+    }
+}

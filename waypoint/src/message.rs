@@ -1,0 +1,501 @@
+//! Messages on their way through, whatever version of HTTP they came in and go out with.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf as _, Bytes, BytesMut};
+use culvert_common::hbone::link::{LinkError, Reader, Writer};
+use http::{HeaderMap, HeaderValue, Method};
+
+use crate::http1::body::{BadBody, Decoder, Part};
+use crate::http1::encode;
+use crate::http1::head::{self, BadHead, Framing};
+
+/// A version of HTTP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Version {
+    Http1,
+    Http2,
+}
+
+impl Version {
+    /// As access logs name it.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Http1 => "HTTP/1.1",
+            Self::Http2 => "HTTP/2",
+        }
+    }
+}
+
+/// A request's head, as filters and routes see it.
+#[derive(Debug)]
+pub(crate) struct Request {
+    pub(crate) method: Method,
+    pub(crate) is_https: bool,
+    pub(crate) authority: HeaderValue,
+    /// Path and query.
+    pub(crate) path: String,
+    pub(crate) headers: HeaderMap,
+    pub(crate) version: Version,
+    /// Where its body ends; of HTTP/2 a length only where it is said.
+    pub(crate) framing: Framing,
+    /// What the client wants to speak instead of HTTP.
+    pub(crate) upgrade: Option<HeaderValue>,
+}
+
+/// Why a message broke off.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum MessageError {
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    #[error(transparent)]
+    Head(#[from] BadHead),
+    #[error(transparent)]
+    Body(#[from] BadBody),
+    #[error("the connection ended within a message")]
+    Short,
+    #[error("HTTP/2: {0}")]
+    Http2(#[from] h2::Error),
+}
+
+/// The receiving half of an HTTP/1.1 connection.
+pub(crate) struct Input {
+    reader: Reader,
+    /// What has been read and not been taken.
+    held: Bytes,
+}
+
+impl Input {
+    pub(crate) fn new(reader: Reader) -> Self {
+        Self { reader, held: Bytes::new() }
+    }
+
+    /// Puts back what was only looked at; nothing may have been taken since.
+    pub(crate) fn put_back(&mut self, bytes: Bytes) {
+        self.held = bytes;
+    }
+
+    /// Bytes as they come; `None` is the end.
+    pub(crate) fn poll_bytes(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, LinkError>> {
+        if !self.held.is_empty() {
+            return Poll::Ready(Ok(Some(std::mem::take(&mut self.held))));
+        }
+        self.reader.poll_chunk(cx)
+    }
+
+    /// Whether the other end has closed, or said something that nobody asked for.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        self.is_ahead() || self.reader.poll_chunk(&mut cx).is_ready()
+    }
+
+    /// Whether anything has come that nobody has taken.
+    pub(crate) fn is_ahead(&self) -> bool {
+        !self.held.is_empty()
+    }
+
+    /// The next head, with its empty line; none at the orderly end. Empty lines before it are passed over.
+    ///
+    /// **Cancel safety**: what was read is lost.
+    pub(crate) async fn head(&mut self, max: usize) -> Result<Option<Bytes>, MessageError> {
+        let mut kept = BytesMut::new();
+        loop {
+            let Some(chunk) = poll_fn(|cx| self.poll_bytes(cx)).await? else {
+                return if kept.is_empty() { Ok(None) } else { Err(MessageError::Short) };
+            };
+            // A head in one piece, which is the rule, is not copied.
+            let mut all = if kept.is_empty() {
+                chunk
+            } else {
+                kept.extend_from_slice(&chunk);
+                kept.split().freeze()
+            };
+            while all.starts_with(b"\r\n") {
+                all.advance(2);
+            }
+            if let Some(end) = head::end(&all, max)? {
+                let head = all.split_to(end);
+                self.held = all;
+                return Ok(Some(head));
+            }
+            kept = BytesMut::from(all);
+        }
+    }
+}
+
+/// The body of a message that arrives.
+pub(crate) enum Body<'a> {
+    Empty,
+    Http1(&'a mut Input, Decoder),
+    Http2(h2::RecvStream),
+}
+
+impl Body<'_> {
+    /// The next part. After the end it is not asked again.
+    pub(crate) fn poll_part(&mut self, cx: &mut Context<'_>) -> Poll<Result<Part, MessageError>> {
+        match self {
+            Self::Empty => Poll::Ready(Ok(Part::End(None))),
+            Self::Http1(input, decoder) => loop {
+                if let Some(part) = decoder.next(&mut input.held)? {
+                    return Poll::Ready(Ok(part));
+                }
+                match ready!(input.reader.poll_chunk(cx))? {
+                    Some(chunk) => input.held = chunk,
+                    None if decoder.ends_with_connection() => return Poll::Ready(Ok(Part::End(None))),
+                    None => return Poll::Ready(Err(MessageError::Short)),
+                }
+            },
+            Self::Http2(stream) => match ready!(stream.poll_data(cx)) {
+                Some(data) => {
+                    let data = data?;
+                    // Its sender may go on once it is taken: who polls this has room for one part.
+                    stream.flow_control().release_capacity(data.len())?;
+                    Poll::Ready(Ok(Part::Data(data)))
+                }
+                None => Poll::Ready(Ok(Part::End(ready!(stream.poll_trailers(cx))?))),
+            },
+        }
+    }
+
+    /// Whether nothing more is to come.
+    pub(crate) fn is_done(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Http1(_, decoder) => decoder.is_done(),
+            Self::Http2(stream) => stream.is_end_stream(),
+        }
+    }
+}
+
+/// Where the body of a message goes.
+pub(crate) enum Sink<'a> {
+    /// The head has said that there is none.
+    Nothing,
+    Http1 {
+        output: &'a mut Writer,
+        framing: Framing,
+        pending: Bytes,
+    },
+    Http2(h2::SendStream<Bytes>),
+}
+
+impl<'a> Sink<'a> {
+    pub(crate) fn http1(output: &'a mut Writer, framing: Framing, head: BytesMut) -> Self {
+        Self::Http1 { output, framing, pending: head.freeze() }
+    }
+
+    /// Sends what waits, then takes `part`, which is none afterwards.
+    pub(crate) fn poll_part(
+        &mut self,
+        cx: &mut Context<'_>,
+        part: &mut Option<Part>,
+    ) -> Poll<Result<(), MessageError>> {
+        match self {
+            Self::Nothing => *part = None,
+            Self::Http1 { output, framing, pending } => {
+                if let Some(taken) = part.take() {
+                    framed(pending, *framing, taken);
+                }
+                ready!(output.poll_send(cx, pending))?;
+            }
+            Self::Http2(stream) => return poll_http2(stream, cx, part),
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Breaks off: the receiver must not take what it has for a whole message.
+    pub(crate) fn reset(&mut self) {
+        match self {
+            Self::Nothing => {}
+            Self::Http1 { output, .. } => output.reset(),
+            Self::Http2(stream) => stream.send_reset(h2::Reason::INTERNAL_ERROR),
+        }
+    }
+}
+
+/// `part` behind what waits, in one piece if it is small.
+fn framed(pending: &mut Bytes, framing: Framing, part: Part) {
+    match (framing, part) {
+        (Framing::Chunked, Part::Data(data)) => {
+            let mut out = BytesMut::with_capacity(pending.len() + data.len() + 16);
+            out.extend_from_slice(pending);
+            encode::chunk(&mut out, &data);
+            *pending = out.freeze();
+        }
+        (Framing::Chunked, Part::End(_)) => {
+            // As Envoy has it, trailers are for HTTP/2.
+            let mut out = BytesMut::from(std::mem::take(pending));
+            encode::last_chunk(&mut out, None);
+            *pending = out.freeze();
+        }
+        (_, Part::Data(data)) if pending.is_empty() => *pending = data,
+        (_, Part::Data(data)) => {
+            let mut out = BytesMut::from(std::mem::take(pending));
+            out.extend_from_slice(&data);
+            *pending = out.freeze();
+        }
+        (_, Part::End(_)) => {}
+    }
+}
+
+fn poll_http2(
+    stream: &mut h2::SendStream<Bytes>,
+    cx: &mut Context<'_>,
+    part: &mut Option<Part>,
+) -> Poll<Result<(), MessageError>> {
+    loop {
+        match part {
+            None => return Poll::Ready(Ok(())),
+            Some(Part::Data(data)) => {
+                if stream.capacity() == 0 {
+                    stream.reserve_capacity(data.len());
+                    match ready!(stream.poll_capacity(cx)) {
+                        Some(granted) => {
+                            granted?;
+                        }
+                        None => return Poll::Ready(Err(MessageError::Short)),
+                    }
+                    continue;
+                }
+                let piece = data.split_to(stream.capacity().min(data.len()));
+                if data.is_empty() {
+                    *part = None;
+                }
+                stream.send_data(piece, false)?;
+            }
+            Some(Part::End(trailers)) => {
+                let trailers = trailers.take();
+                *part = None;
+                match trailers {
+                    Some(trailers) => stream.send_trailers(trailers)?,
+                    None => stream.send_data(Bytes::new(), true)?,
+                }
+            }
+        }
+    }
+}
+
+/// Moves a body into a sink; counts its bytes.
+pub(crate) struct Pump<'a> {
+    sink: Sink<'a>,
+    part: Option<Part>,
+    is_ending: bool,
+    pub(crate) bytes: u64,
+    pub(crate) is_done: bool,
+}
+
+/// Whose fault it is that a body was not moved to its end.
+#[derive(Debug)]
+pub(crate) enum PumpError {
+    From(MessageError),
+    To(MessageError),
+}
+
+impl<'a> Pump<'a> {
+    pub(crate) fn new(sink: Sink<'a>) -> Self {
+        Self { sink, part: None, is_ending: false, bytes: 0, is_done: false }
+    }
+
+    /// Moves what can be moved. `next` gives the parts.
+    pub(crate) fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut next: impl FnMut(&mut Context<'_>) -> Poll<Result<Part, MessageError>>,
+    ) -> Poll<Result<(), PumpError>> {
+        while !self.is_done {
+            if self.part.is_none() && !self.is_ending {
+                // What waits goes first: nothing is read that cannot be sent. Only a head goes with its body, if that is there.
+                if self.bytes > 0 {
+                    ready!(self.sink.poll_part(cx, &mut None)).map_err(PumpError::To)?;
+                }
+                match next(cx) {
+                    Poll::Ready(part) => self.take(part.map_err(PumpError::From)?),
+                    // A head does not wait for its body.
+                    Poll::Pending => {
+                        if let Poll::Ready(Err(error)) = self.sink.poll_part(cx, &mut None) {
+                            return Poll::Ready(Err(PumpError::To(error)));
+                        }
+                        return Poll::Pending;
+                    }
+                }
+            }
+            ready!(self.sink.poll_part(cx, &mut self.part)).map_err(PumpError::To)?;
+            self.is_done = self.is_ending;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn take(&mut self, part: Part) {
+        match &part {
+            Part::Data(data) => self.bytes += data.len() as u64,
+            Part::End(_) => self.is_ending = true,
+        }
+        self.part = Some(part);
+    }
+
+    pub(crate) fn reset(&mut self) {
+        self.sink.reset();
+    }
+
+    /// From now on the sink takes bytes as they are.
+    pub(crate) fn switch(&mut self) {
+        (self.is_ending, self.is_done) = (false, false);
+        if let Sink::Http1 { framing, .. } = &mut self.sink {
+            *framing = Framing::Close;
+        }
+    }
+}
+
+/// Bytes of a request's body that are kept for another try.
+const REPLAY_MAX: usize = 1 << 20;
+
+/// A request's body that can be sent again from its beginning, as long as it is small enough to be kept.
+pub(crate) struct Replay<'a> {
+    body: Body<'a>,
+    kept: Vec<Bytes>,
+    kept_len: usize,
+    end: Option<Option<HeaderMap>>,
+    at: usize,
+    keeps: bool,
+}
+
+impl<'a> Replay<'a> {
+    /// Kept until it is said that there will be no other try.
+    pub(crate) fn new(body: Body<'a>) -> Self {
+        Self { body, kept: Vec::new(), kept_len: 0, end: None, at: 0, keeps: true }
+    }
+
+    /// Whether it can be sent again.
+    pub(crate) fn can_rewind(&self) -> bool {
+        self.keeps
+    }
+
+    /// From the beginning.
+    pub(crate) fn rewind(&mut self) {
+        self.at = 0;
+    }
+
+    pub(crate) fn poll_part(&mut self, cx: &mut Context<'_>) -> Poll<Result<Part, MessageError>> {
+        if let Some(data) = self.kept.get(self.at) {
+            self.at += 1;
+            return Poll::Ready(Ok(Part::Data(data.clone())));
+        }
+        if let Some(trailers) = &self.end {
+            return Poll::Ready(Ok(Part::End(trailers.clone())));
+        }
+        let part = ready!(self.body.poll_part(cx))?;
+        match &part {
+            Part::End(trailers) => self.end = Some(trailers.clone()),
+            Part::Data(data) if self.keeps => {
+                self.kept_len += data.len();
+                if self.kept_len > REPLAY_MAX {
+                    self.keeps = false;
+                    (self.kept, self.at) = (Vec::new(), 0);
+                } else {
+                    self.kept.push(data.clone());
+                    self.at = self.kept.len();
+                }
+            }
+            Part::Data(_) => {}
+        }
+        Poll::Ready(Ok(part))
+    }
+
+    /// Whether the client has sent everything.
+    pub(crate) fn is_done(&self) -> bool {
+        self.end.is_some() || self.body.is_done()
+    }
+
+    /// No other try will be made. What is kept and not yet sent stays.
+    pub(crate) fn forget(&mut self) {
+        self.keeps = false;
+    }
+
+    /// From now on its bytes are no body but what another protocol says.
+    pub(crate) fn switch(&mut self) {
+        self.end = None;
+        if let Body::Http1(_, decoder) = &mut self.body {
+            *decoder = Decoder::new(Framing::Close);
+        }
+    }
+
+    /// Takes what has come of the rest and is needed by nobody; whether that was all of it.
+    pub(crate) async fn take_rest(&mut self) -> bool {
+        self.keeps = false;
+        poll_fn(|cx| {
+            loop {
+                if self.end.is_some() || self.body.is_done() {
+                    return Poll::Ready(true);
+                }
+                match self.poll_part(cx) {
+                    Poll::Ready(Ok(_)) => {}
+                    Poll::Ready(Err(_)) | Poll::Pending => return Poll::Ready(false),
+                }
+            }
+        })
+        .await
+    }
+}
+
+/// A link as what HTTP/2's codec reads and writes.
+pub(crate) struct LinkIo {
+    input: Input,
+    chunk: Bytes,
+    output: Writer,
+    waiting: Bytes,
+}
+
+impl LinkIo {
+    pub(crate) fn new(input: Input, output: Writer) -> Self {
+        Self { input, chunk: Bytes::new(), output, waiting: Bytes::new() }
+    }
+}
+
+fn broken(error: &LinkError) -> std::io::Error {
+    std::io::Error::new(std::io::ErrorKind::ConnectionReset, error.to_string())
+}
+
+impl tokio::io::AsyncRead for LinkIo {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut tokio::io::ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        if self.chunk.is_empty() {
+            match ready!(self.input.poll_bytes(cx)).map_err(|error| broken(&error))? {
+                Some(chunk) => self.chunk = chunk,
+                None => return Poll::Ready(Ok(())),
+            }
+        }
+        let take = self.chunk.len().min(buf.remaining());
+        buf.put_slice(&self.chunk.split_to(take));
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl tokio::io::AsyncWrite for LinkIo {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        data: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
+        ready!(self.as_mut().poll_flush(cx))?;
+        let this = &mut *self;
+        this.waiting = Bytes::copy_from_slice(data);
+        // What is not taken now is sent before anything else.
+        let _later = this.output.poll_send(cx, &mut this.waiting).map_err(|error| broken(&error))?;
+        Poll::Ready(Ok(data.len()))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        let this = &mut *self;
+        this.output.poll_send(cx, &mut this.waiting).map_err(|error| broken(&error))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        ready!(self.as_mut().poll_flush(cx))?;
+        Poll::Ready(self.output.finish().map_err(|error| broken(&error)))
+    }
+}

@@ -1,0 +1,293 @@
+//! One request, top to bottom: made plain, routed, allowed, filtered; then endpoint, tries, answer; one log line.
+
+use std::borrow::Cow;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use culvert_common::l7::{
+    AboveRoot, Connection, Edits, Facts, Failure, Flags, Reply, Switch, Values, add_original_path,
+    add_server, clean_request, find, location, new_authority, normalize, path_rewrite, pick, rewritten,
+};
+use culvert_common::model::l7::{Backend, ClusterKey, RequestMatch, Route, RouteAction, Weighted};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use tokio::time::Instant;
+
+use crate::current::{Current, Live};
+use crate::filters::{self, Passed};
+use crate::log;
+use crate::message::{Body, MessageError, Replay, Request, Version};
+use crate::reply::Responder;
+use crate::serve::{Stage, Target};
+use crate::upstream::Endpoint;
+
+/// What became of a request, for its connection.
+pub(crate) struct Served {
+    /// Another request may follow.
+    pub(crate) goes_on: bool,
+}
+
+/// What is told of a request when it is over.
+pub(crate) struct Told {
+    pub(crate) started: SystemTime,
+    pub(crate) began: Instant,
+    pub(crate) status: Option<StatusCode>,
+    pub(crate) flags: Flags,
+    pub(crate) details: Cow<'static, str>,
+    pub(crate) received: u64,
+    pub(crate) sent: u64,
+    pub(crate) route: Option<Arc<str>>,
+    pub(crate) cluster: Option<ClusterKey>,
+    pub(crate) endpoint: Option<Endpoint>,
+    pub(crate) upstream_time: Option<Duration>,
+    pub(crate) transport: String,
+    /// Another request may follow on the connection.
+    pub(crate) goes_on: bool,
+}
+
+impl Told {
+    fn new() -> Self {
+        Self {
+            started: SystemTime::now(),
+            began: Instant::now(),
+            status: None,
+            flags: Flags::default(),
+            details: Cow::Borrowed(""),
+            received: 0,
+            sent: 0,
+            route: None,
+            cluster: None,
+            endpoint: None,
+            upstream_time: None,
+            transport: String::new(),
+            goes_on: false,
+        }
+    }
+}
+
+/// Serves one request to its end.
+pub(crate) async fn serve(
+    stage: &Rc<Stage>,
+    mut request: Request,
+    body: Body<'_>,
+    responder: Responder<'_>,
+) -> Served {
+    let mut told = Told::new();
+    let line = log::Line::of(&request);
+    let mut exchange = Exchange {
+        stage,
+        current: stage.worker.shared.current(),
+        body: Replay::new(body),
+        responder: Some(responder),
+        cors: HeaderMap::new(),
+        told: &mut told,
+    };
+    if let Err(error) = Box::pin(exchange.run(&mut request)).await {
+        tracing::debug!(%error, "a request broke off");
+        exchange.told.goes_on = false;
+    }
+    drop(exchange);
+    line.write(stage, &told);
+    Served { goes_on: told.goes_on }
+}
+
+/// One request with all that it needs on its way.
+pub(crate) struct Exchange<'a> {
+    pub(crate) stage: &'a Rc<Stage>,
+    pub(crate) current: Arc<Current>,
+    pub(crate) body: Replay<'a>,
+    /// Gone once an answer has begun.
+    pub(crate) responder: Option<Responder<'a>>,
+    /// Headers that the answer gets for a request from another origin.
+    pub(crate) cors: HeaderMap,
+    pub(crate) told: &'a mut Told,
+}
+
+/// What is decided of a request before anything is sent anywhere.
+enum Plan<'r> {
+    Reply(Reply, Option<&'r Route>),
+    Forward(Way<'r>),
+}
+
+/// Where a request goes.
+pub(crate) struct Way<'r> {
+    pub(crate) to: To<'r>,
+    pub(crate) route: Option<(&'r Route, &'r Weighted)>,
+}
+
+/// The destination of a request.
+pub(crate) enum To<'r> {
+    Cluster(&'r Arc<Live>),
+    /// The workload that was asked for.
+    Workload(Endpoint),
+}
+
+impl<'a> Exchange<'a> {
+    /// **Errors**: the client has gone, or broke off.
+    async fn run(&mut self, request: &mut Request) -> Result<(), MessageError> {
+        let current = Arc::clone(&self.current);
+        let is_grpc = facts(self.stage, request).is_grpc();
+        let plan = match prepare(request, &current) {
+            Ok(()) => self.plan(&current, request).await,
+            Err(failure) => Plan::Reply(Reply::failure(&failure, is_grpc), None),
+        };
+        let way = match plan {
+            Plan::Forward(way) => way,
+            Plan::Reply(reply, route) => return self.reply(reply, route, request).await,
+        };
+        match self.forward(request, &way, is_grpc).await? {
+            None => Ok(()),
+            Some(failure) => self.reply(Reply::failure(&failure, is_grpc), None, request).await,
+        }
+    }
+
+    /// Route, filters, action.
+    async fn plan<'r>(&mut self, current: &'r Current, request: &mut Request) -> Plan<'r> {
+        let facts = facts(self.stage, request);
+        let is_grpc = facts.is_grpc();
+        let fail = |failure: Failure| Plan::Reply(Reply::failure(&failure, is_grpc), None);
+        let (routes, policies) = match &self.stage.target {
+            Target::Service(key, port) => {
+                let Some(bound) = current.waypoint.services.get(key) else { return fail(Failure::NoRoute) };
+                let Some(at) = bound.ports.get(port) else { return fail(Failure::NoRoute) };
+                (Some(&at.http), &bound.policies)
+            }
+            Target::Workload(..) => (None, &current.waypoint.policies),
+        };
+        let found = routes.and_then(|routes| find(routes, &facts));
+        let route = found.map(|found| found.route);
+        self.told.route = route.map(|route| Arc::clone(&route.name));
+        match filters::run(&facts, policies, route, &mut self.cors).await {
+            Passed::On => {}
+            Passed::Reply(reply) => return Plan::Reply(reply, route),
+        }
+        if let Target::Workload(workload) = &self.stage.target {
+            let endpoint = Endpoint { workload: Arc::clone(workload), address: self.stage.destination };
+            return Plan::Forward(Way { to: To::Workload(endpoint), route: None });
+        }
+        let Some(found) = found.filter(|_| request.method != Method::CONNECT) else {
+            return fail(Failure::NoRoute);
+        };
+        let backends = match &found.route.action {
+            RouteAction::Respond(direct) => {
+                let body = Bytes::copy_from_slice(&direct.body);
+                return Plan::Reply(Reply::direct(direct.status, body, is_grpc), route);
+            }
+            RouteAction::Redirect(redirect) => {
+                let mut reply = Reply::direct(redirect.status, Bytes::new(), is_grpc);
+                let to = location(redirect, found.by, &facts);
+                reply.headers.extend(HeaderValue::try_from(to).ok().map(|to| (http::header::LOCATION, to)));
+                return Plan::Reply(reply, route);
+            }
+            RouteAction::Forward(backends) => backends,
+        };
+        let Some(backend) = pick(backends, crate::shared::random() as u64) else {
+            return fail(Failure::InvalidBackend(StatusCode::INTERNAL_SERVER_ERROR));
+        };
+        let live = match &backend.backend {
+            Backend::Invalid { status, .. } => return fail(Failure::InvalidBackend(*status)),
+            Backend::Cluster(key) => current.cluster(key),
+        };
+        let Some(live) = live else { return fail(Failure::NoCluster) };
+        if live.cluster.refused.is_some() {
+            return fail(Failure::Refused);
+        }
+        self.told.cluster = Some(live.cluster.key.clone());
+        self.edit(request, (found.route, backend), found.by);
+        Plan::Forward(Way { to: To::Cluster(live), route: Some((found.route, backend)) })
+    }
+
+    /// What route and destination change of a request.
+    fn edit(&self, request: &mut Request, (route, backend): (&Route, &Weighted), by: Option<&RequestMatch>) {
+        let path =
+            path_rewrite(route, backend).map(|rewrite| rewritten(rewrite, by, &request.path).into_owned());
+        let facts = facts(self.stage, request);
+        let edits = Edits::of_request(route, backend, &values(&facts, request.version, self.told));
+        edits.apply(&mut request.headers);
+        if let Some(path) = path {
+            add_original_path(&mut request.headers, &request.path);
+            request.path = path;
+        }
+        if let Some(authority) = new_authority(route, backend) {
+            request.authority = authority.clone();
+        }
+    }
+
+    /// An answer that is made here.
+    async fn reply(
+        &mut self,
+        reply: Reply,
+        route: Option<&Route>,
+        request: &Request,
+    ) -> Result<(), MessageError> {
+        let Some(mut responder) = self.responder.take() else { return Ok(()) };
+        let Reply { status, mut headers, body, details, flag } = reply;
+        if let Some(route) = route {
+            let facts = facts(self.stage, request);
+            let edits = Edits::of_response(route, None, &values(&facts, request.version, self.told));
+            edits.apply(&mut headers);
+        }
+        add_server(&mut headers);
+        if let Some(flag) = flag {
+            self.told.flags.raise(flag);
+        }
+        (self.told.status, self.told.details) = (Some(status), details);
+        self.told.sent = body.len() as u64;
+        // What the client still sends would be read as its next request.
+        responder.keep_alive &= self.body.take_rest().await;
+        let keep_alive = responder.keep_alive;
+        responder.whole(status, &headers, body).await?;
+        self.told.goes_on = keep_alive;
+        Ok(())
+    }
+}
+
+/// What everything after this may rely on: no header for one hop, a plain path.
+fn prepare(request: &mut Request, current: &Current) -> Result<(), Failure> {
+    let switch = if request.upgrade.is_some() { Switch::Upgrade } else { Switch::No };
+    clean_request(&mut request.headers, switch).map_err(|_| Failure::BadRequest)?;
+    let is_websocket = |upgrade: &HeaderValue| upgrade.as_bytes().eq_ignore_ascii_case(b"websocket");
+    if request.upgrade.as_ref().is_some_and(|upgrade| !is_websocket(upgrade)) {
+        return Err(Failure::UpgradeRefused);
+    }
+    if request.method == Method::CONNECT {
+        return Err(Failure::NoRoute);
+    }
+    if request.path == "*" {
+        return Err(Failure::NotAPath);
+    }
+    let plain = normalize(request.path.as_bytes(), current.waypoint.normalization, AboveRoot::Dropped);
+    if let Cow::Owned(plain) = plain.map_err(|_| Failure::BadPath)? {
+        request.path = plain;
+    }
+    Ok(())
+}
+
+pub(crate) fn facts<'f>(stage: &'f Stage, request: &'f Request) -> Facts<'f> {
+    Facts {
+        connection: Connection {
+            peer: Some(&stage.client.identity),
+            source: stage.client.address,
+            remote: stage.client.address.ip(),
+            destination: stage.destination,
+            server_name: None,
+        },
+        method: &request.method,
+        scheme: if request.is_https { "https" } else { "http" },
+        authority: request.authority.to_str().unwrap_or_default(),
+        target: &request.path,
+        headers: &request.headers,
+    }
+}
+
+pub(crate) fn values<'v>(facts: &'v Facts<'v>, version: Version, told: &'v Told) -> Values<'v> {
+    Values {
+        facts,
+        protocol: version.as_str(),
+        started: told.started,
+        route: told.route.as_deref().unwrap_or_default(),
+        upstream: told.endpoint.as_ref().map(|endpoint| endpoint.address),
+        response: None,
+    }
+}

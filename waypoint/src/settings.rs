@@ -1,0 +1,133 @@
+//! The waypoint's settings: flags, each with an environment name.
+
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Parser;
+use culvert_common::hbone::{Http2, Limits};
+use culvert_common::model::l7::GatewayKey;
+use culvert_common::source::kube;
+
+/// Bytes that a client may send on one CONNECT stream before they are taken.
+const STREAM_WINDOW: u32 = 256 * 1024;
+
+/// Culvert's waypoint: HTTP routing, resilience and authorization for the services and workloads that are bound to it.
+#[derive(Parser, Debug, Clone)]
+#[command(name = "waypoint", version, max_term_width = 110)]
+#[command(after_help = "Example: be the waypoint that the Gateway shop/waypoint in ./mesh describes\n\n  \
+    waypoint --config ./mesh --gateway shop/waypoint --ca-dir /var/lib/culvert/ca")]
+pub(crate) struct Settings {
+    /// Directory of Kubernetes YAML; read again on change
+    #[arg(long, env = "CULVERT_CONFIG", default_value = "./mesh", value_name = "DIR")]
+    pub(crate) config: PathBuf,
+    /// The Gateway to be, `<namespace>/<name>`; needed only if the directory has several of class culvert-waypoint
+    #[arg(long, env = "WAYPOINT_GATEWAY", value_name = "NAMESPACE/NAME", value_parser = gateway)]
+    pub(crate) gateway: Option<GatewayKey>,
+    /// Directory of the embedded CA, shared with the node agents
+    #[arg(long, env = "CULVERT_CA_DIR", default_value = "./ca", value_name = "DIR")]
+    pub(crate) ca_dir: PathBuf,
+    /// Trust domain of all identities
+    #[arg(long, env = "TRUST_DOMAIN", default_value = "cluster.local")]
+    pub(crate) trust_domain: String,
+    /// Cluster id
+    #[arg(long, env = "CLUSTER_ID", default_value = "Kubernetes")]
+    pub(crate) cluster_id: String,
+    /// Domain of service names
+    #[arg(long, env = "CLUSTER_DOMAIN", default_value = "cluster.local")]
+    pub(crate) cluster_domain: String,
+    /// Namespace whose objects apply to the whole mesh
+    #[arg(long, env = "ROOT_NAMESPACE", default_value = "istio-system")]
+    pub(crate) root_namespace: String,
+    /// Where node agents connect
+    #[arg(long, env = "HBONE_ADDR", default_value_t = any(15008), value_name = "ADDR")]
+    pub(crate) hbone_addr: SocketAddr,
+    /// Admin pages
+    #[arg(long, env = "ADMIN_ADDR", default_value_t = SocketAddr::from((Ipv4Addr::LOCALHOST, 15000)), value_name = "ADDR")]
+    pub(crate) admin_addr: SocketAddr,
+    /// Prometheus metrics
+    #[arg(long, env = "STATS_ADDR", default_value_t = any(15020), value_name = "ADDR")]
+    pub(crate) stats_addr: SocketAddr,
+    /// Readiness
+    #[arg(long, env = "READINESS_ADDR", default_value_t = any(15021), value_name = "ADDR")]
+    pub(crate) ready_addr: SocketAddr,
+    /// Threads that carry traffic; as many as CPUs without
+    #[arg(long, env = "WORKER_THREADS", value_name = "N")]
+    pub(crate) worker_threads: Option<usize>,
+    /// Bytes that may wait for endpoints and clients that do not read
+    #[arg(long, env = "MEMORY_BUDGET", default_value_t = 32 << 20, value_name = "BYTES")]
+    pub(crate) memory_budget: u64,
+    /// How long open requests may go on when the waypoint is asked to end
+    #[arg(long, env = "TERMINATION_DEADLINE", default_value = "5s", value_name = "DURATION", value_parser = duration)]
+    pub(crate) termination_deadline: Duration,
+    /// Log levels, such as `info` or `info,access=off`
+    #[arg(long, env = "RUST_LOG", default_value = "info", value_name = "LEVELS")]
+    pub(crate) log: String,
+}
+
+fn any(port: u16) -> SocketAddr {
+    SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))
+}
+
+fn gateway(text: &str) -> Result<GatewayKey, String> {
+    match text.split_once('/') {
+        Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() && !name.contains('/') => {
+            Ok(GatewayKey { namespace: namespace.into(), name: name.into() })
+        }
+        _ => Err("allowed: <namespace>/<name> of a Gateway, for example shop/waypoint".into()),
+    }
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let (digits, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
+    let number: u64 =
+        digits.parse().map_err(|_| "allowed: a number and a unit, for example 500ms, 5s or 2m".to_owned())?;
+    match unit {
+        "ms" => Ok(Duration::from_millis(number)),
+        "s" => Ok(Duration::from_secs(number)),
+        "m" => Ok(Duration::from_secs(number.saturating_mul(60))),
+        _ => Err("allowed units: ms, s, m".into()),
+    }
+}
+
+impl Settings {
+    /// Threads that carry traffic.
+    pub(crate) fn workers(&self) -> usize {
+        let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        self.worker_threads.unwrap_or(cpus).max(1)
+    }
+
+    pub(crate) fn http2(&self) -> Http2 {
+        Http2::new(STREAM_WINDOW, None, 64 * 1024, 100)
+    }
+
+    pub(crate) fn limits(&self) -> Limits {
+        Limits::default()
+    }
+
+    /// What the translation of documents needs to know.
+    pub(crate) fn translation(&self) -> kube::Settings {
+        kube::Settings {
+            cluster: self.cluster_id.as_str().into(),
+            trust_domain: self.trust_domain.as_str().into(),
+            cluster_domain: self.cluster_domain.as_str().into(),
+            root_namespace: self.root_namespace.as_str().into(),
+            waypoint: Some(self.gateway.clone().unwrap_or_default()),
+            ..kube::Settings::default()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Settings::command().debug_assert();
+        assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
+        assert!(duration("5").is_err() && duration("x").is_err());
+        assert!(gateway("shop/waypoint").is_ok() && gateway("shop").is_err() && gateway("a/b/c").is_err());
+    }
+}

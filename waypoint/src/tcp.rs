@@ -1,0 +1,224 @@
+//! TCP that is not looked into: route, endpoint, relay.
+
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use culvert_common::hbone::link::{LinkError, Writer};
+
+use culvert_common::authz::http::{Connection, authorize_tcp};
+use culvert_common::l7::balance::{Ask, NoEndpoint, Picked};
+use culvert_common::l7::breaker::{Kind, Permit};
+use culvert_common::model::l7::{Backend, ClusterKey, ConnectionPool, TcpMatch, TcpRoute};
+use culvert_common::types::ServiceKey;
+
+use crate::current::{Current, Live};
+use crate::message::Input;
+use crate::serve::{Stage, Target};
+use crate::shared::random;
+use crate::upstream::{self, Endpoint, UpstreamError};
+
+/// Who spoke first on a connection of which nobody has said what it carries.
+pub(crate) enum FirstWord {
+    /// The client, or its end.
+    Client(Result<Option<Bytes>, LinkError>),
+    /// The server: its connection, with what it said.
+    Server(Box<Upstream>),
+}
+
+/// A connection to an endpoint.
+pub(crate) struct Upstream {
+    input: Input,
+    output: Writer,
+    _permit: Option<Permit>,
+}
+
+/// Dials the server and waits for whoever speaks first. A server that cannot be reached says nothing.
+pub(crate) async fn first_word(stage: &Rc<Stage>, input: &mut Input) -> FirstWord {
+    let client = poll_fn(|cx| input.poll_bytes(cx));
+    let server = async {
+        let Ok(mut upstream) = dial(stage).await else { return std::future::pending().await };
+        match poll_fn(|cx| upstream.input.poll_bytes(cx)).await {
+            Ok(Some(first)) => {
+                upstream.input.put_back(first);
+                upstream
+            }
+            Ok(None) | Err(_) => upstream,
+        }
+    };
+    tokio::select! {
+        biased;
+        first = client => FirstWord::Client(first),
+        upstream = server => FirstWord::Server(Box::new(upstream)),
+    }
+}
+
+/// Serves one connection to its end.
+pub(crate) async fn serve(stage: &Rc<Stage>, input: Input, writer: Writer) {
+    match dial(stage).await {
+        Ok(upstream) => relay(stage, (input, writer), upstream).await,
+        Err(error) => {
+            let mut writer = writer;
+            writer.reset();
+            tracing::warn!(client = %stage.client.identity, destination = %stage.destination, "TCP: {error}");
+        }
+    }
+}
+
+/// Why a connection is not carried.
+#[derive(Debug, thiserror::Error)]
+enum Failed {
+    #[error("a policy denies it: {0}")]
+    Denied(String),
+    #[error("nothing leads on from {0} port {1}")]
+    NoRoute(ServiceKey, u16),
+    #[error("{0} cannot be reached: {1}")]
+    Refused(ClusterKey, Arc<str>),
+    #[error("{0}: {1}")]
+    NoEndpoint(ClusterKey, NoEndpoint),
+    #[error("{0}: its circuit is open")]
+    Overflow(ClusterKey),
+    #[error(transparent)]
+    Upstream(#[from] UpstreamError),
+}
+
+async fn dial(stage: &Rc<Stage>) -> Result<Upstream, Failed> {
+    let current = stage.worker.shared.current();
+    let connection = Connection {
+        peer: Some(&stage.client.identity),
+        source: stage.client.address,
+        remote: stage.client.address.ip(),
+        destination: stage.destination,
+        server_name: None,
+    };
+    let (policies, route) = match &stage.target {
+        Target::Workload(..) => (&current.waypoint.policies, None),
+        Target::Service(key, port) => {
+            let no_route = || Failed::NoRoute(key.clone(), *port);
+            let bound = current.waypoint.services.get(key).ok_or_else(no_route)?;
+            let at = bound.ports.get(port).ok_or_else(no_route)?;
+            let is_for = |route: &&TcpRoute| {
+                let is_match = |one: &TcpMatch| one.is_match(stage.destination.ip(), *port, None);
+                route.matches.is_empty() || route.matches.iter().any(is_match)
+            };
+            (&bound.policies, Some(at.tcp.iter().find(is_for).ok_or_else(no_route)?))
+        }
+    };
+    if let Some(denial) = authorize_tcp(policies, &connection).denial() {
+        return Err(Failed::Denied(denial.to_string()));
+    }
+    let default = ConnectionPool::default();
+    let (endpoint, pool, permit) = match (route, &stage.target) {
+        (Some(route), _) => {
+            let live = destination(&current, route)?;
+            let permit = live.breaker.take(Kind::Connections, &live.cluster);
+            let permit = permit.ok_or_else(|| Failed::Overflow(live.cluster.key.clone()))?;
+            (any(live, stage)?, live.cluster.pool.clone(), Some(permit))
+        }
+        (None, Target::Workload(workload)) => {
+            (Endpoint { workload: Arc::clone(workload), address: stage.destination }, default, None)
+        }
+        (None, Target::Service(key, port)) => return Err(Failed::NoRoute(key.clone(), *port)),
+    };
+    let (reader, output) = upstream::connect(&stage.worker, &stage.client, &endpoint, &pool).await?;
+    Ok(Upstream { input: Input::new(reader), output, _permit: permit })
+}
+
+/// One of the route's destinations by weight.
+fn destination<'c>(current: &'c Current, route: &TcpRoute) -> Result<&'c Arc<Live>, Failed> {
+    let total: u64 = route.backends.iter().map(|(_, weight)| u64::from(*weight)).sum();
+    let mut left = (random() as u64).checked_rem(total).unwrap_or_default();
+    let chosen = route.backends.iter().find(|(_, weight)| {
+        let is_here = left < u64::from(*weight);
+        left = left.saturating_sub(u64::from(*weight));
+        is_here
+    });
+    let key = match chosen {
+        Some((Backend::Cluster(key), _)) => key,
+        _ => {
+            return Err(Failed::NoRoute(
+                ServiceKey { namespace: "".into(), hostname: route.name.clone() },
+                0,
+            ));
+        }
+    };
+    let live = current.cluster(key);
+    let live =
+        live.ok_or_else(|| Failed::Refused(key.clone(), "no DestinationRule defines the subset".into()))?;
+    match &live.cluster.refused {
+        Some(reason) => Err(Failed::Refused(key.clone(), Arc::clone(reason))),
+        None => Ok(live),
+    }
+}
+
+fn any(live: &Live, stage: &Stage) -> Result<Endpoint, Failed> {
+    let ask = Ask {
+        balance: live.cluster.balance,
+        outliers: live.cluster.outliers.as_ref(),
+        random: [random() as u64, random() as u64],
+        now: std::time::Instant::now(),
+    };
+    match live.endpoints.pick(&ask, None) {
+        Ok(Picked::Endpoint(node)) => {
+            Ok(Endpoint { workload: Arc::clone(&node.workload), address: node.address })
+        }
+        Ok(Picked::AsAsked) => {
+            let snapshot = stage.worker.shared.state.snapshot();
+            let workload = snapshot.workload_by_ip(stage.destination.ip()).cloned();
+            let none = NoEndpoint { ready: 0, ejected: 0 };
+            let workload = workload.ok_or_else(|| Failed::NoEndpoint(live.cluster.key.clone(), none))?;
+            Ok(Endpoint { workload, address: stage.destination })
+        }
+        Err(none) => Err(Failed::NoEndpoint(live.cluster.key.clone(), none)),
+    }
+}
+
+/// Moves bytes until both directions have ended.
+pub(crate) async fn relay(_stage: &Rc<Stage>, (input, writer): (Input, Writer), upstream: Upstream) {
+    let mut up =
+        OneWay { from: input, to: upstream.output, waiting: Bytes::new(), ended: false, done: false };
+    let mut down =
+        OneWay { from: upstream.input, to: writer, waiting: Bytes::new(), ended: false, done: false };
+    let moved = poll_fn(|cx| {
+        let (first, second) = (up.poll(cx)?, down.poll(cx)?);
+        if first.is_ready() && second.is_ready() {
+            Poll::Ready(Ok::<_, LinkError>(()))
+        } else {
+            Poll::Pending
+        }
+    })
+    .await;
+    if let Err(error) = moved {
+        tracing::debug!(%error, "a TCP connection broke");
+        up.to.reset();
+        down.to.reset();
+    }
+}
+
+struct OneWay {
+    from: Input,
+    to: Writer,
+    waiting: Bytes,
+    ended: bool,
+    done: bool,
+}
+
+impl OneWay {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LinkError>> {
+        while !self.done {
+            ready!(self.to.poll_send(cx, &mut self.waiting))?;
+            if self.ended {
+                self.to.finish()?;
+                self.done = true;
+                break;
+            }
+            match ready!(self.from.poll_bytes(cx))? {
+                Some(bytes) => self.waiting = bytes,
+                None => self.ended = true,
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
