@@ -23,6 +23,12 @@ pub fn culvert() -> PathBuf {
     BUILT.get_or_init(|| build("culvert")).clone()
 }
 
+/// Path of the `waypoint` binary of this source tree, up to date as [`ztunnel`] is.
+pub fn waypoint() -> PathBuf {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(|| build("waypoint")).clone()
+}
+
 /// Builds the binary of the package of the same name.
 fn build(package: &str) -> PathBuf {
     // target/<profile>/deps/<test>

@@ -16,4 +16,5 @@ pub mod mesh;
 pub mod net;
 pub mod peer;
 pub mod traffic;
+pub mod waypoint;
 pub mod zds_agent;

@@ -30,5 +30,6 @@ mod routing;
 mod sandbox;
 mod successor;
 mod two_processes;
+mod waypoint;
 mod why;
 mod zds_client;
