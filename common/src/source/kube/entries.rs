@@ -79,11 +79,11 @@ fn add_to_services(objects: &Objects, settings: &Settings, model: &mut Model) {
     }
 }
 
-/// A target port that is named is what the entry gives that name; one that is a number may be given another.
+/// A target port that is named is what the entry gives that name; a number stays. Source: Istio's address index.
 fn ports_of_service(service: &Service, entry: &Entry) -> BTreeMap<u16, u16> {
     let target = |port: &super::service::Port| match &port.target {
         Target::Name(name) => entry.ports.get(name).copied(),
-        Target::Number(number) => entry.ports.get(&port.name).copied().filter(|other| other != number),
+        Target::Number(_) => None,
     };
     service.ports.iter().filter_map(|port| Some((port.port, target(port)?))).collect()
 }

@@ -201,11 +201,15 @@ fn ports(spec: &Field<'_>) -> Vec<EntryPort> {
         };
         let protocol = item.text_at("protocol").unwrap_or("").to_ascii_lowercase();
         let (Some(port), false) = (number.port(), protocol == "udp") else { continue };
+        let spoken = port_protocol::named(&protocol);
+        if let (None, Some(field)) = (spoken, item.get("protocol").filter(|_| !protocol.is_empty())) {
+            field.refuse("HTTP, HTTP2, GRPC, GRPC-WEB, HTTPS, TLS, TCP, MONGO, REDIS, MYSQL, UDP");
+        }
         let target = item.get("targetPort").map_or(Some(port), |target| target.port());
         let of = EntryPort {
             number: port,
             name: item.text_at("name").unwrap_or("").into(),
-            protocol: port_protocol::named(&protocol).unwrap_or_default(),
+            protocol: spoken.unwrap_or_default(),
             target: target.unwrap_or(port),
         };
         if ports.insert(port, of).is_some() {

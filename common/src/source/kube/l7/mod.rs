@@ -301,7 +301,14 @@ fn gateway_statuses(mesh: &Mesh<'_>, is_ready: bool) -> Vec<Status> {
         false => Condition::no("Programmed", "Pending", "no instance was ready yet"),
     };
     let own = status(None, vec![accepted, programmed]);
-    std::iter::once(own).chain(listeners.iter().map(of_listener)).collect()
+    let class = mesh.objects.gateway_classes.contains_key(&mesh.gateway.class).then(|| Status {
+        kind: "GatewayClass",
+        namespace: "".into(),
+        name: Arc::clone(&mesh.gateway.class),
+        part: None,
+        conditions: vec![Condition::yes("Accepted", "Accepted", "a class of waypoints")],
+    });
+    std::iter::once(own).chain(class).chain(listeners.iter().map(of_listener)).collect()
 }
 
 #[cfg(test)]

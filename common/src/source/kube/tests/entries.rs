@@ -120,7 +120,7 @@ fn services_choose_workload_entries_too() {
     let entry = workload("vm", "labels: {app: db}", "address: 10.1.0.1, ports: {web: 8080, b: 10}");
     let (_, service) = one(&(service + &entry));
     let of = "Kubernetes/networking.istio.io/WorkloadEntry/shop/vm";
-    assert_eq!(shown(&service.endpoints), [format!("{of} {{80: 8080, 81: 10}} Healthy")]);
+    assert_eq!(shown(&service.endpoints), [format!("{of} {{80: 8080}} Healthy")]);
 }
 
 #[test]
@@ -223,6 +223,10 @@ fn what_contradicts_itself_is_a_problem() {
         ("hosts: [a.example], location: HERE", "allowed: MESH_EXTERNAL, MESH_INTERNAL"),
         ("hosts: [a.example], addresses: [x]", "spec.addresses[0]: \"x\""),
         ("hosts: [a.example], ports: [{name: a}]", "spec.ports[0]: no number"),
+        (
+            "hosts: [a.example], ports: [{number: 80, protocol: XMPP}]",
+            "spec.ports[0].protocol: \"XMPP\"; allowed: HTTP, ",
+        ),
         ("hosts: [a.example], ports: [{number: 80}, {number: 80}]", "80 for the second time"),
         ("hosts: [a.example], endpoint: []", "spec.endpoint: no such field"),
         (

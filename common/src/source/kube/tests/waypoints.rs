@@ -333,9 +333,16 @@ fn a_gateway_that_cannot_be_served_as_written_is_said() {
     assert!(problems[0].contains("waypoint-inbound-binding is not supported"), "{problems:?}");
     let odd = gateway("", "", "").replace("port: 15008", "port: 80");
     let translated = for_waypoint(&odd);
+    assert_eq!(translated.statuses[0].conditions[0].reason, "Accepted");
     assert!(lines(&translated.warnings)[0].contains("expected a single listener on 15008"));
     let reasons: Vec<_> = translated.statuses.iter().map(|s| s.conditions[0].reason).collect();
     assert_eq!(reasons, ["Accepted", "UnsupportedProtocol"]);
+    let class = "\n---\n{apiVersion: gateway.networking.k8s.io/v1, kind: GatewayClass, metadata: {name: culvert-waypoint}, spec: \
+                 {controllerName: culvert.dev/waypoint-controller}}";
+    let statuses = for_waypoint(&(gateway("", "", "") + class)).statuses;
+    assert!(
+        statuses.iter().any(|status| status.kind == "GatewayClass" && &*status.name == "culvert-waypoint")
+    );
     for (gateway, expected) in [
         (
             gateway("labels: {istio.io/waypoint-for: everything}", "", ""),
