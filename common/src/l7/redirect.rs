@@ -5,7 +5,7 @@
 use std::borrow::Cow;
 
 use super::rewrite::{parts, prefix_replaced, segments_replaced};
-use crate::authz::http::Facts;
+use crate::authz::http::{Facts, host_and_port};
 use crate::model::l7::{Redirect, RedirectPath, RedirectPort, RequestMatch};
 use crate::types::push_number;
 
@@ -47,15 +47,6 @@ fn authority<'a>(redirect: &'a Redirect, scheme: &str, facts: &Facts<'a>) -> (&'
             (host, None)
         }
         None => (asked, None),
-    }
-}
-
-/// Authority without its port, and the port if it has one.
-pub(crate) fn host_and_port(authority: &str) -> (&str, Option<&str>) {
-    match authority.rsplit_once(':') {
-        // A colon within brackets is no port's.
-        Some((host, port)) if !port.contains(']') => (host, Some(port)),
-        Some(_) | None => (authority, None),
     }
 }
 

@@ -104,3 +104,12 @@ impl<'a> Facts<'a> {
         self.values("content-type").next().is_some_and(of)
     }
 }
+
+/// An authority without its port, and the port if it has one.
+pub(crate) fn host_and_port(authority: &str) -> (&str, Option<&str>) {
+    match authority.rsplit_once(':') {
+        // A colon within brackets is no port's.
+        Some((host, port)) if !port.contains(']') => (host, Some(port)),
+        Some(_) | None => (authority, None),
+    }
+}

@@ -5,6 +5,7 @@
 
 use std::borrow::Cow;
 
+use super::facts::host_and_port;
 use crate::model::l7::{Access, Effect};
 
 /// A text as it came, and as others may read it.
@@ -21,10 +22,7 @@ impl<'a> Forms<'a> {
 
     /// A host: its port and the dot of a full name do not make it another one.
     pub(super) fn host(authority: &'a str) -> Self {
-        let host = match authority.rsplit_once(':') {
-            Some((host, port)) if !port.contains(']') => host,
-            Some(_) | None => authority,
-        };
+        let (host, _) = host_and_port(authority);
         let mut forms = Self::only(authority.as_bytes());
         for host in [host, host.trim_end_matches('.')] {
             forms.add(Cow::Borrowed(host.as_bytes()));

@@ -18,6 +18,7 @@ mod trace;
 
 use std::fmt;
 
+pub(crate) use facts::host_and_port;
 pub use facts::{Connection, Facts};
 pub use trace::{PolicyTrace, RuleTrace, trace, trace_tcp};
 
