@@ -3,7 +3,7 @@
 //! Looked for in the waypoint's namespace, then the service's, then the root namespace; the first with a rule for the host
 //! decides, and in it the most specific host. Source: Istio, destination rule look-up and merge.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::destination_rule::{DestinationRule, SubsetRule};
@@ -22,10 +22,10 @@ struct Merged<'a> {
 }
 
 /// How one destination is reached; none if there is no such service, port or subset.
-pub(super) fn cluster(key: &ClusterKey, rules: &[DestinationRule], world: &World<'_>) -> Option<Cluster> {
+pub(super) fn cluster(key: &ClusterKey, rules: &Rules<'_>, world: &World<'_>) -> Option<Cluster> {
     let service = world.service(&key.service)?;
     let port = service.ports.get(&key.port)?;
-    let merged = look_up(service, rules, world);
+    let merged = rules.look_up(service, world);
     let subset = match &key.subset {
         None => None,
         Some(name) => Some(*merged.as_ref()?.subsets.iter().find(|(subset, _)| subset.name == *name)?),
@@ -124,41 +124,83 @@ impl Settings {
     }
 }
 
-/// The rules that count for a service; none if there are none.
-fn look_up<'a>(service: &Known, rules: &'a [DestinationRule], world: &World<'_>) -> Option<Merged<'a>> {
-    let own = &*world.gateway.namespace;
-    let root = &*world.settings.root_namespace;
-    let usable = || rules.iter().filter(|rule| !rule.has_selector && !rule.host.is_empty());
-    // A waypoint in the root namespace would see the rules for the whole mesh before a service's own.
-    let local = usable().filter(|rule| {
-        *rule.meta.namespace == *own && (own != root || rule.export_to.is_private(&rule.meta.namespace))
-    });
-    let exported_from = |namespace: &str| {
-        let of = usable().filter(|rule| *rule.meta.namespace == *namespace);
-        of.filter(|rule| rule.export_to.is_visible_in(own)).collect::<Vec<_>>()
-    };
-    merge(local.collect(), service, world)
-        .or_else(|| merge(exported_from(&service.key.namespace), service, world))
-        .or_else(|| merge(exported_from(root), service, world))
+/// The rules of one namespace by the hosts that they mean.
+#[derive(Debug, Default)]
+struct OfNamespace<'a> {
+    by_host: HashMap<Arc<str>, Vec<&'a DestinationRule>>,
+    /// Hosts that begin with `*`.
+    wild: Vec<(Arc<str>, &'a DestinationRule)>,
 }
 
-/// Merges those with the most specific host that means the service.
-fn merge<'a>(rules: Vec<&'a DestinationRule>, service: &Known, world: &World<'_>) -> Option<Merged<'a>> {
-    let host =
-        |rule: &DestinationRule| full_name(&rule.host, &rule.meta.namespace, &world.settings.cluster_domain);
-    let mut meaning: Vec<(Arc<str>, &DestinationRule)> =
-        rules.into_iter().map(|rule| (host(rule), rule)).collect();
-    meaning.retain(|(host, _)| host_matches(host, &service.key.hostname));
-    // A whole name before one with a *, then the longest; the oldest rule first, as Istio breaks ties: by name.
-    let age = |rule: &DestinationRule| {
-        (Arc::clone(&rule.meta.created), Arc::clone(&rule.meta.name), Arc::clone(&rule.meta.namespace))
-    };
-    let best = meaning.iter().map(|(host, _)| (!host.starts_with('*'), host.len())).max()?;
-    meaning.retain(|(host, _)| (!host.starts_with('*'), host.len()) == best);
-    meaning.sort_by_key(|(_, rule)| age(rule));
-    let first = meaning.first()?.1;
+/// All rules that a waypoint may act on.
+#[derive(Debug, Default)]
+pub(super) struct Rules<'a> {
+    namespaces: HashMap<Arc<str>, OfNamespace<'a>>,
+}
+
+impl<'a> Rules<'a> {
+    /// Indexes `all`.
+    pub(super) fn new(all: &'a [DestinationRule], world: &World<'_>) -> Self {
+        let mut rules = Self::default();
+        let mut usable: Vec<&DestinationRule> =
+            all.iter().filter(|rule| !rule.has_selector && !rule.host.is_empty()).collect();
+        // The oldest first; of one age by name, as Istio does.
+        usable.sort_by(|a, b| (&a.meta.created, &a.meta.name).cmp(&(&b.meta.created, &b.meta.name)));
+        for rule in usable {
+            let of = rules.namespaces.entry(Arc::clone(&rule.meta.namespace)).or_default();
+            let host = full_name(&rule.host, &rule.meta.namespace, &world.settings.cluster_domain);
+            match host.starts_with('*') {
+                true => of.wild.push((host, rule)),
+                false => of.by_host.entry(host).or_default().push(rule),
+            }
+        }
+        rules
+    }
+
+    /// Whether a rule that counts for the service defines this subset.
+    pub(super) fn has_subset(&self, service: &Known, subset: &str, world: &World<'_>) -> bool {
+        let merged = self.look_up(service, world);
+        merged.is_some_and(|merged| merged.subsets.iter().any(|(other, _)| *other.name == *subset))
+    }
+
+    /// What the rules that count for a service come to; none if there are none.
+    fn look_up(&self, service: &Known, world: &World<'_>) -> Option<Merged<'a>> {
+        let own = &*world.gateway.namespace;
+        let root = &*world.settings.root_namespace;
+        // A waypoint in the root namespace would see the rules for the whole mesh before a service's own.
+        let is_local = |rule: &DestinationRule| own != root || rule.export_to.is_private(own);
+        let is_exported = |rule: &DestinationRule| rule.export_to.is_visible_in(own);
+        self.of(own, service, is_local)
+            .or_else(|| self.of(&service.key.namespace, service, is_exported))
+            .or_else(|| self.of(root, service, is_exported))
+    }
+
+    /// Those of one namespace with the most specific host that means the service, merged.
+    fn of(
+        &self,
+        namespace: &str,
+        service: &Known,
+        counts: impl Fn(&DestinationRule) -> bool,
+    ) -> Option<Merged<'a>> {
+        let of = self.namespaces.get(namespace)?;
+        let name = &service.key.hostname;
+        let exact = of.by_host.get(name).into_iter().flatten().copied();
+        let exact: Vec<&DestinationRule> = exact.filter(|rule| counts(rule)).collect();
+        if !exact.is_empty() {
+            return merge(&exact);
+        }
+        let wild = || of.wild.iter().filter(|(host, rule)| host_matches(host, name) && counts(rule));
+        let longest = wild().map(|(host, _)| host.len()).max()?;
+        let best: Vec<_> = wild().filter(|(host, _)| host.len() == longest).map(|(_, rule)| *rule).collect();
+        merge(&best)
+    }
+}
+
+/// Merges rules for one host, the oldest of which comes first.
+fn merge<'a>(rules: &[&'a DestinationRule]) -> Option<Merged<'a>> {
+    let first = *rules.first()?;
     let mut merged = Merged { first, policy: None, subsets: Vec::new(), failure_percent: None };
-    for (_, rule) in &meaning {
+    for rule in rules {
         merged.policy = merged.policy.or(rule.policy.as_ref());
         merged.failure_percent = merged.failure_percent.or(rule.failure_percent);
         for subset in &rule.subsets {

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use http::{HeaderName, HeaderValue};
 
+use crate::l7::check_value;
 use crate::model::l7::HeaderEdits;
 use crate::source::kube::reader::Field;
 
@@ -38,14 +39,15 @@ fn edits(field: &Field<'_>, side: Side) -> HeaderEdits {
         let mut entries = values.entries();
         entries.sort_by_key(|(name, _)| *name);
         for (name, value) in entries {
-            let Some(header) = template(&value) else { continue };
             if is_authority(name) && side == Side::Request {
-                if edits.authority.replace(header).is_some() {
+                // An authority is taken as it is written.
+                let authority = value.text().and_then(|text| literal(&value, text));
+                if std::mem::replace(&mut edits.authority, authority).is_some() {
                     value.problem("the authority is set twice", "allowed: once");
                 }
                 continue;
             }
-            let Some(name) = header_name(&value, name) else { continue };
+            let Some((name, header)) = header_name(&value, name).zip(template(&value)) else { continue };
             match key {
                 "set" => edits.set.push((name, header)),
                 _ => edits.add.push((name, header)),
@@ -74,13 +76,12 @@ pub(super) fn modifier(field: &Field<'_>, side: Side) -> HeaderEdits {
             if !seen.insert(name.to_ascii_lowercase()) {
                 item.problem(format!("{name} for the second time"), "allowed: each header once");
             }
-            // Unlike a VirtualService's, this value is what it says: nothing is put in for %...%.
-            let Some(header) = value.text().and_then(|text| literal(&value, text)) else { continue };
             if is_authority(name) && side == Side::Request {
-                edits.authority = Some(header);
+                edits.authority = value.text().and_then(|text| literal(&value, text));
                 continue;
             }
-            let Some(name) = header_name(&item, name) else { continue };
+            // Gateway API knows no substitutions, Istio makes them all the same.
+            let Some((name, header)) = header_name(&item, name).zip(lax_template(&value)) else { continue };
             match key {
                 "set" => edits.set.push((name, header)),
                 _ => edits.add.push((name, header)),
@@ -127,19 +128,24 @@ fn literal(field: &Field<'_>, text: &str) -> Option<HeaderValue> {
     value
 }
 
-/// A value in which `%%` stands for `%`.
+/// A value with substitutions as Envoy has them; `%%` stands for `%`.
 fn template(field: &Field<'_>) -> Option<HeaderValue> {
+    let value = literal(field, field.text()?)?;
+    match check_value(&value) {
+        Ok(()) => Some(value),
+        Err(error) => {
+            field.problem(error.to_string(), "allowed: such a substitution, or %% for a percent sign");
+            None
+        }
+    }
+}
+
+/// The same, but a `%` that begins no substitution stands for itself.
+fn lax_template(field: &Field<'_>) -> Option<HeaderValue> {
     let text = field.text()?;
-    let plain = text.replace("%%", "\u{0}");
-    if plain.contains('%') {
-        field.problem(
-            format!("{text:?}: a substitution, which is not built"),
-            "allowed: a value, with %% for a percent sign",
-        );
-        return None;
+    let value = literal(field, text)?;
+    match check_value(&value) {
+        Ok(()) => Some(value),
+        Err(_) => literal(field, &text.replace('%', "%%")),
     }
-    if text.contains('\u{0}') {
-        return literal(field, text);
-    }
-    literal(field, &plain.replace('\u{0}', "%"))
 }

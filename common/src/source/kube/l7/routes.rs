@@ -8,12 +8,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::actions::default_retries;
-use super::clusters;
+use super::clusters::{self, Rules};
 use super::delegate;
 use super::destination_rule::DestinationRule;
 use super::gateway_attach::{self, Attached};
 use super::gateway_route::GatewayRoute;
-use super::virtual_routes::{self, Expanded, For};
+use super::values::full_name;
+use super::virtual_routes::{self, Expanded, For, Index};
 use super::virtual_service::VirtualService;
 use super::world::{Known, World};
 use crate::model::Status;
@@ -34,8 +35,8 @@ pub(in crate::source::kube) struct Kinds {
 /// What the objects mean for one waypoint.
 pub(in crate::source::kube) struct Routing<'a> {
     world: &'a World<'a>,
-    rules: &'a [DestinationRule],
-    expanded: Vec<Expanded<'a>>,
+    rules: Rules<'a>,
+    virtual_services: Index<'a>,
     attached: Attached<'a>,
     /// What a controller writes back of HTTPRoutes and GRPCRoutes.
     pub(in crate::source::kube) statuses: Vec<Status>,
@@ -48,12 +49,16 @@ impl<'a> Routing<'a> {
         let mut roots: Vec<&VirtualService> =
             kinds.virtual_services.iter().filter(|vs| !vs.hosts.is_empty() && vs.in_mesh).collect();
         roots.sort_by_key(|vs| age(&vs.meta));
-        let expanded: Vec<Expanded<'a>> = roots
-            .into_iter()
-            .map(|of| Expanded { of, http: delegate::expand(of, &delegates, report) })
-            .collect();
+        let domain = &world.settings.cluster_domain;
+        let expanded = |of: &'a VirtualService| Expanded {
+            of,
+            hosts: of.hosts.iter().map(|host| full_name(host, &of.meta.namespace, domain)).collect(),
+            http: delegate::expand(of, &delegates, report),
+        };
+        let virtual_services = Index::new(roots.into_iter().map(expanded).collect());
         let (attached, statuses) = gateway_attach::attach(&kinds.gateway_routes, world, report);
-        let routing = Self { world, rules: &kinds.destination_rules, expanded, attached, statuses };
+        let rules = Rules::new(&kinds.destination_rules, world);
+        let routing = Self { world, rules, virtual_services, attached, statuses };
         routing.warn(report);
         routing
     }
@@ -65,27 +70,59 @@ impl<'a> Routing<'a> {
 
     /// Reports VirtualServices without effect, and in those with an effect what does nothing.
     fn warn(&self, report: &Report) {
-        for vs in &self.expanded {
-            let meant: Vec<&Known> =
-                self.bound().filter(|service| virtual_routes::means(vs.of, service, self.world)).collect();
-            let concerned: Vec<&&Known> =
-                meant.iter().filter(|service| virtual_routes::concerns(vs.of, service, self.world)).collect();
-            if let Some(service) = concerned.first() {
-                virtual_routes::warn(vs, service, self.world, report);
-            } else if let Some(service) = meant.first() {
-                let seen = format!("{} is bound to waypoint {}", service.key.hostname, self.world.gateway);
-                let what = "this VirtualService has no effect there: it must be in the namespace of the service or of \
-                            the waypoint, and exported to the waypoint's";
-                report.warning(vs.of.meta.at.about("", seen, what));
+        let all = self.virtual_services.all();
+        // For each a service for which it counts, and one that it means.
+        let mut found: Vec<(Option<&Known>, Option<&Known>)> = vec![(None, None); all.len()];
+        for service in self.bound() {
+            for (place, vs) in self.virtual_services.meaning(service) {
+                let Some((counting, meant)) = found.get_mut(place) else { continue };
+                meant.get_or_insert(service);
+                if virtual_routes::counts(vs.of, service, self.world) {
+                    counting.get_or_insert(service);
+                }
             }
         }
+        for (vs, found) in all.iter().zip(found) {
+            match found {
+                (Some(service), _) => {
+                    virtual_routes::warn(vs, service, self.world, report);
+                    self.warn_of_subsets(vs, report);
+                }
+                (None, Some(service)) => {
+                    let seen =
+                        format!("{} is bound to waypoint {}", service.key.hostname, self.world.gateway);
+                    let what = "this VirtualService has no effect there: it must be in the namespace of the service \
+                                or of the waypoint, and exported to the waypoint's";
+                    report.warning(vs.of.meta.at.about("", seen, what));
+                }
+                (None, None) => {}
+            }
+        }
+    }
+
+    fn warn_of_subsets(&self, vs: &Expanded<'_>, report: &Report) {
+        for to in virtual_routes::destinations(vs) {
+            let Some(subset) = &to.subset else { continue };
+            let Some(service) = self.world.by_host(&to.host, &to.namespace) else { continue };
+            if !self.rules.has_subset(service, subset, self.world) {
+                let seen = format!("no DestinationRule that counts here defines subset {subset}");
+                let what = "what is sent there is answered with 503";
+                report.warning(vs.of.meta.at.about(&to.path, seen, what));
+            }
+        }
+    }
+
+    /// Those that count for a service.
+    fn counting(&self, service: &Known) -> impl Iterator<Item = &Expanded<'a>> {
+        let all = self.virtual_services.meaning(service).map(|(_, vs)| vs);
+        all.filter(|vs| virtual_routes::counts(vs.of, service, self.world))
     }
 
     /// HTTP routes of one port of a service, in the order in which they are tried.
     pub(in crate::source::kube) fn http(&self, service: &Known, port: u16) -> Vec<Route> {
         let to = For { world: self.world, service, port };
         let mut groups: Vec<(Age, Vec<Route>)> = Vec::new();
-        for vs in self.expanded.iter().filter(|vs| virtual_routes::concerns(vs.of, service, self.world)) {
+        for vs in self.counting(service) {
             groups.push((age(&vs.of.meta), virtual_routes::http(vs, to)));
         }
         if let Some(of_port) = self.attached.get(&(service.key.clone(), port))
@@ -101,9 +138,8 @@ impl<'a> Routing<'a> {
     /// TCP routes of one port of a service; the default route is the last.
     pub(in crate::source::kube) fn tcp(&self, service: &Known, port: u16) -> Vec<TcpRoute> {
         let to = For { world: self.world, service, port };
-        let concerned =
-            self.expanded.iter().filter(|vs| virtual_routes::concerns(vs.of, service, self.world));
-        let mut routes: Vec<TcpRoute> = concerned.flat_map(|vs| virtual_routes::tcp(vs.of, to)).collect();
+        let mut routes: Vec<TcpRoute> =
+            self.counting(service).flat_map(|vs| virtual_routes::tcp(vs.of, to)).collect();
         // What looks at the name that a TLS client asks for comes before what does not.
         routes.sort_by_key(|route| !route.matches.iter().any(|m| !m.server_names.is_empty()));
         routes.push(TcpRoute {
@@ -134,7 +170,7 @@ impl<'a> Routing<'a> {
         }
         keys.extend(tcp.flat_map(|route| &route.backends).filter_map(|(backend, _)| key(backend)));
         let one = |key: &ClusterKey| {
-            let cluster = clusters::cluster(key, self.rules, self.world)?;
+            let cluster = clusters::cluster(key, &self.rules, self.world)?;
             Some((key.clone(), Arc::new(cluster)))
         };
         keys.into_iter().filter_map(one).collect()

@@ -1,5 +1,6 @@
 //! What VirtualServices mean for one port of a service: HTTP and TCP routes in the order in which they are tried.
 
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::actions::default_retries;
@@ -19,6 +20,8 @@ pub(super) const KIND: &str = "VirtualService";
 #[derive(Debug)]
 pub(super) struct Expanded<'a> {
     pub(super) of: &'a VirtualService,
+    /// Its hosts in full.
+    pub(super) hosts: Vec<Arc<str>>,
     pub(super) http: Vec<HttpRule>,
 }
 
@@ -30,24 +33,56 @@ pub(super) struct For<'a> {
     pub(super) port: u16,
 }
 
-/// Whether a VirtualService counts for this service at this waypoint.
-///
-/// It is in the namespace of either, is exported to the waypoint's, is for the mesh, and has a host that means the
-/// service.
-pub(super) fn concerns(vs: &VirtualService, service: &Known, world: &World<'_>) -> bool {
+/// Whether a VirtualService that means this service counts at this waypoint: it is in the namespace of either, and is
+/// exported to the waypoint's.
+pub(super) fn counts(vs: &VirtualService, service: &Known, world: &World<'_>) -> bool {
     let namespace = &*vs.meta.namespace;
     let near = namespace == &*world.gateway.namespace || namespace == &*service.key.namespace;
-    near && means(vs, service, world) && vs.export_to.is_visible_in(&world.gateway.namespace)
+    near && vs.export_to.is_visible_in(&world.gateway.namespace)
 }
 
-/// Whether a host of it means the service, and it is for the mesh.
-pub(super) fn means(vs: &VirtualService, service: &Known, world: &World<'_>) -> bool {
-    let domain = &world.settings.cluster_domain;
-    vs.in_mesh
-        && vs
-            .hosts
-            .iter()
-            .any(|host| host_matches(&full_name(host, &vs.meta.namespace, domain), &service.key.hostname))
+/// The VirtualServices for the mesh, found by what their hosts mean.
+#[derive(Debug)]
+pub(super) struct Index<'a> {
+    /// The oldest first.
+    all: Vec<Expanded<'a>>,
+    by_host: HashMap<Arc<str>, Vec<usize>>,
+    /// Those with a host that begins with `*`.
+    wild: Vec<usize>,
+}
+
+impl<'a> Index<'a> {
+    /// Indexes `all`, which are in the order in which they count.
+    pub(super) fn new(all: Vec<Expanded<'a>>) -> Self {
+        let mut by_host: HashMap<Arc<str>, Vec<usize>> = HashMap::new();
+        let mut wild = Vec::new();
+        for (place, vs) in all.iter().enumerate() {
+            for host in &vs.hosts {
+                match host.starts_with('*') {
+                    true => wild.push(place),
+                    false => by_host.entry(Arc::clone(host)).or_default().push(place),
+                }
+            }
+        }
+        Self { all, by_host, wild }
+    }
+
+    /// All of them.
+    pub(super) fn all(&self) -> &[Expanded<'a>] {
+        &self.all
+    }
+
+    /// Those with a host that means the service, in their order, with their places in [`Self::all`].
+    pub(super) fn meaning(&self, service: &Known) -> impl Iterator<Item = (usize, &Expanded<'a>)> {
+        let name = &service.key.hostname;
+        let exact = self.by_host.get(name).into_iter().flatten();
+        let is_meant = |place: &&usize| {
+            let hosts = self.all.get(**place).map(|vs| &vs.hosts[..]).unwrap_or_default();
+            hosts.iter().any(|host| host_matches(host, name))
+        };
+        let places: BTreeSet<usize> = exact.chain(self.wild.iter().filter(is_meant)).copied().collect();
+        places.into_iter().filter_map(|place| Some((place, self.all.get(place)?)))
+    }
 }
 
 /// The HTTP routes of one VirtualService. What comes after a route for everything is left out.
@@ -202,18 +237,28 @@ pub(super) fn warn(vs: &Expanded<'_>, service: &Known, world: &World<'_>, report
                 "it stands in place of the / at the beginning: with /bar, /foo becomes /barfoo",
             ));
         }
+    }
+    if let Some(place) = vs.http.iter().position(|rule| rule.matches.is_empty())
+        && let Some(next) = vs.http.get(place + 1)
+    {
+        let seen = "a rule behind one for every request";
+        report.warning(at.about(&next.path, seen, "it has no effect; a rule without match comes last"));
+    }
+    destinations(vs).for_each(|to| warn_unknown(to, vs.of, world, report));
+}
+
+/// Everything that a VirtualService may send to.
+pub(super) fn destinations<'v>(vs: &'v Expanded<'_>) -> impl Iterator<Item = &'v Destination> {
+    let http = vs.http.iter().flat_map(|rule| {
         let splits = match &rule.action {
             Action::Forward(splits) => &splits[..],
             _ => &[],
         };
         let mirrors = rule.mirrors.iter().flatten().map(|mirror| &mirror.to);
-        for to in splits.iter().map(|split| &split.to).chain(mirrors) {
-            warn_unknown(to, vs.of, world, report);
-        }
-    }
-    for (to, _) in vs.of.tls.iter().chain(&vs.of.tcp).flat_map(|rule| &rule.to) {
-        warn_unknown(to, vs.of, world, report);
-    }
+        splits.iter().map(|split| &split.to).chain(mirrors)
+    });
+    let l4 = vs.of.tls.iter().chain(&vs.of.tcp).flat_map(|rule| rule.to.iter().map(|(to, _)| to));
+    http.chain(l4)
 }
 
 fn warn_unknown(to: &Destination, vs: &VirtualService, world: &World<'_>, report: &Report) {

@@ -130,7 +130,7 @@ fn filters() {
              add: [{name: b, value: c}], remove: [D]}}]"
                 .into(),
             request,
-            r#"HeaderEdits { set: [("x-a", "50%")], add: [("b", "c")], remove: ["d"], authority: None }"#,
+            r#"HeaderEdits { set: [("x-a", "50%%")], add: [("b", "c")], remove: ["d"], authority: None }"#,
         ),
         (
             "filters: [{type: RequestHeaderModifier, requestHeaderModifier: {set: [{name: Host, value: a.b}]}}]".into(),

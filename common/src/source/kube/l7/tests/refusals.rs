@@ -90,7 +90,7 @@ fn http_rules() {
         ("headers: {request: {remove: [host]}}", "headers.request.remove[0]: header \"host\""),
         ("headers: {response: {set: {host: a}}}", "headers.response.set.host: header \"host\""),
         ("headers: {response: {add: {'a b': a}}}", "headers.response.add.a b: header \"a b\""),
-        ("headers: {request: {set: {a: '%REQ(b)%'}}}", "headers.request.set.a: \"%REQ(b)%\": a substitution"),
+        ("headers: {request: {set: {a: '%HOSTNAME%'}}}", "headers.request.set.a: %HOSTNAME%"),
         ("headers: {request: {set: {a: 50%}}}", "headers.request.set.a"),
         ("headers: {request: {set: {a: \"b\\u0001\"}}}", "headers.request.set.a"),
         ("fault: {}", "fault: neither delay nor abort"),

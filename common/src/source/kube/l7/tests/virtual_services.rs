@@ -189,7 +189,12 @@ fn actions() {
             (
                 "headers: {request: {set: {X-B: b, x-a: 50%%}}}",
                 request,
-                r#"HeaderEdits { set: [("x-b", "b"), ("x-a", "50%")], add: [], remove: [], authority: None }"#,
+                r#"HeaderEdits { set: [("x-b", "b"), ("x-a", "50%%")], add: [], remove: [], authority: None }"#,
+            ),
+            (
+                "headers: {request: {set: {x-a: '%REQ(b)%'}}}",
+                request,
+                r#"HeaderEdits { set: [("x-a", "%REQ(b)%")], add: [], remove: [], authority: None }"#,
             ),
             (
                 "headers: {request: {add: {x-a: a}, remove: [X-C]}}",
@@ -549,6 +554,14 @@ fn what_has_another_effect_than_one_may_expect_is_told() {
             "route[0].destination: no service nobody.shop.svc.cluster.local is known",
         ),
         (virtual_service("{route: [{destination: {host: cart, port: {number: 81}}}]}"), "has no TCP port 81"),
+        (
+            virtual_service("{route: [{destination: {host: cart, subset: v9}}]}"),
+            "no DestinationRule that counts here defines subset v9",
+        ),
+        (
+            virtual_service(&format!("{{name: first, {to}}}, {{name: second, {to}}}")),
+            "spec.http[1]: a rule behind one for every request",
+        ),
         (
             virtual_service(&format!("{{mirror: {{host: nobody}}, {to}}}")),
             "spec.http[0].mirror: no service nobody",
