@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use super::traffic_policy::{self, TrafficPolicy};
-use super::values::{ExportTo, host, name};
+use super::values::{ExportTo, host, labels_at, name};
 use crate::source::kube::object::Meta;
 use crate::source::kube::reader::{Field, Labels};
 
@@ -61,6 +61,11 @@ impl DestinationRule {
             selector.only(&["matchLabels"]);
             selector.warning("a rule for the proxies of some workloads", "it has no effect at a waypoint");
             read.has_selector = true;
+            if let Some(exported) = spec.get("exportTo").filter(|list| !list.is_empty())
+                && !read.export_to.is_private(&read.meta.namespace)
+            {
+                exported.problem("other namespaces, beside a workloadSelector", "allowed: . alone");
+            }
         }
         read.policy = traffic_policy::read(&spec);
         for item in spec.items("subsets") {
@@ -95,7 +100,7 @@ fn subset(item: &Field<'_>) -> Option<SubsetRule> {
     };
     Some(SubsetRule {
         name: name(&field)?,
-        labels: item.labels("labels"),
+        labels: labels_at(item, "labels"),
         policy: traffic_policy::read(item),
     })
 }

@@ -87,6 +87,7 @@ impl GatewayRoute {
         spec.only(&["parentRefs", "hostnames", "rules", "useDefaultGateways"]);
         let parents = limited(&spec, "parentRefs", PARENTS_MAX);
         read.parents = parents.iter().filter_map(|item| parent(item, &read.meta.namespace)).collect();
+        check_parents(&parents, &read.parents);
         if let Some(hosts) = spec.get("hostnames").filter(|hosts| !hosts.is_empty())
             && !read.parents.is_empty()
         {
@@ -135,6 +136,17 @@ pub(super) fn limited<'a>(field: &Field<'a>, key: &str, max: usize) -> Vec<Field
         list.problem(format!("{} items", items.len()), format!("allowed: at most {max}"));
     }
     items
+}
+
+/// Two references to one parent differ in port or section.
+fn check_parents(items: &[Field<'_>], parents: &[ParentRef]) {
+    let whole = |p: &ParentRef| (p.kind, p.namespace.clone(), p.name.clone(), p.port, p.section.clone());
+    let mut seen = HashSet::new();
+    for parent in parents.iter().filter(|parent| !seen.insert(whole(parent))) {
+        if let Some(item) = items.iter().find(|item| item.path() == parent.path) {
+            item.problem("the same parent for the second time", "allowed: another port or sectionName");
+        }
+    }
 }
 
 fn check_names(rules: &[Field<'_>]) {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::values::{Lax, name, string_match, warn_unused};
+use super::values::{Lax, labels_at, name, string_match, warn_unused};
 use crate::model::l7::{HeaderMatch, PathTest, QueryMatch, RequestMatch, TextMatch};
 use crate::source::kube::reader::Field;
 
@@ -37,6 +37,7 @@ impl OnlyFor {
         let by_source = ["sourceLabels", "sourceSubnet"]
             .iter()
             .find_map(|key| field.get(key).filter(|source| !source.is_empty()));
+        labels_at(field, "sourceLabels");
         if let Some(source) = &by_source {
             source.warning(
                 "a test of the client's own proxy",

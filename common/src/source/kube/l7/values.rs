@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::model::l7::{Fraction, Pattern, TextMatch};
-use crate::source::kube::reader::Field;
+use crate::source::kube::reader::{Field, Labels};
 use crate::source::kube::yaml::Kind;
 
 /// Longest regular expression, as the webhook has it.
@@ -256,6 +256,28 @@ pub(super) fn name(field: &Field<'_>) -> Option<Arc<str>> {
         field.refuse("1 to 63 characters out of a-z 0-9 -, with a letter or number at both ends");
     }
     good.then(|| text.into())
+}
+
+/// The labels `key`, whose keys and values the API server takes.
+pub(super) fn labels_at(field: &Field<'_>, key: &str) -> Labels {
+    let is_word = |text: &str, max: usize| {
+        let edge = |b: Option<&u8>| b.is_none_or(u8::is_ascii_alphanumeric);
+        text.len() <= max
+            && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
+            && edge(text.as_bytes().first())
+            && edge(text.as_bytes().last())
+    };
+    let entries = field.get(key).map(|field| field.entries()).unwrap_or_default();
+    let mut labels = Labels::new();
+    for (key, value) in entries {
+        let Some(text) = value.text() else { continue };
+        let (prefix, name) = key.rsplit_once('/').unwrap_or(("", key));
+        if name.is_empty() || !is_word(name, 63) || !is_word(prefix, 253) || !is_word(text, 63) {
+            value.problem(format!("label {key}: {text:?}"), "allowed: what Kubernetes takes for a label");
+        }
+        labels.insert(key.into(), text.into());
+    }
+    labels
 }
 
 /// Whether `pattern` means `host`: it is that host, or has `*` in place of the beginning.

@@ -524,3 +524,37 @@ fn each_version_is_read() {
         assert_eq!(&*http(&translated(&text), "cart", 80)[0].name, "shop.r.0", "{version}");
     }
 }
+
+/// A ServiceEntry of two hosts behind the waypoint, with endpoints that have labels.
+const ENTRY: &str = "
+---
+{apiVersion: networking.istio.io/v1, kind: ServiceEntry,
+ metadata: {name: far, namespace: shop, labels: {istio.io/use-waypoint: wp}},
+ spec: {hosts: [a.example.com, b.example.com], addresses: [240.0.0.1], resolution: STATIC, location: MESH_EXTERNAL,
+  ports: [{number: 80, name: http, protocol: HTTP}],
+  endpoints: [{address: 192.0.2.1, labels: {version: v1}}, {address: 192.0.2.2, labels: {version: v2}}]}}
+";
+
+#[test]
+fn service_entries_are_parents_and_destinations() {
+    let spec = "parentRefs: [{group: networking.istio.io, kind: ServiceEntry, name: far}], \
+        rules: [{backendRefs: [{name: cart, port: 80}]}]";
+    let of = translated(&[ENTRY, &object("HTTPRoute", "shop", "name: r", spec)].concat());
+    for host in ["a", "b"] {
+        assert_eq!(action(&http(&of, host, 80)[0]), "1 cart:80", "{host}: each host of the entry");
+    }
+    let to_far = virtual_service("{route: [{destination: {host: a.example.com, subset: v1}}]}");
+    let rule = object(
+        "DestinationRule",
+        "shop",
+        "name: dr",
+        "host: a.example.com, trafficPolicy: {loadBalancer: {simple: RANDOM}}, subsets: [{name: v1, labels: {version: v1}}]",
+    );
+    let name = "outbound|80|v1|a.example.com";
+    let one = cluster(&translated(&[ENTRY, &to_far, &rule].concat()), name).unwrap();
+    assert_eq!((one.balance, one.subset.unwrap().members.len()), (l7::Balance::Random, 1));
+    // Without resolution there is nothing to choose from.
+    let open = ENTRY.replace("STATIC", "NONE").replace("endpoints: [{address: 192.0.2.1, labels: {version: v1}}, {address: 192.0.2.2, labels: {version: v2}}]", "");
+    let one = cluster(&translated(&[&*open, &to_far, &rule].concat()), name).unwrap();
+    assert_eq!(one.balance, l7::Balance::Passthrough);
+}

@@ -197,6 +197,7 @@ fn matches_of_virtual_services() {
         ("authority: {exact: 1}", "authority.exact: 1"),
         ("port: 0", "port: 0"),
         ("sourceNamespace: A", "sourceNamespace: \"A\""),
+        ("sourceLabels: {a/: b}", "sourceLabels.a/: label a/"),
         ("ignoreUriCase: often", "ignoreUriCase"),
         ("path: /a", "path: no such field"),
     ] {
@@ -357,6 +358,11 @@ fn destination_rules() {
             ("host: cart, other: 1", "spec.other: no such field"),
             ("host: cart, exportTo: ['~']", "spec.exportTo[0]: \"~\""),
             ("host: cart, subsets: [{labels: {a: b}}]", "spec.subsets[0]: no name"),
+            ("host: cart, subsets: [{name: v1, labels: {a: 'b c'}}]", "spec.subsets[0].labels.a: label a"),
+            (
+                "host: cart, exportTo: ['*'], workloadSelector: {matchLabels: {a: b}}",
+                "spec.exportTo: other namespaces, beside a workloadSelector",
+            ),
             ("host: cart, subsets: [{name: V_1}]", "spec.subsets[0].name: \"V_1\""),
             ("host: cart, subsets: [{name: v1}, {name: v1}]", "spec.subsets[1]: v1 for the second time"),
             (
@@ -446,6 +452,10 @@ fn gateway_routes() {
             (&many_rules, "spec.rules: 17 items"),
             (&many_matches, "spec: 150 matches in all"),
             ("rules: [{name: a}, {name: a}]", "spec.rules[1].name: a for the second time"),
+            (
+                "parentRefs: [{group: '', kind: Service, name: cart}, {group: '', kind: Service, name: cart}]",
+                "spec.parentRefs[1]: the same parent for the second time",
+            ),
             ("parentRefs: [{group: '', kind: Service}]", "spec.parentRefs[0]: no name"),
             ("parentRefs: [{group: '', kind: Service, name: cart, port: 0}]", "spec.parentRefs[0].port: 0"),
             ("other: 1", "spec.other: no such field"),

@@ -530,6 +530,7 @@ fn delegates_that_do_not_count() {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "a table")]
 fn what_has_another_effect_than_one_may_expect_is_told() {
     let to = "route: [{destination: {host: cart}}]";
     for (text, wanted) in [
