@@ -129,7 +129,6 @@ impl<'a> Exchange<'a> {
             Some(None) => return Ok(Some(overflow())),
             permit => permit.flatten(),
         };
-        self.dress(request);
         if retries.is_none() {
             self.body.forget();
         }
@@ -144,6 +143,7 @@ impl<'a> Exchange<'a> {
             if let Some(live) = live {
                 retry_permit = live.breaker.take(Kind::Retries, &live.cluster);
                 if retry_permit.is_none() {
+                    self.told.flags.raise(Flag::UpstreamOverflow);
                     return Ok(Some(failure));
                 }
             }
@@ -154,8 +154,8 @@ impl<'a> Exchange<'a> {
         }
     }
 
-    /// What every request is given before it goes on.
-    fn dress(&self, request: &mut Request) {
+    /// What every request is given before it goes on; routes may take it away again.
+    pub(crate) fn dress(&self, request: &mut Request) {
         let scheme = if request.is_https { "https" } else { "http" };
         add_request_headers(&mut request.headers, scheme, random());
         if self.current.waypoint.forwards_identity {
@@ -229,9 +229,10 @@ impl<'a> Exchange<'a> {
             random: [random() as u64, random() as u64],
             now: std::time::Instant::now(),
         };
+        let may_repeat = tries.retries.is_some_and(|retries| retries.ignore_previous_hosts == Some(false));
         let was_tried = |node: &Node| tries.tried.iter().any(|one| one.address == node.address);
         let avoid: Option<&dyn Fn(&Node) -> bool> =
-            if tries.tried.is_empty() { None } else { Some(&was_tried) };
+            if tries.tried.is_empty() || may_repeat { None } else { Some(&was_tried) };
         match live.endpoints.pick(&ask, avoid) {
             Ok(Picked::Endpoint(node)) => {
                 let node = node.clone();
@@ -282,18 +283,22 @@ impl<'a> Exchange<'a> {
 
     fn failed(&mut self, reason: Reset, was_sent: bool, tries: &Tries<'_>) -> Ended {
         let failure = Failure::Reset { reason, retried: tries.made > 0, transport: Cow::Borrowed("") };
-        if self.may_retry(tries, Tried::Reset { reason, was_sent }) {
-            return Ended::Again(failure);
+        match self.may_retry(tries, Tried::Reset { reason, was_sent }) {
+            true => Ended::Again(failure),
+            false => Ended::Failed(failure),
         }
-        if tries.made > 0 {
-            self.told.flags.raise(Flag::RetryLimit);
-        }
-        Ended::Failed(failure)
     }
 
-    fn may_retry(&self, tries: &Tries<'_>, tried: Tried<'_>) -> bool {
-        let Some(retries) = tries.retries else { return false };
-        tries.made < retries.attempts && self.body.can_rewind() && retry::is_worth_it(&retries.on, tried)
+    /// Whether another try may follow one that ended so; that there were too many is told.
+    fn may_retry(&mut self, tries: &Tries<'_>, tried: Tried<'_>) -> bool {
+        match tries.retries.map(|retries| retry::next(retries, tries.made, tried)) {
+            Some(retry::Next::Again) => self.body.can_rewind(),
+            Some(retry::Next::UsedUp) => {
+                self.told.flags.raise(Flag::RetryLimit);
+                false
+            }
+            Some(retry::Next::Done) | None => false,
+        }
     }
 
     fn record(&self, tries: &Tries<'_>, node: Option<&Node>, outcome: Outcome) {
@@ -348,10 +353,14 @@ impl<'a> Exchange<'a> {
     }
 
     /// An answer that is worth another try is only thrown away if there may be one.
-    fn may_take_retry(&self, tries: &Tries<'_>) -> bool {
-        tries.live.is_none_or(|live| {
+    fn may_take_retry(&mut self, tries: &Tries<'_>) -> bool {
+        let is_free = tries.live.is_none_or(|live| {
             live.breaker.count(Kind::Retries) < live.breaker.limit(Kind::Retries, &live.cluster)
-        })
+        });
+        if !is_free {
+            self.told.flags.raise(Flag::UpstreamOverflow);
+        }
+        is_free
     }
 
     fn timed_out(&mut self, tries: &Tries<'_>, node: Option<&Node>) -> Ended {
@@ -360,13 +369,10 @@ impl<'a> Exchange<'a> {
         if tries.times.request.is_some_and(|all| elapsed >= all) {
             return Ended::Failed(Failure::Timeout);
         }
-        if self.may_retry(tries, Tried::TimedOut { was_sent: true }) {
-            return Ended::Again(Failure::PerTryTimeout);
+        match self.may_retry(tries, Tried::TimedOut { was_sent: true }) {
+            true => Ended::Again(Failure::PerTryTimeout),
+            false => Ended::Failed(Failure::PerTryTimeout),
         }
-        if tries.made > 0 {
-            self.told.flags.raise(Flag::RetryLimit);
-        }
-        Ended::Failed(Failure::PerTryTimeout)
     }
 
     /// Sends the body and waits for the head of the answer, for as long as that may take.

@@ -106,9 +106,13 @@ pub(crate) struct Exchange<'a> {
 
 /// What is decided of a request before anything is sent anywhere.
 enum Plan<'r> {
-    Reply(Reply, Option<&'r Route>),
+    /// With the route and the destination whose edits the answer gets, as far as they are known.
+    Reply(Reply, Option<Chosen<'r>>),
     Forward(Way<'r>),
 }
+
+/// A route, and which of its destinations; one that answers itself has none.
+type Chosen<'r> = (&'r Route, Option<&'r Weighted>);
 
 /// Where a request goes.
 pub(crate) struct Way<'r> {
@@ -129,16 +133,20 @@ impl<'a> Exchange<'a> {
         let current = Arc::clone(&self.current);
         let is_grpc = facts(self.stage, request).is_grpc();
         let plan = match prepare(request, &current) {
-            Ok(()) => self.plan(&current, request).await,
+            Ok(()) => {
+                self.dress(request);
+                self.plan(&current, request).await
+            }
             Err(failure) => Plan::Reply(Reply::failure(&failure, is_grpc), None),
         };
         let way = match plan {
             Plan::Forward(way) => way,
-            Plan::Reply(reply, route) => return self.reply(reply, route, request).await,
+            Plan::Reply(reply, chosen) => return self.reply(reply, chosen, request).await,
         };
+        let chosen = way.route.map(|(route, backend)| (route, Some(backend)));
         match self.forward(request, &way, is_grpc).await? {
             None => Ok(()),
-            Some(failure) => self.reply(Reply::failure(&failure, is_grpc), None, request).await,
+            Some(failure) => self.reply(Reply::failure(&failure, is_grpc), chosen, request).await,
         }
     }
 
@@ -146,52 +154,59 @@ impl<'a> Exchange<'a> {
     async fn plan<'r>(&mut self, current: &'r Current, request: &mut Request) -> Plan<'r> {
         let facts = facts(self.stage, request);
         let is_grpc = facts.is_grpc();
-        let fail = |failure: Failure| Plan::Reply(Reply::failure(&failure, is_grpc), None);
+        let fail = |failure: Failure, chosen| Plan::Reply(Reply::failure(&failure, is_grpc), chosen);
         let (routes, policies) = match &self.stage.target {
             Target::Service(key, port) => {
-                let Some(bound) = current.waypoint.services.get(key) else { return fail(Failure::NoRoute) };
-                let Some(at) = bound.ports.get(port) else { return fail(Failure::NoRoute) };
+                let Some(bound) = current.waypoint.services.get(key) else {
+                    return fail(Failure::NoRoute, None);
+                };
+                let Some(at) = bound.ports.get(port) else { return fail(Failure::NoRoute, None) };
                 (Some(&at.http), &bound.policies)
             }
             Target::Workload(..) => (None, &current.waypoint.policies),
         };
         let found = routes.and_then(|routes| find(routes, &facts));
         let route = found.map(|found| found.route);
+        // Also what a filter answers gets the edits of the destination.
+        let chosen = route.map(|route| match &route.action {
+            RouteAction::Forward(backends) => (route, pick(backends, crate::shared::random() as u64)),
+            RouteAction::Respond(_) | RouteAction::Redirect(_) => (route, None),
+        });
         self.told.route = route.map(|route| Arc::clone(&route.name));
         match filters::run(&facts, policies, route, &mut self.cors).await {
             Passed::On => {}
-            Passed::Reply(reply) => return Plan::Reply(reply, route),
+            Passed::Reply(reply) => return Plan::Reply(reply, chosen),
         }
         if let Target::Workload(workload) = &self.stage.target {
             let endpoint = Endpoint { workload: Arc::clone(workload), address: self.stage.destination };
             return Plan::Forward(Way { to: To::Workload(endpoint), route: None });
         }
         let Some(found) = found.filter(|_| request.method != Method::CONNECT) else {
-            return fail(Failure::NoRoute);
+            return fail(Failure::NoRoute, None);
         };
-        let backends = match &found.route.action {
+        match &found.route.action {
             RouteAction::Respond(direct) => {
                 let body = Bytes::copy_from_slice(&direct.body);
-                return Plan::Reply(Reply::direct(direct.status, body, is_grpc), route);
+                return Plan::Reply(Reply::direct(direct.status, body, is_grpc), chosen);
             }
             RouteAction::Redirect(redirect) => {
                 let mut reply = Reply::direct(redirect.status, Bytes::new(), is_grpc);
                 let to = location(redirect, found.by, &facts);
                 reply.headers.extend(HeaderValue::try_from(to).ok().map(|to| (http::header::LOCATION, to)));
-                return Plan::Reply(reply, route);
+                return Plan::Reply(reply, chosen);
             }
-            RouteAction::Forward(backends) => backends,
-        };
-        let Some(backend) = pick(backends, crate::shared::random() as u64) else {
-            return fail(Failure::InvalidBackend(StatusCode::INTERNAL_SERVER_ERROR));
+            RouteAction::Forward(_) => {}
+        }
+        let Some(backend) = chosen.and_then(|(_, backend)| backend) else {
+            return fail(Failure::InvalidBackend(StatusCode::INTERNAL_SERVER_ERROR), chosen);
         };
         let live = match &backend.backend {
-            Backend::Invalid { status, .. } => return fail(Failure::InvalidBackend(*status)),
+            Backend::Invalid { status, .. } => return fail(Failure::InvalidBackend(*status), chosen),
             Backend::Cluster(key) => current.cluster(key),
         };
-        let Some(live) = live else { return fail(Failure::NoCluster) };
+        let Some(live) = live else { return fail(Failure::NoCluster, chosen) };
         if live.cluster.refused.is_some() {
-            return fail(Failure::Refused);
+            return fail(Failure::Refused, chosen);
         }
         self.told.cluster = Some(live.cluster.key.clone());
         self.edit(request, (found.route, backend), found.by);
@@ -218,16 +233,17 @@ impl<'a> Exchange<'a> {
     async fn reply(
         &mut self,
         reply: Reply,
-        route: Option<&Route>,
+        chosen: Option<Chosen<'_>>,
         request: &Request,
     ) -> Result<(), MessageError> {
         let Some(mut responder) = self.responder.take() else { return Ok(()) };
         let Reply { status, mut headers, body, details, flag } = reply;
-        if let Some(route) = route {
+        if let Some((route, backend)) = chosen {
             let facts = facts(self.stage, request);
-            let edits = Edits::of_response(route, None, &values(&facts, request.version, self.told));
+            let edits = Edits::of_response(route, backend, &values(&facts, request.version, self.told));
             edits.apply(&mut headers);
         }
+        headers.extend(std::mem::take(&mut self.cors));
         add_server(&mut headers);
         if let Some(flag) = flag {
             self.told.flags.raise(flag);
@@ -246,7 +262,11 @@ impl<'a> Exchange<'a> {
 /// What everything after this may rely on: no header for one hop, a plain path.
 fn prepare(request: &mut Request, current: &Current) -> Result<(), Failure> {
     let switch = if request.upgrade.is_some() { Switch::Upgrade } else { Switch::No };
-    clean_request(&mut request.headers, switch).map_err(|_| Failure::BadRequest)?;
+    clean_request(&mut request.headers, switch).map_err(|_| Failure::BadConnection)?;
+    // Policies compare texts: what is none would be compared as something else.
+    if request.authority.to_str().is_err() {
+        return Err(Failure::BadRequest);
+    }
     let is_websocket = |upgrade: &HeaderValue| upgrade.as_bytes().eq_ignore_ascii_case(b"websocket");
     if request.upgrade.as_ref().is_some_and(|upgrade| !is_websocket(upgrade)) {
         return Err(Failure::UpgradeRefused);

@@ -3,12 +3,17 @@
 use bytes::Bytes;
 use culvert_common::l7::Reply;
 use culvert_common::l7::cors::{Origin, allow, check, preflight};
+use culvert_common::model::l7::{Route, RouteAction};
 use http::StatusCode;
 
 use super::{Context, Passed};
 
 pub(super) fn apply(context: &mut Context<'_>) -> Passed {
-    let Some(cors) = context.route.and_then(|route| route.cors.as_ref()) else { return Passed::On };
+    // What a route answers itself says nothing of origins.
+    let forwards = |route: &&Route| matches!(route.action, RouteAction::Forward(_));
+    let Some(cors) = context.route.filter(forwards).and_then(|route| route.cors.as_ref()) else {
+        return Passed::On;
+    };
     match check(cors, context.facts) {
         Origin::None => Passed::On,
         Origin::Allowed(origin) => {
