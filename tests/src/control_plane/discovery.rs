@@ -102,11 +102,19 @@ impl Discovery {
 
     /// Has something said, in place of what was said under its name.
     pub fn say(&self, what: &impl Said) {
-        let (kind, name, aliases, body) = what.said();
+        self.say_all(std::iter::once(what));
+    }
+
+    /// Has many things said at once.
+    pub fn say_all<'a, S: Said + 'a>(&self, all: impl Iterator<Item = &'a S>) {
         self.change(|world| {
-            world.versions += 1;
-            let said = Resource { aliases, ..resource(kind, &name, &format!("{:x}", world.versions), body) };
-            world.held.insert((kind, name), said);
+            for what in all {
+                let (kind, name, aliases, body) = what.said();
+                world.versions += 1;
+                let said =
+                    Resource { aliases, ..resource(kind, &name, &format!("{:x}", world.versions), body) };
+                world.held.insert((kind, name), said);
+            }
         });
     }
 

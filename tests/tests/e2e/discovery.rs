@@ -4,13 +4,14 @@
 use std::time::Duration;
 
 use culvert::lab::{Agent, Pod, wait_until};
+use culvert_common::xds::proto::workload::Workload;
 use culvert_tests::control_plane::authority::Authority;
 use culvert_tests::control_plane::discovery::Discovery;
 use culvert_tests::control_plane::hostile::Hostile;
 use culvert_tests::control_plane::resources::{behind, hostname, service, strict, uid, workload};
 use culvert_tests::dns::{A, Way, addresses, ask, query};
 use culvert_tests::enrolment::{Enrolment, socket};
-use culvert_tests::mesh::{Mesh, SOON, log_of, options, rss};
+use culvert_tests::mesh::{Mesh, SOON, log_of, options, private, rss};
 use culvert_tests::net::{End, Server, exchange, try_out};
 
 const PORT: u16 = 8080;
@@ -344,5 +345,58 @@ fn a_server_that_restarts_or_is_replaced_is_found_again() {
     assert!((1.0..=12.0).contains(&made), "{made} tries within two seconds: 10 ms, doubling");
     world.discovery.start_again();
     wait_metric(&agent, "culvert_xds_connected", |n| n > 0.5);
+    world.finish(agent);
+}
+
+/// Memory of an agent whose server tells of a large mesh, and that its pods' DNS is answered beside it.
+#[test]
+fn a_workload_from_the_server_costs_little() {
+    const WORKLOADS: usize = 20_000;
+    let world = World::new();
+    let agent = world.start(&[]);
+    world.resolves();
+    let before = private(agent.pid());
+    let said = (0..WORKLOADS).map(|number| {
+        let [_, a, b, c] = u32::try_from(number).unwrap_or_default().to_be_bytes();
+        let service = format!("default/{}", hostname(&format!("app-{}", number / 10)));
+        let one = Workload {
+            uid: format!("Kubernetes//Pod/default/app-{}-{number}", number / 10),
+            name: format!("app-{}-{number}", number / 10),
+            service_account: format!("app-{}", number / 10),
+            workload_name: format!("app-{}", number / 10),
+            addresses: vec![vec![10, 128 + a, b, c]],
+            ..workload(&world.server)
+        };
+        behind(one, &service, PORT)
+    });
+    world.discovery.say_all(said.collect::<Vec<_>>().iter());
+    let services: Vec<_> = (0..WORKLOADS / 10)
+        .map(|number| {
+            service(&format!("app-{number}"), &[&format!("10.97.{}.{}", number / 250, number % 250)], PORT)
+        })
+        .collect();
+    world.discovery.say_all(services.iter());
+    let known = || {
+        agent.metric("culvert_xds_resources", &["kind=\"workload\""]).ok().filter(|n| *n >= WORKLOADS as f64)
+    };
+    wait_until("all workloads known", 2 * SOON, known, || log_of(&agent)).unwrap();
+    // What reading took is given back soon.
+    let most = before + 1536 * WORKLOADS as u64;
+    let held = || private(agent.pid());
+    wait_until(
+        "memory given back",
+        SOON,
+        || (held() < most).then_some(()),
+        || format!("{} KiB before, {} KiB after", before >> 10, held() >> 10),
+    )
+    .unwrap();
+    println!(
+        "{} KiB before, {} KiB after; all of the process {} KiB",
+        before >> 10,
+        held() >> 10,
+        rss(agent.pid()) >> 10
+    );
+    world.resolves();
+    world.talks(&agent, world.server.v4.into(), "beside a large mesh");
     world.finish(agent);
 }
