@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::actions::default_retry_on;
 use super::gateway_filters::{self, BackendRef, Filters, Place};
-use super::values::{gateway_duration, integer, name, pattern};
+use super::values::{gateway_duration, integer, pattern, section_name};
 use crate::model::l7::{
     BackOff, HeaderMatch, PathTest, Pattern, QueryMatch, RequestMatch, Retries, TextMatch,
 };
@@ -228,7 +228,7 @@ fn rule(field: &Field<'_>, kind: RouteKind, own: &Arc<str>) -> Rule {
     }
     let (timeout, backend_timeout) = timeouts(field);
     Rule {
-        name: field.get("name").and_then(|field| name(&field)),
+        name: field.get("name").and_then(|field| section_name(&field)),
         matches,
         filters,
         backends,

@@ -73,7 +73,7 @@ pub(super) fn modifier(field: &Field<'_>, side: Side) -> HeaderEdits {
                 item.problem("no name or no value", "allowed: a name and a value");
                 continue;
             };
-            if !seen.insert(name.to_ascii_lowercase()) {
+            if !seen.insert(name) {
                 item.problem(format!("{name} for the second time"), "allowed: each header once");
             }
             if is_authority(name) && side == Side::Request {

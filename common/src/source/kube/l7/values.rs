@@ -248,12 +248,23 @@ fn is_label(text: &str) -> bool {
         && edge(text.as_bytes().last())
 }
 
-/// The name `key` of at most 63 characters out of a-z 0-9 -.
+/// A label as DNS has it, of either case: names of subsets and namespaces.
 pub(super) fn name(field: &Field<'_>) -> Option<Arc<str>> {
     let text = field.text()?;
-    let good = is_label(text) && text.bytes().all(|b| !b.is_ascii_uppercase());
+    let good = is_label(text);
     if !good {
-        field.refuse("1 to 63 characters out of a-z 0-9 -, with a letter or number at both ends");
+        field.refuse("1 to 63 characters out of a-z A-Z 0-9 -, with a letter or number at both ends");
+    }
+    good.then(|| text.into())
+}
+
+/// A name of Gateway API's: labels in lower case with dots between.
+pub(super) fn section_name(field: &Field<'_>) -> Option<Arc<str>> {
+    let text = field.text()?;
+    let good =
+        text.len() <= 253 && text.split('.').all(is_label) && !text.bytes().any(|b| b.is_ascii_uppercase());
+    if !good {
+        field.refuse("a name out of a-z 0-9 - with dots between its parts");
     }
     good.then(|| text.into())
 }

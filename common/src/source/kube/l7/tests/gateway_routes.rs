@@ -333,7 +333,7 @@ fn rules_without_effect_answer_500() {
 #[test]
 fn names_of_routes() {
     assert_eq!(&*rule("").name, "shop.r.0");
-    assert_eq!(&*rule("name: mine").name, "mine");
+    assert_eq!(&*rule("name: my.own").name, "my.own");
     let two = http_route(
         "name: r",
         "name: cart",
