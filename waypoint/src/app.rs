@@ -73,7 +73,8 @@ async fn waypoint(settings: &Settings) -> Result<(), AppError> {
     let stats = bound(settings.stats_addr, "metrics")?;
     let ready = bound(settings.ready_addr, "readiness")?;
     let (traffic, pages) = (Scope::new(), Scope::new());
-    let shared = shared(settings, &metrics)?;
+    let identity = source.opened().and_then(|model| model.waypoint.as_ref()?.identity.clone());
+    let shared = shared(settings, &metrics, identity)?;
     let (workers, threads) = Workers::start(settings.workers(), &shared, &traffic)?;
     metrics.watch_tasks(&traffic);
     metrics.budget_limit("memory", shared.budget.limit());
@@ -127,17 +128,23 @@ fn bound(addr: SocketAddr, what: &'static str) -> Result<TcpListener, AppError> 
     opened.map_err(|source| AppError::Listen { addr, what, source })
 }
 
-fn shared(settings: &Settings, metrics: &Arc<Metrics>) -> Result<Arc<Shared>, AppError> {
+/// Whom the waypoint is, and what it shares.
+fn shared(
+    settings: &Settings,
+    metrics: &Arc<Metrics>,
+    identity: Option<SpiffeId>,
+) -> Result<Arc<Shared>, AppError> {
     let options = EmbeddedOptions::new(&settings.trust_domain);
     let ca = Ca::Embedded(EmbeddedCa::open_or_create(&settings.ca_dir, options)?);
-    let gateway = settings.gateway.clone().unwrap_or_default();
-    let identity = SpiffeId::new(&settings.trust_domain, &gateway.namespace, &gateway.name);
-    let certs = Certs::accepting(ca, Arc::new(SystemClock), Acceptance::default());
+    let identity = identity.ok_or_else(|| AppError::Gateway("nobody says whom the waypoint is".into()))?;
+    let aliases = settings.trust_domain_aliases.iter().map(|domain| domain.as_str().into()).collect();
+    let acceptance = Acceptance { aliases, ..Acceptance::default() };
+    let certs = Certs::accepting(ca, Arc::new(SystemClock), acceptance);
     Ok(Arc::new(Shared {
         state: State::new(),
         current: ArcSwap::default(),
         certs,
-        identity: identity.map_err(|error| AppError::Gateway(error.to_string()))?,
+        identity,
         metrics: Arc::clone(metrics),
         budget: Budget::new(settings.memory_budget),
         http2: settings.http2(),

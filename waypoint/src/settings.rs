@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use culvert_common::hbone::{Http2, Limits};
-use culvert_common::model::l7::GatewayKey;
+use culvert_common::model::l7::{GatewayKey, Normalization};
 use culvert_common::source::kube;
 
 /// Bytes that a client may send on one CONNECT stream before they are taken.
@@ -30,6 +30,9 @@ pub(crate) struct Settings {
     /// Trust domain of all identities
     #[arg(long, env = "TRUST_DOMAIN", default_value = "cluster.local")]
     pub(crate) trust_domain: String,
+    /// Trust domains beside --trust-domain whose identities are those of this mesh
+    #[arg(long, env = "CULVERT_TRUST_DOMAIN_ALIASES", value_name = "DOMAIN", value_delimiter = ',')]
+    pub(crate) trust_domain_aliases: Vec<String>,
     /// Cluster id
     #[arg(long, env = "CLUSTER_ID", default_value = "Kubernetes")]
     pub(crate) cluster_id: String,
@@ -39,6 +42,9 @@ pub(crate) struct Settings {
     /// Namespace whose objects apply to the whole mesh
     #[arg(long, env = "ROOT_NAMESPACE", default_value = "istio-system")]
     pub(crate) root_namespace: String,
+    /// How paths are made plain before anything looks at them: none, base, merge-slashes or decode-and-merge-slashes
+    #[arg(long, env = "PATH_NORMALIZATION", default_value = "base", value_name = "HOW", value_parser = normalization)]
+    pub(crate) path_normalization: Normalization,
     /// Where node agents connect
     #[arg(long, env = "HBONE_ADDR", default_value_t = any(15008), value_name = "ADDR")]
     pub(crate) hbone_addr: SocketAddr,
@@ -78,6 +84,16 @@ fn gateway(text: &str) -> Result<GatewayKey, String> {
     }
 }
 
+fn normalization(text: &str) -> Result<Normalization, String> {
+    match text {
+        "none" => Ok(Normalization::None),
+        "base" => Ok(Normalization::Base),
+        "merge-slashes" => Ok(Normalization::MergeSlashes),
+        "decode-and-merge-slashes" => Ok(Normalization::DecodeAndMergeSlashes),
+        _ => Err("allowed: none, base, merge-slashes, decode-and-merge-slashes".into()),
+    }
+}
+
 fn duration(text: &str) -> Result<Duration, String> {
     let (digits, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
     let number: u64 =
@@ -113,6 +129,12 @@ impl Settings {
             cluster_domain: self.cluster_domain.as_str().into(),
             root_namespace: self.root_namespace.as_str().into(),
             waypoint: Some(self.gateway.clone().unwrap_or_default()),
+            trust_domain_aliases: self
+                .trust_domain_aliases
+                .iter()
+                .map(|domain| domain.as_str().into())
+                .collect(),
+            normalization: self.path_normalization,
             ..kube::Settings::default()
         }
     }
@@ -128,6 +150,8 @@ mod tests {
         Settings::command().debug_assert();
         assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
         assert!(duration("5").is_err() && duration("x").is_err());
+        assert_eq!(normalization("merge-slashes"), Ok(Normalization::MergeSlashes));
+        assert!(normalization("Base").is_err());
         assert!(gateway("shop/waypoint").is_ok() && gateway("shop").is_err() && gateway("a/b/c").is_err());
     }
 }

@@ -22,6 +22,7 @@ use self::watches::Watches;
 use super::kept::Kept;
 use super::kube::{Document, Settings, Translated, translate, translate_waypoint};
 use crate::config::{Problem, Stamp};
+use crate::model::Model;
 use crate::model::l7::GatewayKey;
 use crate::net::memory;
 use crate::state::State;
@@ -157,6 +158,11 @@ impl FileSource {
         drop(texts);
         memory::give_back();
         Ok(Self { first, kept, ..Self::new(dir, settings) })
+    }
+
+    /// What was read when it was opened, until that is published.
+    pub fn opened(&self) -> Option<&Model> {
+        self.first.as_ref().map(|(_, translated)| &translated.model)
     }
 
     /// Whether names, sizes or times differ from the last reading.

@@ -110,6 +110,11 @@ impl ServiceEntry {
             resolution,
             meta,
         };
+        let strategy = root.dig(&["metadata", "annotations", "istio.io/connect-strategy"]);
+        if let Some(strategy) = strategy.filter(|s| s.text() == Some("RACE_FIRST_TCP_CONNECT")) {
+            strategy
+                .warning("racing connections is not supported", "addresses are tried one after the other");
+        }
         entry.check(&spec);
         Some(entry)
     }

@@ -9,7 +9,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::Settings;
-use super::gateway::{Address, Gateway, HBONE};
+use super::gateway::{Address, CLASS, Gateway, HBONE};
 use super::object::{Meta, Objects};
 use super::pod::Pod;
 use super::reader::Report;
@@ -179,11 +179,12 @@ impl<'o> Waypoints<'o> {
             return Binding::default();
         }
         let Some(wanted) = self.wanted(meta) else { return Binding::default() };
-        let usable = self.usable(&wanted.key, meta, traffic);
         // A namespace's waypoint is for its services, as a rule: its pods say nothing against that.
-        if !wanted.is_own && usable == Err(Unusable::OtherTraffic) {
+        let serves = self.of.get(&wanted.key).map(|waypoint| waypoint.serves).unwrap_or_default();
+        if !wanted.is_own && !traffic.is_taken_by(serves) {
             return Binding::default();
         }
+        let usable = self.usable(&wanted.key, meta, traffic);
         let mut binding = Binding::default();
         if !matches!(usable, Err(Unusable::Unknown | Unusable::Denied | Unusable::OtherTraffic)) {
             binding.known_to.push(wanted.key.clone());
@@ -296,6 +297,17 @@ fn named(meta: &Meta, name: &Arc<str>) -> GatewayKey {
 
 fn is_managed(meta: &Meta) -> bool {
     meta.labels.get(MANAGED).is_some_and(|managed| MANAGED_WAYPOINTS.contains(&&**managed))
+}
+
+/// The Gateway of this name if it is a waypoint. Without a name: the only one of our class, or the only waypoint at all.
+pub(super) fn own(objects: &Objects, wanted: &GatewayKey) -> Option<GatewayKey> {
+    let all = || objects.gateways.iter().filter(|gateway| gateway.is_waypoint(&objects.gateway_classes));
+    if !wanted.name.is_empty() {
+        return all().map(Gateway::key).find(|key| key == wanted);
+    }
+    let only = |keys: Vec<GatewayKey>| <[GatewayKey; 1]>::try_from(keys).ok().map(|[key]| key);
+    let ours = all().filter(|gateway| &*gateway.class == CLASS).map(Gateway::key).collect();
+    only(ours).or_else(|| only(all().map(Gateway::key).collect()))
 }
 
 /// The service account of its instances; before there are any, that which its annotation or its own name says.

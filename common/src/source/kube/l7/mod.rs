@@ -77,7 +77,7 @@ impl Objects {
     }
 }
 
-/// Translates all objects of all `documents` for the waypoint whose Gateway this is.
+/// Translates all objects of all `documents` for the waypoint whose Gateway this is; one without a name is the only one.
 ///
 /// **Errors**: all problems of all documents, in the order of files and lines; or that there is no such Gateway.
 pub fn translate_waypoint(
@@ -87,6 +87,11 @@ pub fn translate_waypoint(
 ) -> Result<TranslatedWaypoint, Vec<Problem>> {
     let report = Report::default();
     let objects = object::read(documents, Reader::Waypoint, &report);
+    let Some(gateway) = waypoint::own(&objects, gateway) else {
+        report.problem(no_gateway(gateway));
+        return Err(report.finish().0);
+    };
+    let gateway = &gateway;
     // It serves what is bound to it before it is ready: how else could it become so.
     let mut settings = settings.clone();
     settings.bound.insert(gateway.clone());
@@ -115,6 +120,18 @@ pub fn translate_waypoint(
 }
 
 fn no_gateway(gateway: &GatewayKey) -> Problem {
+    if gateway.name.is_empty() {
+        return Problem {
+            file: "settings".into(),
+            line: 0,
+            object: "Gateway".into(),
+            field: String::new(),
+            seen: "none, or several, that are waypoints".into(),
+            allowed: format!(
+                "allowed: one with gatewayClassName {CLASS}, or the namespace and name of one of several"
+            ),
+        };
+    }
     Problem {
         file: "settings".into(),
         line: 0,

@@ -256,6 +256,9 @@ fn what_contradicts_itself_is_a_problem() {
         let problems = problems(&workload("a", "", spec));
         assert!(problems.iter().any(|line| line.contains(expected)), "{spec}: {problems:?}");
     }
+    let racing = "annotations: {istio.io/connect-strategy: RACE_FIRST_TCP_CONNECT}";
+    let said = warnings(&entry("a", racing, "hosts: [a.example], resolution: DNS"));
+    assert!(said[0].contains("racing connections is not supported"), "{said:?}");
     let said = warnings(&entry("a", "", "hosts: ['*.example'], resolution: DYNAMIC_DNS"));
     assert!(said.iter().any(|line| line.contains("DYNAMIC_DNS is not supported")), "{said:?}");
 }

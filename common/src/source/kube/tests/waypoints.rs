@@ -74,6 +74,29 @@ fn a_waypoint_that_is_not_there_is_a_problem() {
 }
 
 #[test]
+fn without_a_name_it_is_the_only_waypoint() {
+    let of = |name: &str, class: &str| {
+        gateway("", "", "").replace("name: wp", &format!("name: {name}")).replace("culvert-waypoint", class)
+    };
+    for (objects, expected) in [
+        (of("a", "culvert-waypoint"), Some("shop/a")),
+        (of("a", "istio-waypoint"), Some("shop/a")),
+        (of("a", "istio-waypoint") + &of("b", "culvert-waypoint") + &of("c", "istio"), Some("shop/b")),
+        (of("a", "culvert-waypoint") + &of("b", "culvert-waypoint"), None),
+        (of("a", "istio"), None),
+        (String::new(), None),
+    ] {
+        let documents = [Document { file: "a.yaml", text: &objects }];
+        let found = translate_waypoint(&documents, &Settings::default(), &GatewayKey::default());
+        let found = found.map(|translated| translated.waypoint.gateway.to_string());
+        assert_eq!(found.as_deref().ok(), expected, "{objects}");
+        if let Err(problems) = found {
+            assert!(lines(&problems)[0].contains("none, or several, that are waypoints"));
+        }
+    }
+}
+
+#[test]
 fn agents_send_bound_traffic_to_the_waypoint() {
     let model = model(&[gateway("", "", READY), service("cart", USES)].concat());
     let waypoint = model.services[0].waypoint.as_ref().unwrap();
@@ -294,6 +317,8 @@ fn workloads_have_waypoints_of_their_own() {
     assert_eq!(to_pod(&(of("service") + &labelled)), "-");
     assert_eq!(to_pod(&(of("workload") + &plain + namespace)), WP);
     assert_eq!(to_pod(&(of("service") + &plain + namespace)), "-");
+    assert_eq!(to_pod(&(plain.clone() + namespace)), "-");
+    assert_eq!(warnings(&(plain.clone() + namespace)), Vec::<String>::new(), "its services say it");
     let said = warnings(&(of("service") + &plain + namespace));
     assert_eq!(said, Vec::<String>::new(), "a namespace's waypoint is mostly for its services");
     let entry = "\n---\n{apiVersion: networking.istio.io/v1, kind: WorkloadEntry, metadata: {name: cart-0, namespace: shop, \
