@@ -31,5 +31,6 @@ mod sandbox;
 mod successor;
 mod two_processes;
 mod waypoint;
+mod waypoint_requests;
 mod why;
 mod zds_client;

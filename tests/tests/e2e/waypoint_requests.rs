@@ -1,0 +1,193 @@
+//! What a waypoint does with single requests: YAML and request in, upstream request or answer out, between real agents.
+
+use culvert_tests::documents::Service;
+use culvert_tests::mesh::{Mesh, SOON, log_of};
+use culvert_tests::waypoint::{Waypoint, ask, gateway, pod, server};
+
+const VIP: &str = "10.96.0.20";
+
+/// What one waypoint is configured with; the first route that matches a case's path is meant.
+const ROUTES: &str = r#"---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: shop, namespace: default}
+spec:
+  hosts: [shop]
+  http:
+  - match: [{uri: {prefix: /headers}}]
+    headers:
+      request: {set: {x-set: route, x-made: "%REQ(x-in)%-%PROTOCOL%"}, add: {x-both: route}, remove: [x-gone]}
+      response: {set: {x-answer: route}}
+    route:
+    - destination: {host: shop}
+      headers: {request: {set: {x-set: destination}, add: {x-both: destination}}}
+  - match: [{uri: {prefix: /old}}]
+    rewrite: {uri: /new, authority: other}
+    route: [{destination: {host: shop}}]
+  - match: [{uri: {exact: /redirect}}]
+    redirect: {uri: /elsewhere, redirectCode: 308}
+  - match: [{uri: {exact: /direct}}]
+    directResponse: {status: 203, body: {string: hello}}
+    headers: {response: {set: {x-answer: direct}}}
+  - match: [{uri: {exact: /fault}}]
+    fault: {abort: {httpStatus: 418, percentage: {value: 100}}}
+    headers: {response: {set: {x-answer: fault}}}
+    route: [{destination: {host: shop}}]
+  - match: [{uri: {exact: /cors}}]
+    corsPolicy: {allowOrigins: [{exact: "http://ok"}], allowMethods: [GET], maxAge: 7s}
+    route: [{destination: {host: shop}}]
+  - match: [{uri: {exact: /timeout}}]
+    timeout: 5s
+    route: [{destination: {host: shop}}]
+  - match: [{uri: {prefix: /admin}}]
+    headers: {response: {set: {x-answer: admin}}}
+    route: [{destination: {host: shop}}]
+  - match: [{uri: {exact: /empty}}]
+    headers: {response: {set: {x-answer: empty}}}
+    route: [{destination: {host: empty}}]
+  - match: [{uri: {exact: /subset}}]
+    route: [{destination: {host: shop, subset: none}}]
+  - match: [{uri: {exact: /user}, headers: {x-user: {exact: b}}, withoutHeaders: {x-no: {exact: ""}}}]
+    route: [{destination: {host: shop}}]
+  - match: [{uri: {exact: /query}, queryParams: {a: {exact: "1"}}}]
+    route: [{destination: {host: shop}}]
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: no-admin, namespace: default}
+spec:
+  targetRefs: [{kind: Service, group: "", name: shop}]
+  action: DENY
+  rules: [{to: [{operation: {paths: ["/admin"]}}]}]
+"#;
+
+/// Request line and headers; texts that the answer has; texts that it has not. An echoed line is `name: value`.
+type Case = (&'static str, &'static [&'static str], &'static [&'static str], &'static [&'static str]);
+
+const CASES: &[Case] = &[
+    (
+        "GET /headers/x",
+        &["x-in: 1", "x-gone: 1", "x-both: client"],
+        &[
+            "200 OK",
+            "GET /headers/x HTTP/1.1",
+            "x-set: destination",
+            "x-made: 1-HTTP/1.1",
+            "x-both: client",
+            "x-both: route",
+            "x-both: destination",
+            "x-answer: route",
+        ],
+        &["x-gone", "x-set: route"],
+    ),
+    (
+        "GET /oldest?q=1",
+        &[],
+        &["GET /newest?q=1 HTTP/1.1", "host: other", "x-envoy-original-path: /oldest?q=1"],
+        &[],
+    ),
+    ("GET /redirect?q", &[], &["308 ", "location: http://shop/elsewhere?q"], &["GET "]),
+    ("GET /direct", &[], &["203 ", "x-answer: direct", "hello"], &["x-envoy-upstream-service-time"]),
+    ("GET /fault", &[], &["418 ", "fault filter abort", "x-answer: fault"], &["x-server"]),
+    (
+        "OPTIONS /cors",
+        &["origin: http://ok", "access-control-request-method: GET"],
+        &[
+            "200 OK",
+            "access-control-allow-origin: http://ok",
+            "access-control-allow-methods: GET",
+            "max-age: 7",
+        ],
+        &["x-server"],
+    ),
+    (
+        "OPTIONS /cors",
+        &["origin: http://no", "access-control-request-method: GET"],
+        &["x-server"],
+        &["allow-origin"],
+    ),
+    ("GET /cors", &["origin: http://ok"], &["x-server", "access-control-allow-origin: http://ok"], &[]),
+    ("GET /timeout", &[], &["x-envoy-expected-rq-timeout-ms: 5000"], &["grpc-timeout"]),
+    (
+        "POST /timeout",
+        &["content-type: application/grpc", "grpc-timeout: 1S"],
+        &["x-envoy-expected-rq-timeout-ms: 1000", "grpc-timeout: 1000m"],
+        &[],
+    ),
+    ("GET /admin", &[], &["403 ", "RBAC: access denied", "x-answer: admin"], &["x-server"]),
+    ("GET //admin", &[], &["403 "], &["x-server"]),
+    ("GET /admin;x", &[], &["403 "], &["x-server"]),
+    ("GET /x/..%2fadmin", &[], &["403 "], &["x-server"]),
+    ("GET /%61dmin", &[], &["403 "], &["x-server"]),
+    ("GET /administrator", &[], &["200 OK", "x-answer: admin"], &[]),
+    (
+        "POST /admin",
+        &["content-type: application/grpc"],
+        &["200 OK", "grpc-status: 7", "grpc-message: RBAC"],
+        &["x-server"],
+    ),
+    ("GET /empty", &[], &["503 ", "no healthy upstream", "x-answer: empty"], &[]),
+    ("GET /subset", &[], &["503 "], &["x-server"]),
+    ("GET /user", &["x-user: a", "x-user: b", "x-no: 1"], &["200 OK"], &[]),
+    ("GET /user", &["x-user: a,b", "x-no: 1"], &["404 "], &["x-server"]),
+    ("GET /user", &["x-user: b"], &["404 "], &["x-server"]),
+    ("GET /query?a=1&a=2", &[], &["200 OK"], &[]),
+    ("GET /query?a=2&a=1", &[], &["404 "], &["x-server"]),
+    ("GET /headers/../nowhere", &[], &["404 "], &["x-server"]),
+    ("GET /%00", &[], &["400 "], &["x-server"]),
+    ("OPTIONS *", &[], &["404 "], &["x-server"]),
+    ("GET /headers", &["connection: host"], &["400 "], &["x-server"]),
+    (
+        "GET /headers",
+        &[
+            "x-envoy-max-retries: 9",
+            "x-forwarded-client-cert: By=me",
+            "x-request-id: mine",
+            "te: gzip, trailers",
+        ],
+        &["x-request-id: mine", "x-forwarded-proto: http", "te: trailers"],
+        &["x-envoy-max-retries", "x-forwarded-client-cert"],
+    ),
+];
+
+#[test]
+fn each_request_is_done_what_its_route_says() {
+    let mut mesh = Mesh::new();
+    let (client, shop) = (mesh.captured("a", "client"), mesh.captured("b", "shop"));
+    let place = pod(&mut mesh, "b");
+    let _server = server(&shop, 8080, "one");
+    let http = |service: Service| service.yaml().replace("name: p80", "name: http");
+    let service = http(Service::new("shop", &[VIP]).selects("app", "shop").port(80, "8080")).replace(
+        "metadata: {name: shop, namespace: default}",
+        "metadata: {name: shop, namespace: default, labels: {istio.io/use-waypoint: waypoint}}",
+    );
+    let empty = http(Service::new("empty", &["10.96.0.21"]).selects("app", "nobody").port(80, "8080"));
+    mesh.put("service.yaml", &format!("{service}{empty}"));
+    mesh.put("gateway.yaml", &gateway(&place, "all"));
+    mesh.put("routes.yaml", ROUTES);
+    mesh.start(&[]);
+    let waypoint = Waypoint::start(&mesh, place, &[]);
+    let to = (VIP.parse().unwrap(), 80);
+    let send = |line: &str, headers: &[&str]| {
+        let close = if headers.iter().any(|header| header.starts_with("connection:")) { "" } else { "close" };
+        let headers: String = headers.iter().map(|header| format!("{header}\r\n")).collect();
+        let request = format!("{line} HTTP/1.1\r\nHost: shop\r\n{headers}");
+        let request = if close.is_empty() { request } else { format!("{request}Connection: {close}\r\n") };
+        ask(&client, to, &format!("{request}\r\n"))
+    };
+    let logs = || format!("{}\n{}\n{}", waypoint.log(), log_of(mesh.agent("a")), log_of(mesh.agent("b")));
+    let first = || send("GET /direct", &[]).ok().filter(|answer| answer.contains("hello"));
+    culvert::lab::wait_until("an answer", SOON, first, logs).unwrap();
+    let mut problems = Vec::new();
+    for (line, headers, has, has_not) in CASES {
+        let answer = send(line, headers).unwrap_or_else(|error| error.to_string());
+        let missing: Vec<_> = has.iter().filter(|text| !answer.contains(**text)).collect();
+        let present: Vec<_> = has_not.iter().filter(|text| answer.contains(**text)).collect();
+        if !missing.is_empty() || !present.is_empty() {
+            problems.push(format!("{line} {headers:?}: lacks {missing:?}, has {present:?}:\n{answer}"));
+        }
+    }
+    assert!(problems.is_empty(), "{}\n{}", problems.join("\n---\n"), logs());
+    drop(waypoint); // it keeps connections for the next request
+    mesh.finish();
+}
