@@ -39,7 +39,8 @@ pub(super) fn attach<'a>(
 ) -> (Attached<'a>, Vec<Status>) {
     let mut attached: Attached<'a> = BTreeMap::new();
     let mut statuses = Vec::new();
-    for route in routes {
+    // Without a parent here a route is for other controllers.
+    for route in routes.iter().filter(|route| !route.parents.is_empty()) {
         let resolved = resolved(route, world, report);
         for parent in &route.parents {
             let found = ports(route, parent, world);
@@ -111,7 +112,7 @@ struct Resolved {
     filters: Option<(String, bool)>,
 }
 
-fn resolved(route: &GatewayRoute, world: &World<'_>, report: &Report) -> Resolved {
+fn resolved<'r>(route: &'r GatewayRoute, world: &World<'_>, report: &Report) -> Resolved {
     let mut backend = None;
     for rule in &route.rules {
         let own = rule.backends.iter();
@@ -128,15 +129,11 @@ fn resolved(route: &GatewayRoute, world: &World<'_>, report: &Report) -> Resolve
             }
         }
     }
-    let refused = |rule: &Rule| refused(rule).cloned();
-    let reasons: Vec<Arc<str>> = route.rules.iter().filter_map(refused).collect();
-    let filters = reasons.first().map(|first| (first.to_string(), reasons.len() == route.rules.len()));
-    Resolved { backend, filters }
-}
-
-/// Why nothing of a rule can be done.
-fn refused(rule: &Rule) -> Option<&Arc<str>> {
-    rule.filters.refused.as_ref()
+    let of_backends = |rule: &'r Rule| rule.backends.iter().filter_map(|to| to.filters.refused.as_ref());
+    let mut reasons =
+        route.rules.iter().flat_map(|rule| rule.filters.refused.iter().chain(of_backends(rule)));
+    let is_all = route.rules.iter().all(|rule| rule.filters.refused.is_some());
+    Resolved { backend, filters: reasons.next().map(|first| (first.to_string(), is_all)) }
 }
 
 fn status(
@@ -278,7 +275,7 @@ pub(super) fn http(routes: &[&GatewayRoute], world: &World<'_>) -> Vec<Route> {
 
 fn route(of: &GatewayRoute, index: usize, rule: &Rule, world: &World<'_>) -> Route {
     let Filters { headers, redirect, rewrite, mirrors, cors, .. } = rule.filters.clone();
-    let action = match (refused(rule), redirect) {
+    let action = match (&rule.filters.refused, redirect) {
         (Some(_), _) => internal_error(),
         (None, Some(redirect)) => RouteAction::Redirect(redirect),
         (None, None) => forward(of, rule, world),

@@ -361,7 +361,7 @@ impl ExportTo {
     }
 }
 
-/// Reports that `field` says something that is known and not built: it has `instead` for an effect.
+/// Warns of a field that is known and does nothing here.
 pub(super) fn warn_unused(parent: &Field<'_>, key: &str, why: &str) {
     if let Some(field) = parent.get(key) {
         field.warning(format!("{key} has no effect"), why);

@@ -1,6 +1,7 @@
 //! HTTPRoutes and GRPCRoutes, field by field; where they count; their conditions.
 
 use super::*;
+use crate::model::l7::Retries;
 
 fn http_route(meta: &str, parent: &str, rules: &str) -> String {
     let spec = format!("parentRefs: [{{group: '', kind: Service, {parent}}}], rules: [{rules}]");
@@ -248,11 +249,8 @@ fn timeouts_and_retries() {
     assert_eq!(on.grpc_statuses, [14, 1]);
 }
 
-use crate::model::l7::Retries;
-
 #[test]
 fn backends() {
-    let bad = "nothing.b: no Service";
     for (refs, wanted) in [
         ("{name: cart, port: 80}", "1 cart:80".to_owned()),
         (
@@ -297,7 +295,7 @@ fn backends() {
         ("{name: cart, port: 80, weight: 0}", "500 \"\"".into()),
         ("", "500 \"\"".into()),
     ] {
-        assert_eq!(action(&bare(&format!("backendRefs: [{refs}]"))), wanted, "{refs} {bad}");
+        assert_eq!(action(&bare(&format!("backendRefs: [{refs}]"))), wanted, "{refs}");
     }
     let route = bare(
         "backendRefs: [{name: cart, port: 80, filters: [\
@@ -412,6 +410,11 @@ fn conditions() {
             "ResolvedRefs=true ResolvedRefs: All references resolved",
             "ResolvedWaypoints=true ResolvedWaypoints: cart goes through waypoint shop/wp",
         ]
+    );
+    let on_backend = format!("{{backendRefs: [{{name: cart, port: 80, {extension}}}]}}");
+    let (_, conditions) = shown(&on_backend, "name: cart");
+    assert!(
+        conditions[1].starts_with("PartiallyInvalid=true UnsupportedValue: spec.rules[0].backendRefs[0]")
     );
     let (_, conditions) = shown(&format!("{{{TO}, {extension}}}"), "name: cart");
     assert!(conditions[0].starts_with("Accepted=false UnsupportedValue"), "{conditions:?}");

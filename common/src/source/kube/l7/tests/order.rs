@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::model::l7::{PathTest, RequestMatch, TextMatch};
 use crate::source::kube::l7::gateway_attach::Rank;
 
 /// Something that an HTTPRoute can match, in YAML.
@@ -52,7 +53,6 @@ proptest! {
         prop_assert_eq!(&one, &other);
         prop_assert_eq!(one.len(), a.len() + b.len());
         let weight = |route: &Route| {
-            use crate::model::l7::{PathTest, TextMatch};
             let test = &route.matches[0];
             let path = match test.path.as_ref().unwrap() {
                 PathTest::Text { text: TextMatch::Exact(path), .. } => (3, path.len()),
@@ -104,5 +104,3 @@ fn ranks_differ() {
     assert!(Rank::of(of, 0, 0, &test) < Rank::of(of, 0, 1, &test));
     assert!(Rank::of(of, 0, 1, &test) < Rank::of(of, 1, 0, &test));
 }
-
-use crate::model::l7::RequestMatch;
