@@ -80,7 +80,7 @@ impl Bindings {
             return;
         }
         let found: Vec<Attached> = targets.iter().map(|target| attach(mesh, meta, target, bound)).collect();
-        self.statuses.push(status(object, &found));
+        self.statuses.extend(status(object, &found));
         if !found.iter().any(Attached::is_here) {
             return;
         }
@@ -98,7 +98,7 @@ impl Bindings {
                         outcome.put(kind, &key, self.of.entry(service).or_default());
                     }
                 }
-                Attached::Elsewhere | Attached::Unknown => {}
+                Attached::Elsewhere | Attached::Unbound | Attached::Unknown => {}
             }
         }
     }
@@ -117,8 +117,10 @@ enum Attached {
     Wide,
     /// Services that are bound to this waypoint.
     Services(Vec<ServiceKey>),
-    /// It is there, and not this waypoint's.
+    /// It is another waypoint's, or another gateway: they have a say, not this one.
     Elsewhere,
+    /// It is there, without any waypoint.
+    Unbound,
     /// It is not there.
     Unknown,
 }
@@ -131,6 +133,8 @@ impl Attached {
 
 fn attach(mesh: &Mesh<'_>, meta: &Meta, target: &Target, bound: &dyn Fn(&ServiceKey) -> bool) -> Attached {
     let known = |exists: bool| if exists { Attached::Elsewhere } else { Attached::Unknown };
+    let has_waypoint =
+        |key: &ServiceKey| mesh.model.services.iter().any(|s| s.key == *key && s.waypoint.is_some());
     let keys: Vec<ServiceKey> = match target.kind {
         TargetKind::Gateway => {
             let own = &mesh.gateway.meta;
@@ -158,13 +162,18 @@ fn attach(mesh: &Mesh<'_>, meta: &Meta, target: &Target, bound: &dyn Fn(&Service
             of.map(|entry| entry.hosts.iter().map(|host| entry.key(host)).collect()).unwrap_or_default()
         }
     };
-    let is_known = !keys.is_empty();
-    let here: Vec<ServiceKey> = keys.into_iter().filter(|key| bound(key)).collect();
-    if here.is_empty() { known(is_known) } else { Attached::Services(here) }
+    match keys.iter().filter(|key| bound(key)).cloned().collect::<Vec<_>>() {
+        here if !here.is_empty() => Attached::Services(here),
+        _ if !keys.is_empty() && !keys.iter().any(has_waypoint) => Attached::Unbound,
+        _ => known(!keys.is_empty()),
+    }
 }
 
-/// One condition for all targets. Source: Istio, WaypointAccepted.
-fn status(object: &Object<'_>, found: &[Attached]) -> Status {
+/// One condition for all targets; none if all are others'. Source: Istio, WaypointAccepted.
+fn status(object: &Object<'_>, found: &[Attached]) -> Option<Status> {
+    if found.iter().all(|found| matches!(found, Attached::Elsewhere)) {
+        return None;
+    }
     let Object { kind, meta, targets } = *object;
     let named = |is: fn(&Attached) -> bool| -> Vec<String> {
         let some = targets.iter().zip(found).filter(|(_, found)| is(found));
@@ -172,7 +181,7 @@ fn status(object: &Object<'_>, found: &[Attached]) -> Status {
     };
     let here = named(Attached::is_here);
     let unknown = named(|found| matches!(found, Attached::Unknown));
-    let elsewhere = named(|found| matches!(found, Attached::Elsewhere));
+    let unbound = named(|found| matches!(found, Attached::Unbound));
     let condition = match (here.is_empty(), unknown.is_empty()) {
         (false, true) => StatusCondition::yes(ACCEPTED, "Accepted", format!("bound to {}", here.join(", "))),
         (false, false) => {
@@ -183,17 +192,17 @@ fn status(object: &Object<'_>, found: &[Attached]) -> Status {
             StatusCondition::no(ACCEPTED, "TargetNotFound", format!("not found: {}", unknown.join(", ")))
         }
         (true, true) => {
-            let message = format!("not bound to this waypoint: {}", elsewhere.join(", "));
+            let message = format!("not bound to any waypoint: {}", unbound.join(", "));
             StatusCondition::no(ACCEPTED, "AncestorNotBound", message)
         }
     };
-    Status {
+    Some(Status {
         kind,
         namespace: Arc::clone(&meta.namespace),
         name: Arc::clone(&meta.name),
         part: None,
         conditions: vec![condition],
-    }
+    })
 }
 
 /// What becomes of a policy.

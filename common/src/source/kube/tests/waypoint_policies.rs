@@ -227,6 +227,22 @@ fn policies_are_bound_to_what_they_name() {
     assert_eq!(reason("service"), Some("Accepted"));
     assert_eq!(reason("elsewhere"), Some("AncestorNotBound"));
     assert_eq!(reason("selector"), None);
+    let theirs =
+        gateway("", "", "status: {addresses: [{value: 10.96.0.9}]}").replace("name: wp", "name: theirs");
+    let of_others = mesh().replace(
+        "name: other, namespace: shop, ",
+        "name: other, namespace: shop, labels: {istio.io/use-waypoint: theirs}",
+    ) + &theirs
+        + &object_of(
+            "p",
+            "",
+            "targetRefs: [{kind: Service, name: other}, {group: gateway.networking.k8s.io, kind: Gateway, name: theirs}]",
+        );
+    let translated = for_waypoint(&of_others);
+    assert!(
+        !translated.statuses.iter().any(|s| s.kind == "AuthorizationPolicy"),
+        "the other waypoint says it"
+    );
 }
 
 #[test]
