@@ -66,16 +66,23 @@ impl Waypoint {
 /// A server of HTTP/1.1 that answers each request with its own name, the request line and headers.
 pub fn server(place: &Place, port: u16, name: &str) -> Server {
     let name = name.to_owned();
+    answering(place, port, move |head| {
+        let body = format!("{name}\n{head}");
+        format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\nx-server: {name}\r\n\r\n{body}", body.len())
+    })
+}
+
+/// A server of HTTP/1.1 that gives what `answer` makes of a request's head.
+pub fn answering(
+    place: &Place,
+    port: u16,
+    answer: impl Fn(&str) -> String + Send + Sync + 'static,
+) -> Server {
     Server::start(place, port, move |mut stream, seen| {
         let mut held = Vec::new();
         while let Some(head) = read_head(&mut stream, &mut held) {
             seen.add(head.len());
-            let body = format!("{name}\n{head}");
-            let answer = format!(
-                "HTTP/1.1 200 OK\r\ncontent-length: {}\r\nx-server: {name}\r\n\r\n{body}",
-                body.len()
-            );
-            if stream.write_all(answer.as_bytes()).is_err() {
+            if stream.write_all(answer(&head).as_bytes()).is_err() {
                 return;
             }
         }

@@ -1,8 +1,13 @@
 //! What a waypoint does with single requests: YAML and request in, upstream request or answer out, between real agents.
 
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
+
+use culvert::lab::{Pod, PodSpec, wait_until};
 use culvert_tests::documents::Service;
 use culvert_tests::mesh::{Mesh, SOON, log_of};
-use culvert_tests::waypoint::{Waypoint, ask, gateway, pod, server};
+use culvert_tests::net::Server;
+use culvert_tests::waypoint::{Waypoint, answering, ask, gateway, get, pod, server};
 
 const VIP: &str = "10.96.0.20";
 
@@ -156,12 +161,8 @@ fn each_request_is_done_what_its_route_says() {
     let (client, shop) = (mesh.captured("a", "client"), mesh.captured("b", "shop"));
     let place = pod(&mut mesh, "b");
     let _server = server(&shop, 8080, "one");
-    let http = |service: Service| service.yaml().replace("name: p80", "name: http");
-    let service = http(Service::new("shop", &[VIP]).selects("app", "shop").port(80, "8080")).replace(
-        "metadata: {name: shop, namespace: default}",
-        "metadata: {name: shop, namespace: default, labels: {istio.io/use-waypoint: waypoint}}",
-    );
-    let empty = http(Service::new("empty", &["10.96.0.21"]).selects("app", "nobody").port(80, "8080"));
+    let service = bound("shop", VIP, ("app", "shop"));
+    let empty = bound("empty", "10.96.0.21", ("app", "nobody"));
     mesh.put("service.yaml", &format!("{service}{empty}"));
     mesh.put("gateway.yaml", &gateway(&place, "all"));
     mesh.put("routes.yaml", ROUTES);
@@ -177,7 +178,7 @@ fn each_request_is_done_what_its_route_says() {
     };
     let logs = || format!("{}\n{}\n{}", waypoint.log(), log_of(mesh.agent("a")), log_of(mesh.agent("b")));
     let first = || send("GET /direct", &[]).ok().filter(|answer| answer.contains("hello"));
-    culvert::lab::wait_until("an answer", SOON, first, logs).unwrap();
+    wait_until("an answer", SOON, first, logs).unwrap();
     let mut problems = Vec::new();
     for (line, headers, has, has_not) in CASES {
         let answer = send(line, headers).unwrap_or_else(|error| error.to_string());
@@ -188,6 +189,132 @@ fn each_request_is_done_what_its_route_says() {
         }
     }
     assert!(problems.is_empty(), "{}\n{}", problems.join("\n---\n"), logs());
+    drop(waypoint); // it keeps connections for the next request
+    mesh.finish();
+}
+
+/// An HTTP service on port 80 behind the waypoint; its endpoints have this label.
+fn bound(name: &str, vip: &str, (key, value): (&str, &str)) -> String {
+    let service = Service::new(name, &[vip]).selects(key, value).port(80, "8080").yaml();
+    let metadata = format!("metadata: {{name: {name}, namespace: default");
+    let labels = format!("{metadata}, labels: {{istio.io/use-waypoint: waypoint}}");
+    service.replace(&metadata, &labels).replace("name: p80", "name: http")
+}
+
+/// Two endpoints of which one always fails, behind three services.
+const FAILING: &str = r#"---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: retried, namespace: default}
+spec:
+  hosts: [retried]
+  http: [{retries: {attempts: 1, retryOn: "503", backoff: 1ms}, route: [{destination: {host: retried}}]}]
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: watched, namespace: default}
+spec:
+  hosts: [watched]
+  http: [{retries: {attempts: 0}, route: [{destination: {host: watched}}]}]
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: watched, namespace: default}
+spec:
+  host: watched
+  trafficPolicy:
+    loadBalancer: {simple: ROUND_ROBIN}
+    outlierDetection: {consecutive5xxErrors: 3, baseEjectionTime: 600s, maxEjectionPercent: 50}
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: narrow, namespace: default}
+spec:
+  host: narrow
+  trafficPolicy: {connectionPool: {http: {http2MaxRequests: 1}}}
+"#;
+
+/// What a request to `/hold` waits for.
+#[derive(Default)]
+struct Gate {
+    is_open: Mutex<bool>,
+    opened: Condvar,
+}
+
+impl Gate {
+    fn wait(&self) {
+        let is_open = self.is_open.lock().unwrap();
+        let waited = self.opened.wait_timeout_while(is_open, Duration::from_secs(30), |is_open| !*is_open);
+        drop(waited);
+    }
+
+    fn open(&self) {
+        *self.is_open.lock().unwrap() = true;
+        self.opened.notify_all();
+    }
+}
+
+fn endpoints(good: &Pod, bad: &Pod, gate: &Arc<Gate>) -> [Server; 2] {
+    let gate = Arc::clone(gate);
+    let well = move |head: &str| {
+        if head.starts_with("GET /hold") {
+            gate.wait();
+        }
+        "HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\ngood".to_owned()
+    };
+    let ill = |_: &str| "HTTP/1.1 503 No\r\ncontent-length: 3\r\n\r\nbad".to_owned();
+    [answering(good, 8080, well), answering(bad, 8080, ill)]
+}
+
+#[test]
+fn failures_are_hidden_left_alone_and_bounded() {
+    let mut mesh = Mesh::new();
+    let client = mesh.captured("a", "client");
+    let mut api = |name: &str| mesh.pod("b", PodSpec::new(name).captured(true).label("api", "yes"));
+    let (good, bad) = (api("good"), api("bad"));
+    let place = pod(&mut mesh, "b");
+    let gate = Arc::new(Gate::default());
+    let servers = endpoints(&good, &bad, &gate);
+    let services = [
+        bound("retried", "10.96.0.21", ("api", "yes")),
+        bound("watched", "10.96.0.22", ("api", "yes")),
+        bound("narrow", "10.96.0.23", ("app", "good")),
+    ];
+    mesh.put("services.yaml", &services.concat());
+    mesh.put("gateway.yaml", &gateway(&place, "all"));
+    mesh.put("routes.yaml", FAILING);
+    mesh.start(&[]);
+    let waypoint = Waypoint::start(&mesh, place, &[]);
+    let send = |last: u8, path: &str| {
+        ask(&client, ([10, 96, 0, last].into(), 80), &get(path, "")).unwrap_or_default()
+    };
+    let logs = || format!("{}\n{}\n{}", waypoint.log(), log_of(mesh.agent("a")), log_of(mesh.agent("b")));
+    wait_until("an answer", SOON, || send(21, "/").contains("200 OK").then_some(()), logs).unwrap();
+
+    for _ in 0..20 {
+        let answer = send(21, "/");
+        assert!(answer.contains("200 OK"), "a retry goes elsewhere: {answer}\n{}", logs());
+    }
+    let answers: Vec<String> = (0..30).map(|_| send(22, "/")).collect();
+    let failed = answers.iter().filter(|answer| answer.contains("503 ") && answer.contains("bad")).count();
+    assert_eq!(failed, 3, "three failures in a row, then it is left alone: {answers:?}\n{}", logs());
+    assert!(answers[10..].iter().all(|answer| answer.contains("200 OK")), "{answers:?}");
+
+    std::thread::scope(|scope| {
+        let before = servers[0].seen.bytes();
+        let held = scope.spawn(|| send(23, "/hold"));
+        wait_until("the request", SOON, || (servers[0].seen.bytes() > before).then_some(()), logs).unwrap();
+        let answer = send(23, "/");
+        assert!(
+            answer.contains("503 ") && answer.contains("x-envoy-overloaded: true"),
+            "{answer}\n{}",
+            logs()
+        );
+        gate.open();
+        assert!(held.join().unwrap().contains("200 OK"), "what was under way ends well");
+    });
+    let answer = || send(23, "/").contains("200 OK").then_some(());
+    wait_until("the circuit to be closed again", SOON, answer, logs).unwrap();
     drop(waypoint); // it keeps connections for the next request
     mesh.finish();
 }
