@@ -17,7 +17,7 @@ use crate::source::kube::object::Meta;
 use crate::source::kube::reader::Field;
 
 const METHODS: [&str; 9] = ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"];
-const PARENTS_MAX: usize = 16;
+const PARENTS_MAX: usize = 32;
 const MATCHES_MAX: usize = 64;
 const MATCHES_OF_ALL_MAX: usize = 128;
 const ITEMS_MAX: usize = 16;

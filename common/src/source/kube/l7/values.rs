@@ -103,21 +103,10 @@ pub(super) fn duration_at(field: &Field<'_>, key: &str) -> Option<Duration> {
 /// A duration of Gateway API: one to four groups of at most five digits with h, m, s or ms. Source: GEP-2257.
 pub(super) fn gateway_duration(field: &Field<'_>) -> Option<Duration> {
     let text = field.text()?;
-    let groups = text.bytes().filter(u8::is_ascii_digit).count() <= 20 && !text.contains('.');
-    let mut digits = 0;
-    let mut groups_seen = 0;
-    let mut good = groups;
-    for byte in text.bytes() {
-        if byte.is_ascii_digit() {
-            groups_seen += usize::from(digits == 0);
-            digits += 1;
-            good &= digits <= 5;
-        } else {
-            good &= matches!(byte, b'h' | b'm' | b's');
-            digits = 0;
-        }
-    }
-    let duration = parse_duration(text).filter(|_| good && groups_seen <= 4 && text != "0");
+    let mut groups = text.split(|c: char| !c.is_ascii_digit()).filter(|digits| !digits.is_empty());
+    let is_short = groups.clone().count() <= 4 && groups.all(|digits| digits.len() <= 5);
+    let is_plain = text.bytes().all(|b| b.is_ascii_digit() || matches!(b, b'h' | b'm' | b's'));
+    let duration = parse_duration(text).filter(|_| is_short && is_plain && text != "0");
     if duration.is_none() {
         field.refuse("a duration such as 10s, 1m30s or 500ms");
     }

@@ -441,14 +441,14 @@ fn gateway_routes() {
         check("HTTPRoute", &[(&format!("{parents}, rules: [{{{rule}}}]"), &format!("spec.rules[0]{field}"))]);
     }
     let seventeen = many(17, "{}");
-    let many_parents = format!("parentRefs: [{}]", many(17, "{group: '', kind: Service, name: cart}"));
+    let many_parents = format!("parentRefs: [{}]", many(33, "{group: '', kind: Service, name: cart}"));
     let many_rules = format!("{parents}, rules: [{seventeen}]");
     let many_matches =
         format!("{parents}, rules: [{}]", many(3, &format!("{{matches: [{}]}}", many(50, "{}"))));
     check(
         "HTTPRoute",
         &[
-            (&many_parents, "spec.parentRefs: 17 items"),
+            (&many_parents, "spec.parentRefs: 33 items"),
             (&many_rules, "spec.rules: 17 items"),
             (&many_matches, "spec: 150 matches in all"),
             ("rules: [{name: a}, {name: a}]", "spec.rules[1].name: a for the second time"),
