@@ -4,8 +4,9 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 use culvert_common::hbone::link::Writer;
+use http::header::COOKIE;
 use http::request::Parts;
-use http::{HeaderValue, Uri};
+use http::{HeaderMap, HeaderValue};
 
 use crate::http1::head::{FIELDS_MAX, Framing};
 use crate::message::{Body, Input, LinkIo, Request, Version};
@@ -14,7 +15,7 @@ use crate::request;
 use crate::serve::Stage;
 
 /// Requests at once on one connection.
-const STREAMS: u32 = 100;
+const STREAMS: u32 = 1024;
 /// Bytes of one request's body that may be under way.
 const WINDOW: u32 = 256 * 1024;
 /// Bytes of all of them.
@@ -82,7 +83,7 @@ fn read(parts: Parts, has_ended: bool) -> Option<Request> {
     if headers.len() > FIELDS_MAX {
         return None;
     }
-    let Uri { .. } = &uri;
+    join_cookies(&mut headers);
     let authority = uri.authority().and_then(|authority| HeaderValue::from_str(authority.as_str()).ok());
     let host = headers.remove(http::header::HOST);
     let authority = authority.or(host)?;
@@ -105,4 +106,18 @@ fn read(parts: Parts, has_ended: bool) -> Option<Request> {
         framing,
         upgrade: None,
     })
+}
+
+/// Clients may send cookies in pieces; servers of HTTP/1.1 expect one line. Source: RFC 9113 §8.2.3.
+fn join_cookies(headers: &mut HeaderMap) {
+    let mut pieces = headers.get_all(COOKIE).iter();
+    let (Some(first), Some(_)) = (pieces.next(), pieces.next()) else { return };
+    let mut joined = first.as_bytes().to_vec();
+    for piece in headers.get_all(COOKIE).iter().skip(1) {
+        joined.extend_from_slice(b"; ");
+        joined.extend_from_slice(piece.as_bytes());
+    }
+    if let Ok(joined) = HeaderValue::from_bytes(&joined) {
+        headers.insert(COOKIE, joined);
+    }
 }

@@ -4,12 +4,16 @@
 
 mod app;
 mod current;
+mod dial;
 mod filters;
 mod forward;
 mod http1;
 mod http2;
 mod log;
 mod message;
+mod mirror;
+mod relay;
+mod replay;
 mod reply;
 mod request;
 mod serve;

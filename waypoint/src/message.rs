@@ -30,7 +30,7 @@ impl Version {
 }
 
 /// A request's head, as filters and routes see it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Request {
     pub(crate) method: Method,
     pub(crate) is_https: bool,
@@ -56,6 +56,8 @@ pub(crate) enum MessageError {
     Body(#[from] BadBody),
     #[error("the connection ended within a message")]
     Short,
+    #[error("the connection ended before an answer came")]
+    Closed,
     #[error("HTTP/2: {0}")]
     Http2(#[from] h2::Error),
 }
@@ -65,11 +67,14 @@ pub(crate) struct Input {
     reader: Reader,
     /// What has been read and not been taken.
     held: Bytes,
+    /// The beginning of a head, and how far the search for its end has come.
+    begun: BytesMut,
+    search: head::End,
 }
 
 impl Input {
     pub(crate) fn new(reader: Reader) -> Self {
-        Self { reader, held: Bytes::new() }
+        Self { reader, held: Bytes::new(), begun: BytesMut::new(), search: head::End::default() }
     }
 
     /// Puts back what was only looked at; nothing may have been taken since.
@@ -93,34 +98,56 @@ impl Input {
 
     /// Whether anything has come that nobody has taken.
     pub(crate) fn is_ahead(&self) -> bool {
-        !self.held.is_empty()
+        !self.held.is_empty() || !self.begun.is_empty()
+    }
+
+    /// Ready when the other end has gone, which one that ends its half has too. What it says meanwhile is held, and then it is
+    /// not listened to any more.
+    pub(crate) fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<MessageError> {
+        if self.is_ahead() {
+            return Poll::Pending;
+        }
+        match ready!(self.reader.poll_chunk(cx)) {
+            Ok(Some(chunk)) => {
+                self.held = chunk;
+                Poll::Pending
+            }
+            Ok(None) => Poll::Ready(MessageError::Short),
+            Err(error) => Poll::Ready(error.into()),
+        }
     }
 
     /// The next head, with its empty line; none at the orderly end. Empty lines before it are passed over.
     ///
-    /// **Cancel safety**: what was read is lost.
+    /// **Cancel safety**: what has come is kept for the next call.
     pub(crate) async fn head(&mut self, max: usize) -> Result<Option<Bytes>, MessageError> {
-        let mut kept = BytesMut::new();
         loop {
-            let Some(chunk) = poll_fn(|cx| self.poll_bytes(cx)).await? else {
-                return if kept.is_empty() { Ok(None) } else { Err(MessageError::Short) };
+            let Some(mut chunk) = poll_fn(|cx| self.poll_bytes(cx)).await? else {
+                return if self.begun.is_empty() { Ok(None) } else { Err(MessageError::Short) };
             };
+            if self.begun.is_empty() {
+                while chunk.starts_with(b"\r\n") {
+                    chunk.advance(2);
+                }
+            }
             // A head in one piece, which is the rule, is not copied.
-            let mut all = if kept.is_empty() {
+            let mut all = if self.begun.is_empty() {
                 chunk
             } else {
-                kept.extend_from_slice(&chunk);
-                kept.split().freeze()
+                self.begun.extend_from_slice(&chunk);
+                self.begun.split().freeze()
             };
-            while all.starts_with(b"\r\n") {
-                all.advance(2);
-            }
-            if let Some(end) = head::end(&all, max)? {
+            if let Some(end) = self.search.find(&all, max)? {
+                self.search = head::End::default();
                 let head = all.split_to(end);
                 self.held = all;
-                return Ok(Some(head));
+                // What is left of empty lines that came in pieces.
+                if head.as_ref() != b"\r\n" {
+                    return Ok(Some(head));
+                }
+                continue;
             }
-            kept = BytesMut::from(all);
+            self.begun = BytesMut::from(all);
         }
     }
 }
@@ -156,6 +183,14 @@ impl Body<'_> {
                 }
                 None => Poll::Ready(Ok(Part::End(ready!(stream.poll_trailers(cx))?))),
             },
+        }
+    }
+
+    /// Ready when the sender has gone though its message was whole. One of HTTP/2 tells its answer's stream.
+    pub(crate) fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<MessageError> {
+        match self {
+            Self::Http1(input, decoder) if decoder.is_done() => input.poll_gone(cx),
+            Self::Http1(..) | Self::Empty | Self::Http2(_) => Poll::Pending,
         }
     }
 
@@ -195,14 +230,28 @@ impl<'a> Sink<'a> {
         match self {
             Self::Nothing => *part = None,
             Self::Http1 { output, framing, pending } => {
-                if let Some(taken) = part.take() {
+                let ends = matches!(part, Some(Part::End(_))) && *framing == Framing::Close;
+                if let Some(taken) = part.take_if(|_| !ends) {
                     framed(pending, *framing, taken);
                 }
                 ready!(output.poll_send(cx, pending))?;
+                if ends {
+                    *part = None;
+                    output.finish()?;
+                }
             }
             Self::Http2(stream) => return poll_http2(stream, cx, part),
         }
         Poll::Ready(Ok(()))
+    }
+
+    /// Ready when the receiver wants no more of it. One of HTTP/1.1 is listened to elsewhere.
+    fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<MessageError> {
+        let Self::Http2(stream) = self else { return Poll::Pending };
+        match ready!(stream.poll_reset(cx)) {
+            Ok(_) => Poll::Ready(MessageError::Short),
+            Err(error) => Poll::Ready(error.into()),
+        }
     }
 
     /// Breaks off: the receiver must not take what it has for a whole message.
@@ -339,103 +388,17 @@ impl<'a> Pump<'a> {
         self.sink.reset();
     }
 
+    /// As [`Sink::poll_gone`].
+    pub(crate) fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<MessageError> {
+        self.sink.poll_gone(cx)
+    }
+
     /// From now on the sink takes bytes as they are.
     pub(crate) fn switch(&mut self) {
         (self.is_ending, self.is_done) = (false, false);
         if let Sink::Http1 { framing, .. } = &mut self.sink {
             *framing = Framing::Close;
         }
-    }
-}
-
-/// Bytes of a request's body that are kept for another try.
-const REPLAY_MAX: usize = 1 << 20;
-
-/// A request's body that can be sent again from its beginning, as long as it is small enough to be kept.
-pub(crate) struct Replay<'a> {
-    body: Body<'a>,
-    kept: Vec<Bytes>,
-    kept_len: usize,
-    end: Option<Option<HeaderMap>>,
-    at: usize,
-    keeps: bool,
-}
-
-impl<'a> Replay<'a> {
-    /// Kept until it is said that there will be no other try.
-    pub(crate) fn new(body: Body<'a>) -> Self {
-        Self { body, kept: Vec::new(), kept_len: 0, end: None, at: 0, keeps: true }
-    }
-
-    /// Whether it can be sent again.
-    pub(crate) fn can_rewind(&self) -> bool {
-        self.keeps
-    }
-
-    /// From the beginning.
-    pub(crate) fn rewind(&mut self) {
-        self.at = 0;
-    }
-
-    pub(crate) fn poll_part(&mut self, cx: &mut Context<'_>) -> Poll<Result<Part, MessageError>> {
-        if let Some(data) = self.kept.get(self.at) {
-            self.at += 1;
-            return Poll::Ready(Ok(Part::Data(data.clone())));
-        }
-        if let Some(trailers) = &self.end {
-            return Poll::Ready(Ok(Part::End(trailers.clone())));
-        }
-        let part = ready!(self.body.poll_part(cx))?;
-        match &part {
-            Part::End(trailers) => self.end = Some(trailers.clone()),
-            Part::Data(data) if self.keeps => {
-                self.kept_len += data.len();
-                if self.kept_len > REPLAY_MAX {
-                    self.keeps = false;
-                    (self.kept, self.at) = (Vec::new(), 0);
-                } else {
-                    self.kept.push(data.clone());
-                    self.at = self.kept.len();
-                }
-            }
-            Part::Data(_) => {}
-        }
-        Poll::Ready(Ok(part))
-    }
-
-    /// Whether the client has sent everything.
-    pub(crate) fn is_done(&self) -> bool {
-        self.end.is_some() || self.body.is_done()
-    }
-
-    /// No other try will be made. What is kept and not yet sent stays.
-    pub(crate) fn forget(&mut self) {
-        self.keeps = false;
-    }
-
-    /// From now on its bytes are no body but what another protocol says.
-    pub(crate) fn switch(&mut self) {
-        self.end = None;
-        if let Body::Http1(_, decoder) = &mut self.body {
-            *decoder = Decoder::new(Framing::Close);
-        }
-    }
-
-    /// Takes what has come of the rest and is needed by nobody; whether that was all of it.
-    pub(crate) async fn take_rest(&mut self) -> bool {
-        self.keeps = false;
-        poll_fn(|cx| {
-            loop {
-                if self.end.is_some() || self.body.is_done() {
-                    return Poll::Ready(true);
-                }
-                match self.poll_part(cx) {
-                    Poll::Ready(Ok(_)) => {}
-                    Poll::Ready(Err(_)) | Poll::Pending => return Poll::Ready(false),
-                }
-            }
-        })
-        .await
     }
 }
 

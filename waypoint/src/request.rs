@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use culvert_common::l7::{
-    AboveRoot, Connection, Edits, Facts, Failure, Flags, Reply, Switch, Values, add_original_path,
+    AboveRoot, Connection, Edits, Facts, Failure, Flag, Flags, Reply, Switch, Values, add_original_path,
     add_server, clean_request, find, location, new_authority, normalize, path_rewrite, pick, rewritten,
 };
 use culvert_common::model::l7::{Backend, ClusterKey, RequestMatch, Route, RouteAction, Weighted};
@@ -15,12 +15,13 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use tokio::time::Instant;
 
 use crate::current::{Current, Live};
+use crate::dial::Endpoint;
 use crate::filters::{self, Passed};
 use crate::log;
-use crate::message::{Body, MessageError, Replay, Request, Version};
+use crate::message::{Body, MessageError, Request, Version};
+use crate::replay::Replay;
 use crate::reply::Responder;
 use crate::serve::{Stage, Target};
-use crate::upstream::Endpoint;
 
 /// What became of a request, for its connection.
 pub(crate) struct Served {
@@ -78,14 +79,14 @@ pub(crate) async fn serve(
     let mut exchange = Exchange {
         stage,
         current: stage.worker.shared.current(),
-        body: Replay::new(body),
+        body: Replay::new(body, &stage.worker.shared.budget),
         responder: Some(responder),
         cors: HeaderMap::new(),
         told: &mut told,
     };
     if let Err(error) = Box::pin(exchange.run(&mut request)).await {
         tracing::debug!(%error, "a request broke off");
-        exchange.told.goes_on = false;
+        exchange.broke_off(&error, &request).await;
     }
     drop(exchange);
     line.write(stage, &told);
@@ -148,6 +149,22 @@ impl<'a> Exchange<'a> {
             None => Ok(()),
             Some(failure) => self.reply(Reply::failure(&failure, is_grpc), chosen, request).await,
         }
+    }
+
+    /// The client went, or what it sent is no body: then it hears so, if nothing else was said to it.
+    async fn broke_off(&mut self, error: &MessageError, request: &Request) {
+        if matches!(error, MessageError::Body(_)) {
+            self.told.flags.raise(Flag::DownstreamProtocol);
+            if let Some(responder) = &mut self.responder {
+                responder.keep_alive = false;
+            }
+            let is_grpc = facts(self.stage, request).is_grpc();
+            let _gone = self.reply(Reply::failure(&Failure::BadRequest, is_grpc), None, request).await;
+        } else {
+            self.told.flags.raise(Flag::DownstreamTermination);
+            self.told.details = Cow::Borrowed("downstream_remote_disconnect");
+        }
+        self.told.goes_on = false;
     }
 
     /// Route, filters, action.
@@ -251,7 +268,8 @@ impl<'a> Exchange<'a> {
         (self.told.status, self.told.details) = (Some(status), details);
         self.told.sent = body.len() as u64;
         // What the client still sends would be read as its next request.
-        responder.keep_alive &= self.body.take_rest().await;
+        let drains = self.stage.worker.scope.is_draining();
+        responder.keep_alive &= !drains && self.body.take_rest().await;
         let keep_alive = responder.keep_alive;
         responder.whole(status, &headers, body).await?;
         self.told.goes_on = keep_alive;

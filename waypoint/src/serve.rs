@@ -153,9 +153,12 @@ fn target(
 async fn sniffed(stage: &Rc<Stage>, mut input: Input, writer: Writer) {
     let spoken = match tokio::time::timeout(SPEAKS_FIRST, poll_fn(|cx| input.poll_bytes(cx))).await {
         Ok(spoken) => spoken,
-        Err(_) => match tcp::first_word(stage, &mut input).await {
-            tcp::FirstWord::Client(spoken) => spoken,
-            tcp::FirstWord::Server(upstream) => return tcp::relay(stage, (input, writer), *upstream).await,
+        Err(_) => match tokio::time::timeout(IDLE, tcp::first_word(stage, &mut input)).await {
+            Ok(tcp::FirstWord::Client(spoken)) => spoken,
+            Ok(tcp::FirstWord::Server(upstream)) => {
+                return tcp::relay(stage, (input, writer), *upstream).await;
+            }
+            Err(_) => return tracing::debug!("nobody has said anything for too long"),
         },
     };
     let first = match spoken {
@@ -176,7 +179,8 @@ async fn sniffed(stage: &Rc<Stage>, mut input: Input, writer: Writer) {
 /// So much of the first bytes that HTTP can be told from anything else.
 async fn enough(mut first: Bytes, input: &mut Input) -> Result<Bytes, LinkError> {
     while is_open(&first) {
-        match poll_fn(|cx| input.poll_bytes(cx)).await? {
+        let more = tokio::time::timeout(IDLE, poll_fn(|cx| input.poll_bytes(cx))).await;
+        match more.unwrap_or(Ok(None))? {
             Some(more) => {
                 let mut both = BytesMut::from(first);
                 both.extend_from_slice(&more);
@@ -236,8 +240,14 @@ async fn http1(stage: &Rc<Stage>, mut input: Input, mut writer: Writer) {
     loop {
         let head = tokio::select! {
             biased;
-            head = tokio::time::timeout(IDLE, input.head(head::REQUEST_MAX)) => head,
-            () = scope.draining(), if !input.is_ahead() => break,
+            head = tokio::time::timeout(IDLE, input.head(head::REQUEST_MAX)) => Some(head),
+            () = scope.draining(), if !input.is_ahead() => None,
+        };
+        let head = match head {
+            Some(head) => head,
+            // A request whose head has begun is still answered.
+            None if input.is_ahead() => tokio::time::timeout(IDLE, input.head(head::REQUEST_MAX)).await,
+            None => break,
         };
         let head = match head {
             Ok(Ok(Some(head))) => head::request(&head).map_err(MessageError::Head),

@@ -15,10 +15,10 @@ use culvert_common::model::l7::{Backend, ClusterKey, ConnectionPool, TcpMatch, T
 use culvert_common::types::ServiceKey;
 
 use crate::current::{Current, Live};
+use crate::dial::{self, Endpoint, UpstreamError};
 use crate::message::Input;
 use crate::serve::{Stage, Target};
 use crate::shared::random;
-use crate::upstream::{self, Endpoint, UpstreamError};
 
 /// Who spoke first on a connection of which nobody has said what it carries.
 pub(crate) enum FirstWord {
@@ -122,7 +122,7 @@ async fn dial(stage: &Rc<Stage>) -> Result<Upstream, Failed> {
         }
         (None, Target::Service(key, port)) => return Err(Failed::NoRoute(key.clone(), *port)),
     };
-    let (reader, output) = upstream::connect(&stage.worker, &stage.client, &endpoint, &pool).await?;
+    let (reader, output) = dial::connect(&stage.worker, &stage.client, &endpoint, &pool).await?;
     Ok(Upstream { input: Input::new(reader), output, _permit: permit })
 }
 

@@ -1,84 +1,96 @@
-//! Connections to endpoints: through their agent's tunnel where they are captured, else in plain TCP; and those of HTTP that
-//! wait for another request.
+//! Connections of HTTP to endpoints, for one worker: those of HTTP/1.1 that wait for another request, those of HTTP/2 with
+//! room, and who waits because a DestinationRule allows no more of them.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
-use culvert_common::hbone::Limits;
-use culvert_common::hbone::client::{AnswerWait, Connect, Context, OpenError, Tunnel};
-use culvert_common::hbone::headers::TraceParent;
-use culvert_common::hbone::link::{self, Reader, Writer};
-use culvert_common::hbone::pool::Key;
-use culvert_common::model::l7::ConnectionPool;
-use culvert_common::model::{Health, TunnelProtocol, Workload};
-use culvert_common::net::socket::{self, ConnectError, DialOptions};
+use culvert_common::hbone::link::Writer;
+use culvert_common::l7::breaker::{Kind, Permit};
+use culvert_common::model::Health;
+use culvert_common::model::l7::{ClusterKey, ConnectionPool};
 use culvert_common::state::Snapshot;
-use culvert_common::telemetry::{Handshake, Side};
 use culvert_common::types::WorkloadUid;
-use http::HeaderValue;
-use http::uri::Authority;
-use tokio::time::Instant;
+use tokio::sync::Notify;
+use tokio::time::{Instant, interval_at};
 
+use crate::current::Live;
+use crate::dial::{Endpoint, UpstreamError, connect};
 use crate::http1::head::Framing;
 use crate::message::{Input, LinkIo, Request};
-use crate::shared::random;
 use crate::tunnel::Client;
 use crate::worker::Worker;
 
-/// Port of HBONE.
-const HBONE: u16 = 15008;
-/// Streams on one HTTP/2 connection, if its server allows as many.
-const STREAMS: usize = 100;
+/// Streams on one HTTP/2 connection, if its server and its DestinationRule allow as many.
+const STREAMS: usize = 1024;
 /// Connections of HTTP/1.1 to one endpoint that wait for another request.
 const IDLE_MAX: usize = 64;
 
-/// Where one try goes.
-#[derive(Clone, Debug)]
-pub(crate) struct Endpoint {
-    pub(crate) workload: Arc<Workload>,
-    /// Address of the application.
-    pub(crate) address: SocketAddr,
+/// Connections of one worker.
+#[derive(Default)]
+pub(crate) struct Connections {
+    places: RefCell<HashMap<Place, Rc<Pool>>>,
 }
 
-/// Why there is no connection.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum UpstreamError {
-    #[error(transparent)]
-    Tunnel(#[from] OpenError),
-    #[error(transparent)]
-    Tcp(#[from] ConnectError),
-    #[error("HTTP/2: {0}")]
-    Http2(#[from] h2::Error),
+/// Which connections are alike: settings, and counts, are those of a destination.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Place {
+    cluster: Option<ClusterKey>,
+    workload: WorkloadUid,
+    address: SocketAddr,
 }
 
-impl UpstreamError {
-    /// Whether it took too long.
-    pub(crate) fn is_timeout(&self) -> bool {
-        matches!(
-            self,
-            Self::Tunnel(OpenError::TcpTimeout { .. } | OpenError::AnswerTimeout { .. })
-                | Self::Tcp(ConnectError::Timeout { .. })
-        )
+/// Connections of one destination to one endpoint.
+#[derive(Default)]
+struct Pool {
+    idle: RefCell<Vec<Idle>>,
+    shared: RefCell<Vec<Rc<Http2>>>,
+    /// A connection of HTTP/2 that is being made, for all who wait for one.
+    dial: RefCell<Option<Rc<Dial>>>,
+    counts: Rc<Counts>,
+}
+
+#[derive(Default)]
+struct Counts {
+    /// Connections, those in use and those being made too.
+    open: Cell<usize>,
+    /// Told to one who waits when there may be a place.
+    freed: Notify,
+}
+
+/// A connection's share of the counts, until it is dropped.
+struct Counted {
+    counts: Rc<Counts>,
+    _permit: Option<Permit>,
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.counts.open.set(self.counts.open.get() - 1);
+        self.counts.freed.notify_one();
     }
 }
 
-/// HTTP/1.1 connections that wait, and HTTP/2 connections with room, of one worker.
 #[derive(Default)]
-pub(crate) struct Connections {
-    idle: RefCell<HashMap<Place, Vec<Idle>>>,
-    shared: RefCell<HashMap<Place, Vec<Rc<Http2>>>>,
+struct Dial {
+    is_over: Cell<bool>,
+    failed: RefCell<Option<Rc<UpstreamError>>>,
+    over: Notify,
 }
 
-/// Which connections are alike.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Place {
-    workload: WorkloadUid,
-    address: SocketAddr,
+/// Ends a [`Dial`] however its owner's future ends.
+struct DialGuard<'a>(&'a Pool, Rc<Dial>);
+
+impl Drop for DialGuard<'_> {
+    fn drop(&mut self) {
+        self.1.is_over.set(true);
+        self.0.dial.borrow_mut().take();
+        self.1.over.notify_waiters();
+    }
 }
 
 struct Idle {
@@ -92,12 +104,17 @@ pub(crate) struct Http1 {
     pub(crate) output: Writer,
     /// Requests that it has had.
     pub(crate) served: u32,
+    opened: Instant,
+    _counted: Counted,
 }
 
 /// A connection of HTTP/2 to an endpoint.
 pub(crate) struct Http2 {
-    pub(crate) send: h2::client::SendRequest<Bytes>,
-    pub(crate) streams: std::cell::Cell<usize>,
+    send: h2::client::SendRequest<Bytes>,
+    streams: Cell<usize>,
+    served: Cell<u32>,
+    opened: Instant,
+    counts: Rc<Counts>,
 }
 
 /// A request's place on a connection of HTTP/2.
@@ -106,20 +123,22 @@ pub(crate) struct Stream(Rc<Http2>);
 impl Drop for Stream {
     fn drop(&mut self) {
         self.0.streams.set(self.0.streams.get() - 1);
+        self.0.counts.freed.notify_one();
     }
 }
 
+/// What a request that was begun on HTTP/2 has: its answer to come, what takes its body if it has one, its place.
+pub(crate) type Begun = (h2::client::ResponseFuture, Option<h2::SendStream<Bytes>>, Stream);
+
 impl Http2 {
-    /// Sends a request's head; the stream takes its body, if it has one.
+    /// Sends a request's head.
     ///
-    /// **Errors**: the connection takes no new requests.
-    pub(crate) async fn request(
-        self: &Rc<Self>,
-        request: &Request,
-    ) -> Result<(h2::client::ResponseFuture, Option<h2::SendStream<Bytes>>, Stream), h2::Error> {
+    /// **Errors**: the connection takes no new requests, or the request cannot be said in HTTP/2.
+    pub(crate) async fn request(self: &Rc<Self>, request: &Request) -> Result<Begun, h2::Error> {
         self.streams.set(self.streams.get() + 1);
         let place = Stream(Rc::clone(self));
         let mut send = self.send.clone().ready().await?;
+        self.served.set(self.served.get().saturating_add(1));
         let scheme = if request.is_https { "https" } else { "http" };
         let uri = http::Uri::builder()
             .scheme(scheme)
@@ -128,198 +147,252 @@ impl Http2 {
             .build();
         let mut head = http::Request::new(());
         *head.method_mut() = request.method.clone();
-        // Made of an authority and a path that were read as such.
-        *head.uri_mut() = uri.unwrap_or_default();
+        *head.uri_mut() = uri.map_err(|_| h2::Error::from(h2::Reason::PROTOCOL_ERROR))?;
         *head.version_mut() = http::Version::HTTP_2;
         head.headers_mut().clone_from(&request.headers);
         let is_empty = request.framing == Framing::Empty;
         let (response, stream) = send.send_request(head, is_empty)?;
         Ok((response, (!is_empty).then_some(stream), place))
     }
+
+    /// Whether it takes new requests: its server has not said that it goes, and it is not as old or used as it may become.
+    fn is_open(&self, pool: &ConnectionPool) -> bool {
+        let most = pool.max_requests_per_connection;
+        let mut cx = Context::from_waker(Waker::noop());
+        (most == 0 || self.served.get() < most)
+            && pool.max_connection_duration.is_none_or(|most| self.opened.elapsed() < most)
+            && !matches!(self.send.clone().poll_ready(&mut cx), Poll::Ready(Err(_)))
+    }
+
+    fn has_room(&self, pool: &ConnectionPool) -> bool {
+        let most = STREAMS.min(usize::try_from(pool.max_streams).unwrap_or(STREAMS));
+        self.streams.get() < most.min(self.send.current_max_send_streams())
+    }
 }
 
 impl Connections {
-    /// Forgets connections that have waited long enough, and those to endpoints that are gone.
+    /// Forgets connections that have ended or waited long enough, and those to endpoints that are gone.
     pub(crate) fn sweep(&self, snapshot: &Snapshot, now: Instant) {
         let serves = |place: &Place| {
             snapshot.workload(&place.workload).is_some_and(|workload| {
                 workload.health != Health::Terminating && workload.addresses.contains(&place.address.ip())
             })
         };
-        self.idle.borrow_mut().retain(|place, idle| {
-            idle.retain(|one| one.until > now);
-            !idle.is_empty() && serves(place)
-        });
-        self.shared.borrow_mut().retain(|place, connections| {
-            connections.retain(|one| one.streams.get() > 0 || Rc::strong_count(one) > 1 || serves(place));
-            !connections.is_empty()
+        self.places.borrow_mut().retain(|place, pool| {
+            if serves(place) {
+                pool.idle.borrow_mut().retain_mut(|one| one.until > now && !one.connection.input.has_ended());
+            } else {
+                pool.close();
+            }
+            pool.counts.open.get() > 0 || Rc::strong_count(pool) > 1
         });
     }
 
-    /// A connection that waits, the last used first.
-    fn take(&self, place: &Place) -> Option<Http1> {
-        let mut all = self.idle.borrow_mut();
-        let idle = all.get_mut(place)?;
+    /// Takes no more requests: what waits is closed, what is under way goes on.
+    pub(crate) fn close(&self) {
+        self.places.borrow().values().for_each(|pool| pool.close());
+    }
+
+    fn at(&self, endpoint: &Endpoint, live: Option<&Arc<Live>>) -> Rc<Pool> {
+        let place = Place {
+            cluster: live.map(|live| live.cluster.key.clone()),
+            workload: endpoint.workload.uid.clone(),
+            address: endpoint.address,
+        };
+        Rc::clone(self.places.borrow_mut().entry(place).or_default())
+    }
+}
+
+impl Pool {
+    fn close(&self) {
+        // Dropped after the borrow: a connection that ends wakes who waits here.
+        let idle = std::mem::take(&mut *self.idle.borrow_mut());
+        let shared = std::mem::take(&mut *self.shared.borrow_mut());
+        drop((idle, shared));
+    }
+
+    /// A connection of HTTP/1.1 that waits, the last used first.
+    fn waiting(&self) -> Option<Http1> {
         let now = Instant::now();
-        while let Some(mut one) = idle.pop() {
+        loop {
+            let mut one = self.idle.borrow_mut().pop()?;
             if one.until > now && !one.connection.input.has_ended() {
                 return Some(one.connection);
             }
         }
-        None
+    }
+
+    fn with_room(&self, pool: &ConnectionPool) -> Option<Rc<Http2>> {
+        let mut shared = self.shared.borrow_mut();
+        shared.retain(|one| one.is_open(pool));
+        shared.iter().find(|one| one.has_room(pool)).cloned()
+    }
+
+    /// One connection more, if there may be. An endpoint without any may always have one.
+    fn count(&self, live: Option<&Arc<Live>>) -> Option<Counted> {
+        let permit = match live {
+            None => None,
+            Some(live) => match live.breaker.take(Kind::Connections, &live.cluster) {
+                None if self.counts.open.get() > 0 => return None,
+                None => Some(live.breaker.take_anyway(Kind::Connections)),
+                permit => permit,
+            },
+        };
+        self.counts.open.set(self.counts.open.get() + 1);
+        Some(Counted { counts: Rc::clone(&self.counts), _permit: permit })
     }
 }
 
-/// A connection of HTTP/1.1, one that waited or a new one; whether it is new.
+/// A place among those who wait for a connection.
+fn pending(live: Option<&Arc<Live>>) -> Result<Option<Permit>, UpstreamError> {
+    let Some(live) = live else { return Ok(None) };
+    live.breaker.take(Kind::Pending, &live.cluster).map(Some).ok_or(UpstreamError::Overflow)
+}
+
+/// Who needs a connection, and where.
+#[derive(Clone, Copy)]
+pub(crate) struct Need<'a> {
+    pub(crate) worker: &'a Rc<Worker>,
+    pub(crate) client: &'a Client,
+    pub(crate) endpoint: &'a Endpoint,
+    pub(crate) live: Option<&'a Arc<Live>>,
+    pub(crate) pool: &'a ConnectionPool,
+}
+
+/// A connection of HTTP/1.1: one that waited, unless it must be `fresh`, or a new one; whether it is new.
 ///
 /// **Errors**: see [`UpstreamError`]. **Cancel safety**: dropping it gives up.
-pub(crate) async fn http1(
-    worker: &Rc<Worker>,
-    client: &Client,
-    endpoint: &Endpoint,
-    pool: &ConnectionPool,
-) -> Result<(Http1, bool), UpstreamError> {
-    if let Some(connection) = worker.connections.take(&Place::of(endpoint)) {
+pub(crate) async fn http1(need: Need<'_>, fresh: bool) -> Result<(Http1, bool), UpstreamError> {
+    let place = need.worker.connections.at(need.endpoint, need.live);
+    let waiting = || if fresh { None } else { place.waiting() };
+    if let Some(connection) = waiting() {
         return Ok((connection, false));
     }
-    let (reader, output) = Box::pin(connect(worker, client, endpoint, pool)).await?;
-    Ok((Http1 { input: Input::new(reader), output, served: 0 }, true))
+    let _pending = pending(need.live)?;
+    let counted = loop {
+        if let Some(connection) = waiting() {
+            return Ok((connection, false));
+        }
+        match place.count(need.live) {
+            Some(counted) => break counted,
+            // Whoever wants a new one in place of one that waits.
+            None if fresh && place.idle.borrow_mut().pop().is_some() => {}
+            None => place.counts.freed.notified().await,
+        }
+    };
+    let (reader, output) = connect(need.worker, need.client, need.endpoint, need.pool).await?;
+    let (input, opened) = (Input::new(reader), Instant::now());
+    Ok((Http1 { input, output, served: 0, opened, _counted: counted }, true))
 }
 
 /// Keeps a connection for another request.
-pub(crate) fn keep(worker: &Worker, endpoint: &Endpoint, connection: Http1, pool: &ConnectionPool) {
+pub(crate) fn keep(need: Need<'_>, connection: Http1) {
+    let (worker, pool) = (need.worker, need.pool);
     let most = pool.max_requests_per_connection;
-    if (most > 0 && connection.served >= most) || worker.scope.is_draining() || connection.input.is_ahead() {
+    let is_used_up = most > 0 && connection.served >= most;
+    let is_old = pool.max_connection_duration.is_some_and(|most| connection.opened.elapsed() >= most);
+    if is_used_up || is_old || worker.scope.is_draining() || connection.input.is_ahead() {
         return;
     }
-    let mut all = worker.connections.idle.borrow_mut();
-    let idle = all.entry(Place::of(endpoint)).or_default();
+    let place = worker.connections.at(need.endpoint, need.live);
+    let mut idle = place.idle.borrow_mut();
     if idle.len() < IDLE_MAX {
         idle.push(Idle { connection, until: Instant::now() + pool.http_idle });
-    }
-}
-
-impl Place {
-    fn of(endpoint: &Endpoint) -> Self {
-        Self { workload: endpoint.workload.uid.clone(), address: endpoint.address }
+        drop(idle);
+        place.counts.freed.notify_one();
     }
 }
 
 /// A connection of HTTP/2 with room for a request, an open one or a new one.
 ///
-/// **Errors**: see [`UpstreamError`]. **Cancel safety**: dropping it gives up.
-pub(crate) async fn http2(
-    worker: &Rc<Worker>,
-    client: &Client,
-    endpoint: &Endpoint,
-    pool: &ConnectionPool,
-) -> Result<Rc<Http2>, UpstreamError> {
-    let place = Place::of(endpoint);
-    let most = STREAMS.min(usize::try_from(pool.max_streams).unwrap_or(STREAMS));
-    let open = worker
-        .connections
-        .shared
-        .borrow()
-        .get(&place)
-        .and_then(|connections| connections.iter().find(|one| one.streams.get() < most).cloned());
-    if let Some(connection) = open {
+/// **Errors**: see [`UpstreamError`]; all who wait for one get the same. **Cancel safety**: dropping it gives up.
+pub(crate) async fn http2(need: Need<'_>) -> Result<Rc<Http2>, Rc<UpstreamError>> {
+    let place = need.worker.connections.at(need.endpoint, need.live);
+    if let Some(connection) = place.with_room(need.pool) {
         return Ok(connection);
     }
-    let (reader, writer) = Box::pin(connect(worker, client, endpoint, pool)).await?;
-    let (send, driver) = h2::client::Builder::new()
+    let _pending = pending(need.live)?;
+    loop {
+        if let Some(connection) = place.with_room(need.pool) {
+            return Ok(connection);
+        }
+        let running = place.dial.borrow().clone();
+        if let Some(dial) = running {
+            let over = dial.over.notified(); // before the check: an end in between is not missed
+            if !dial.is_over.get() {
+                over.await;
+            }
+            let failed = dial.failed.borrow().clone();
+            match failed {
+                Some(error) => return Err(error),
+                None => continue,
+            }
+        }
+        let Some(counted) = place.count(need.live) else {
+            place.counts.freed.notified().await;
+            continue;
+        };
+        let dial = Rc::new(Dial::default());
+        place.dial.borrow_mut().replace(Rc::clone(&dial));
+        let guard = DialGuard(&place, dial);
+        match Box::pin(new_http2(need, &place, counted)).await {
+            Ok(connection) => {
+                place.shared.borrow_mut().push(connection);
+                place.counts.freed.notify_one();
+            }
+            Err(error) => {
+                let error = Rc::new(error);
+                guard.1.failed.replace(Some(Rc::clone(&error)));
+                return Err(error);
+            }
+        }
+    }
+}
+
+async fn new_http2(need: Need<'_>, place: &Rc<Pool>, counted: Counted) -> Result<Rc<Http2>, UpstreamError> {
+    let (reader, writer) = connect(need.worker, need.client, need.endpoint, need.pool).await?;
+    let handshake = h2::client::Builder::new()
         .initial_window_size(256 * 1024)
         .initial_connection_window_size(1024 * 1024)
         .max_header_list_size(80 * 1024)
+        .max_send_buffer_size(128 * 1024)
         .enable_push(false)
-        .handshake::<_, Bytes>(LinkIo::new(Input::new(reader), writer))
-        .await?;
-    let connection = Rc::new(Http2 { send, streams: std::cell::Cell::new(0) });
-    worker.connections.shared.borrow_mut().entry(place.clone()).or_default().push(Rc::clone(&connection));
-    let (owner, weak) = (Rc::clone(worker), Rc::downgrade(&connection));
-    worker.scope.spawn_local(async move {
-        if let Err(error) = driver.await {
-            tracing::debug!(%error, "a connection to an endpoint ended");
+        .handshake::<_, Bytes>(LinkIo::new(Input::new(reader), writer));
+    let limit = need.pool.connect_timeout;
+    let shaken = tokio::time::timeout(limit, handshake).await;
+    let (send, mut driver) = shaken.map_err(|_| UpstreamError::Late(limit))??;
+    let (streams, served, opened) = (Cell::new(0), Cell::new(0), Instant::now());
+    let connection = Rc::new(Http2 { send, streams, served, opened, counts: Rc::clone(&place.counts) });
+    let (pings, times) = (driver.ping_pong(), need.pool.ping);
+    let (weak, owner) = (Rc::downgrade(&connection), Rc::downgrade(place));
+    need.worker.scope.spawn_local(async move {
+        let _counted = counted;
+        let unanswered = async {
+            match (pings, times) {
+                (Some(pings), Some(times)) => unanswered(pings, times).await,
+                _ => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            ended = driver => if let Err(error) = ended {
+                tracing::debug!(%error, "a connection to an endpoint ended");
+            },
+            () = unanswered => tracing::debug!("an endpoint did not answer a PING"),
         }
-        if let Some(connections) = owner.connections.shared.borrow_mut().get_mut(&place) {
-            connections.retain(|one| !std::ptr::eq(Rc::as_ptr(one), weak.as_ptr()));
+        if let Some(place) = owner.upgrade() {
+            place.shared.borrow_mut().retain(|one| !std::ptr::eq(Rc::as_ptr(one), weak.as_ptr()));
         }
     });
     Ok(connection)
 }
 
-/// A connection to an endpoint's application.
-///
-/// **Errors**: see [`UpstreamError`]. **Cancel safety**: dropping it gives up.
-pub(crate) async fn connect(
-    worker: &Rc<Worker>,
-    client: &Client,
-    endpoint: &Endpoint,
-    pool: &ConnectionPool,
-) -> Result<(Reader, Writer), UpstreamError> {
-    let shared = &worker.shared;
-    let limits = Limits { connect: pool.connect_timeout, tls: pool.connect_timeout, ..shared.limits.clone() };
-    if endpoint.workload.protocol == TunnelProtocol::Tcp {
-        let options =
-            DialOptions { mark: None, source: None, nodelay: true, keepalive: None, reset_on_drop: true };
-        let to = endpoint.address;
-        let made = socket::dial_socket(to, &options).map_err(|source| ConnectError::Io { to, source })?;
-        let stream = socket::connect(made, to, limits.connect).await?;
-        return Ok(link::tcp(stream, &worker.board));
-    }
-    let peer = SocketAddr::new(endpoint.address.ip(), HBONE);
-    let expected = vec![endpoint.workload.identity.clone()];
-    let key =
-        Key::new("waypoint".into(), shared.identity.clone(), endpoint.workload.uid.clone(), peer, expected);
-    let authority = authority(endpoint.address);
-    let connect = Connect {
-        authority: &authority,
-        baggage: &HeaderValue::from_static(""),
-        source: client.address,
-        host: None,
-        trace: TraceParent::new(random(), random() as u64),
-    };
-    let establish = || Box::pin(establish(worker, &key, &limits));
-    let opened = worker.tunnels.open(&key, &connect, AnswerWait::of(&limits), establish).await?;
-    Ok(link::tunnel(opened.stream, Some(opened.slot), &worker.board))
-}
-
-/// A new tunnel: our certificate, TCP, TLS, HTTP/2.
-async fn establish(worker: &Rc<Worker>, key: &Key, limits: &Limits) -> Result<Rc<Tunnel>, OpenError> {
-    let shared = &worker.shared;
-    let start = Instant::now();
-    let count = |result| shared.metrics.handshake(Side::Client, result, start.elapsed());
-    let certificate = match shared.certs.current(&key.identity) {
-        Some(certificate) => certificate,
-        None => shared.certs.wait(&key.identity, shared.certificate_wait).await.map_err(|error| {
-            count(Handshake::NoCertificate);
-            OpenError::Identity(error.to_string())
-        })?,
-    };
-    let peer = key.peer;
-    let options =
-        DialOptions { mark: None, source: None, nodelay: true, keepalive: None, reset_on_drop: false };
-    let failed = |error| match error {
-        ConnectError::Timeout { limit, .. } => OpenError::TcpTimeout { peer, limit },
-        ConnectError::Io { source, .. } => {
-            let is_refused = source.kind() == io::ErrorKind::ConnectionRefused;
-            OpenError::Tcp { peer, cause: source.to_string(), is_refused }
+/// Sends PINGs; ready when one is not answered in time.
+async fn unanswered(mut pings: h2::PingPong, (every, limit): (std::time::Duration, std::time::Duration)) {
+    let mut tick = interval_at(Instant::now() + every, every);
+    loop {
+        tick.tick().await;
+        if !matches!(tokio::time::timeout(limit, pings.ping(h2::Ping::opaque())).await, Ok(Ok(_))) {
+            return;
         }
-    };
-    let made = socket::dial_socket(peer, &options)
-        .map_err(|source| failed(ConnectError::Io { to: peer, source }))?;
-    let tcp = socket::connect(made, peer, limits.connect).await.map_err(failed)?;
-    let tls = certificate.client_config(&key.expected);
-    let context = Context { http2: &shared.http2, limits, scope: &worker.scope, metrics: &shared.metrics };
-    let tunnel = Tunnel::establish(tcp, peer, tls, certificate.not_after, &context).await;
-    count(match &tunnel {
-        Ok(_) => Handshake::Complete,
-        Err(error) => error.result().unwrap_or(Handshake::Tls),
-    });
-    tunnel
-}
-
-/// `<address>:<port>`
-fn authority(address: SocketAddr) -> Authority {
-    // The text of an address is an authority.
-    Authority::try_from(address.to_string()).unwrap_or(Authority::from_static("0.0.0.0:0"))
+    }
 }

@@ -1,6 +1,7 @@
 //! Traffic workers: each is one thread with a current-thread runtime that owns the tunnels it was given, in and out, and
 //! all requests on them.
 
+use std::cell::Cell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -42,6 +43,8 @@ pub(crate) struct Worker {
     pub(crate) tunnels: Pool,
     pub(crate) connections: Connections,
     pub(crate) board: Board,
+    /// Copies for mirrors that are under way.
+    pub(crate) copies: Cell<usize>,
     load: Arc<AtomicUsize>,
 }
 
@@ -62,7 +65,9 @@ impl Workers {
             let thread = std::thread::Builder::new().name(format!("waypoint-{number}")).spawn(move || {
                 let board = Board::new(Arc::clone(&shared.budget));
                 let (tunnels, connections) = (Pool::default(), Connections::default());
-                Rc::new(Worker { shared, scope, tunnels, connections, board, load }).run(number, taken);
+                let copies = Cell::new(0);
+                Rc::new(Worker { shared, scope, tunnels, connections, board, copies, load })
+                    .run(number, taken);
             })?;
             threads.push(thread);
         }
@@ -92,11 +97,11 @@ impl Worker {
         };
         self.shared.metrics.watch_worker(number, runtime.metrics());
         runtime.block_on(async {
-            let house = Rc::clone(&self);
-            self.scope.spawn_local(async move { house.keep_house().await });
+            let mut house = std::pin::pin!(self.keep_house());
             loop {
                 tokio::select! {
                     Some((tcp, peer)) = taken.recv() => self.serve(tcp, peer),
+                    () = &mut house => {}
                     () = self.scope.ended() => break,
                 }
             }
@@ -115,13 +120,13 @@ impl Worker {
         });
     }
 
-    /// Once a second: tunnels and connections that nobody needs, streams that stall.
+    /// Once a second: tunnels and connections that nobody needs, streams that stall. It does not end.
     async fn keep_house(&self) {
         let mut tick = interval(Duration::from_secs(1));
         loop {
             tokio::select! {
                 _ = tick.tick() => {}
-                () = self.scope.draining() => return,
+                () = self.scope.draining() => break,
             }
             let snapshot = self.shared.state.snapshot();
             self.tunnels.sweep(self.shared.limits.idle, |key| {
@@ -131,6 +136,13 @@ impl Worker {
             });
             self.connections.sweep(&snapshot, Instant::now());
             self.board.sweep(Instant::now());
+        }
+        // What waits for a request would hold the drain up until its deadline. The last requests leave some behind too.
+        loop {
+            self.connections.close();
+            self.tunnels.sweep(Duration::ZERO, |_| false);
+            self.board.sweep(Instant::now());
+            tick.tick().await;
         }
     }
 }

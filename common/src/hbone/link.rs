@@ -17,6 +17,7 @@ use super::queue::Queue;
 use super::relay::Stream;
 use super::stream::{RecvHalf, ResetReason, SendHalf, StreamEnd};
 use crate::net::copy::{ReadSize, shutdown_write, try_read};
+use crate::net::socket::set_reset_on_drop;
 
 /// Why a link ended before its end.
 #[derive(Debug, thiserror::Error)]
@@ -170,10 +171,14 @@ impl Writer {
         }
     }
 
-    /// Resets the stream; a TCP connection is reset when both halves are dropped, if its socket is set to.
+    /// Resets the stream; a TCP connection is reset when both halves are dropped.
     pub fn reset(&mut self) {
-        if let To::Tunnel(send) = &mut self.to {
-            send.reset(ResetReason::AppReset);
+        match &mut self.to {
+            To::Tunnel(send) => send.reset(ResetReason::AppReset),
+            To::Tcp(stream) => {
+                // One that cannot be set so is closed in order.
+                let _gone = set_reset_on_drop(&**stream, true);
+            }
         }
     }
 }

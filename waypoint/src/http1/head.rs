@@ -74,23 +74,33 @@ pub(crate) enum BadHead {
     TooLarge,
 }
 
-/// Length of the head in `input`, its empty line included; none if that has not come yet.
-///
-/// **Errors**: a line that ends otherwise than in CR LF, or `max` bytes without an end.
-pub(crate) fn end(input: &[u8], max: usize) -> Result<Option<usize>, BadHead> {
-    let mut line = 0;
-    for (at, byte) in input.iter().enumerate().take(max) {
-        match byte {
-            b'\n' if at.checked_sub(1).and_then(|before| input.get(before)) != Some(&b'\r') => {
-                return Err(BadHead::Line);
+/// The search for the end of a head that comes in pieces: each byte is looked at once.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct End {
+    at: usize,
+    line: usize,
+}
+
+impl End {
+    /// Length of the head in `input`, its empty line included; none if that has not come yet. The next call gets the same bytes
+    /// and more.
+    ///
+    /// **Errors**: a line that ends otherwise than in CR LF, or `max` bytes without an end.
+    pub(crate) fn find(&mut self, input: &[u8], max: usize) -> Result<Option<usize>, BadHead> {
+        for (at, byte) in input.iter().enumerate().take(max).skip(self.at) {
+            match byte {
+                b'\n' if at.checked_sub(1).and_then(|before| input.get(before)) != Some(&b'\r') => {
+                    return Err(BadHead::Line);
+                }
+                b'\n' if at - self.line == 1 => return Ok(Some(at + 1)),
+                b'\n' => self.line = at + 1,
+                0 => return Err(BadHead::Line),
+                _ => {}
             }
-            b'\n' if at - line == 1 => return Ok(Some(at + 1)),
-            b'\n' => line = at + 1,
-            0 => return Err(BadHead::Line),
-            _ => {}
         }
+        self.at = input.len().min(max);
+        if input.len() >= max { Err(BadHead::TooLarge) } else { Ok(None) }
     }
-    if input.len() >= max { Err(BadHead::TooLarge) } else { Ok(None) }
 }
 
 /// Lines of a head, without their CR LF and without the empty one. A CR elsewhere is refused.
@@ -102,7 +112,7 @@ fn lines(head: &[u8]) -> impl Iterator<Item = Result<&[u8], BadHead>> {
     lines.take_while(|line| !matches!(line, Ok([])))
 }
 
-/// The request whose head is all of `head`, as [`end`] found it.
+/// The request whose head is all of `head`, as [`End::find`] found it.
 ///
 /// **Errors**: see [`BadHead`].
 pub(crate) fn request(head: &[u8]) -> Result<RequestHead, BadHead> {
@@ -298,7 +308,7 @@ mod tests {
     use super::*;
 
     fn of(text: &str) -> Result<RequestHead, BadHead> {
-        let length = end(text.as_bytes(), REQUEST_MAX)?.expect("a whole head");
+        let length = End::default().find(text.as_bytes(), REQUEST_MAX)?.expect("a whole head");
         request(&text.as_bytes()[..length])
     }
 
@@ -421,10 +431,12 @@ mod tests {
     #[test]
     fn the_end_of_a_head_is_found_piece_by_piece() {
         let text = b"GET / HTTP/1.1\r\nHost: a\r\n\r\nrest";
+        let mut search = End::default();
         for cut in 0..text.len() - 4 {
-            assert_eq!(end(&text[..cut], REQUEST_MAX), Ok(None), "{cut}");
+            assert_eq!(search.find(&text[..cut], REQUEST_MAX), Ok(None), "{cut}");
         }
-        assert_eq!(end(text, REQUEST_MAX), Ok(Some(text.len() - 4)));
-        assert_eq!(end(b"\r\n", REQUEST_MAX), Ok(Some(2)));
+        assert_eq!(search.find(text, REQUEST_MAX), Ok(Some(text.len() - 4)));
+        assert_eq!(End::default().find(text, REQUEST_MAX), Ok(Some(text.len() - 4)));
+        assert_eq!(End::default().find(b"\r\n", REQUEST_MAX), Ok(Some(2)));
     }
 }

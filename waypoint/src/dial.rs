@@ -1,0 +1,161 @@
+//! A connection to an endpoint's application: through its agent's tunnel where it is captured, else in plain TCP.
+
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use culvert_common::hbone::Limits;
+use culvert_common::hbone::client::{AnswerWait, Connect, Context, OpenError, Tunnel};
+use culvert_common::hbone::headers::TraceParent;
+use culvert_common::hbone::link::{self, Reader, Writer};
+use culvert_common::hbone::pool::Key;
+use culvert_common::model::l7::{self, ConnectionPool};
+use culvert_common::model::{TunnelProtocol, Workload};
+use culvert_common::net::socket::{self, ConnectError, DialOptions, Keepalive};
+use culvert_common::telemetry::{Handshake, Side};
+use http::HeaderValue;
+use http::uri::Authority;
+use tokio::time::Instant;
+
+use crate::shared::random;
+use crate::tunnel::Client;
+use crate::worker::Worker;
+
+/// Port of HBONE.
+const HBONE: u16 = 15008;
+
+/// Where one try goes.
+#[derive(Clone, Debug)]
+pub(crate) struct Endpoint {
+    pub(crate) workload: Arc<Workload>,
+    /// Address of the application.
+    pub(crate) address: SocketAddr,
+}
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum UpstreamError {
+    #[error(transparent)]
+    Tunnel(#[from] OpenError),
+    #[error(transparent)]
+    Tcp(#[from] ConnectError),
+    #[error("HTTP/2: {0}")]
+    Http2(#[from] h2::Error),
+    #[error("no connection within {0:?}")]
+    Late(Duration),
+    #[error("more connections, or requests that wait for one, than the DestinationRule allows")]
+    Overflow,
+}
+
+impl UpstreamError {
+    /// Whether it took too long.
+    pub(crate) fn is_timeout(&self) -> bool {
+        matches!(
+            self,
+            Self::Tunnel(OpenError::TcpTimeout { .. } | OpenError::AnswerTimeout { .. })
+                | Self::Tcp(ConnectError::Timeout { .. })
+                | Self::Late(_)
+        )
+    }
+}
+
+/// A connection to an endpoint's application.
+///
+/// **Errors**: see [`UpstreamError`]. **Cancel safety**: dropping it gives up.
+pub(crate) async fn connect(
+    worker: &Rc<Worker>,
+    client: &Client,
+    endpoint: &Endpoint,
+    pool: &ConnectionPool,
+) -> Result<(Reader, Writer), UpstreamError> {
+    let limit = pool.connect_timeout;
+    let dialled = tokio::time::timeout(limit, Box::pin(dial(worker, client, endpoint, pool))).await;
+    dialled.unwrap_or(Err(UpstreamError::Late(limit)))
+}
+
+async fn dial(
+    worker: &Rc<Worker>,
+    client: &Client,
+    endpoint: &Endpoint,
+    pool: &ConnectionPool,
+) -> Result<(Reader, Writer), UpstreamError> {
+    let shared = &worker.shared;
+    let limits = Limits { connect: pool.connect_timeout, tls: pool.connect_timeout, ..shared.limits.clone() };
+    if endpoint.workload.protocol == TunnelProtocol::Tcp {
+        let keepalive = pool.keepalive.map(keepalive);
+        let options =
+            DialOptions { mark: None, source: None, nodelay: true, keepalive, reset_on_drop: false };
+        let to = endpoint.address;
+        let made = socket::dial_socket(to, &options).map_err(|source| ConnectError::Io { to, source })?;
+        let stream = socket::connect(made, to, limits.connect).await?;
+        return Ok(link::tcp(stream, &worker.board));
+    }
+    let peer = SocketAddr::new(endpoint.address.ip(), HBONE);
+    let expected = vec![endpoint.workload.identity.clone()];
+    let key =
+        Key::new("waypoint".into(), shared.identity.clone(), endpoint.workload.uid.clone(), peer, expected);
+    let authority = authority(endpoint.address);
+    let connect = Connect {
+        authority: &authority,
+        baggage: &HeaderValue::from_static(""),
+        source: client.address,
+        host: None,
+        trace: TraceParent::new(random(), random() as u64),
+    };
+    let establish = || Box::pin(establish(worker, &key, &limits));
+    let opened = worker.tunnels.open(&key, &connect, AnswerWait::of(&limits), establish).await?;
+    Ok(link::tunnel(opened.stream, Some(opened.slot), &worker.board))
+}
+
+/// A new tunnel: our certificate, TCP, TLS, HTTP/2.
+async fn establish(worker: &Rc<Worker>, key: &Key, limits: &Limits) -> Result<Rc<Tunnel>, OpenError> {
+    let shared = &worker.shared;
+    let start = Instant::now();
+    let count = |result| shared.metrics.handshake(Side::Client, result, start.elapsed());
+    let certificate = match shared.certs.current(&key.identity) {
+        Some(certificate) => certificate,
+        None => shared.certs.wait(&key.identity, shared.certificate_wait).await.map_err(|error| {
+            count(Handshake::NoCertificate);
+            OpenError::Identity(error.to_string())
+        })?,
+    };
+    let peer = key.peer;
+    let options =
+        DialOptions { mark: None, source: None, nodelay: true, keepalive: None, reset_on_drop: false };
+    let failed = |error| match error {
+        ConnectError::Timeout { limit, .. } => OpenError::TcpTimeout { peer, limit },
+        ConnectError::Io { source, .. } => {
+            let is_refused = source.kind() == io::ErrorKind::ConnectionRefused;
+            OpenError::Tcp { peer, cause: source.to_string(), is_refused }
+        }
+    };
+    let made = socket::dial_socket(peer, &options)
+        .map_err(|source| failed(ConnectError::Io { to: peer, source }))?;
+    let tcp = socket::connect(made, peer, limits.connect).await.map_err(failed)?;
+    let tls = certificate.client_config(&key.expected);
+    let context = Context { http2: &shared.http2, limits, scope: &worker.scope, metrics: &shared.metrics };
+    let tunnel = Tunnel::establish(tcp, peer, tls, certificate.not_after, &context).await;
+    count(match &tunnel {
+        Ok(_) => Handshake::Complete,
+        Err(error) => error.result().unwrap_or(Handshake::Tls),
+    });
+    tunnel
+}
+
+/// What is not said is as Linux has it.
+fn keepalive(wanted: l7::Keepalive) -> Keepalive {
+    Keepalive {
+        time: wanted.time.unwrap_or(Duration::from_secs(7200)),
+        interval: wanted.interval.unwrap_or(Duration::from_secs(75)),
+        retries: wanted.probes.unwrap_or(9),
+        user_timeout: false,
+    }
+}
+
+/// `<address>:<port>`
+fn authority(address: SocketAddr) -> Authority {
+    // The text of an address is an authority.
+    Authority::try_from(address.to_string()).unwrap_or(Authority::from_static("0.0.0.0:0"))
+}

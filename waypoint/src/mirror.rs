@@ -1,0 +1,176 @@
+//! Copies of requests for mirrors: sent beside the request once all of it is here, their answers read and thrown away.
+//!
+//! Bounded: a body longer than what is kept for another try is not copied, nor is anything beyond so many copies at once.
+
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use culvert_common::l7::balance::{Active, Ask, Picked};
+use culvert_common::l7::breaker::Kind;
+use culvert_common::model::l7::Backend;
+use http::HeaderMap;
+
+use crate::current::{Current, Live};
+use crate::dial::Endpoint;
+use crate::forward::{head_of, is_http2};
+use crate::http1::body::{Decoder, Part};
+use crate::http1::head::Framing;
+use crate::message::{Body, MessageError, Pump, PumpError, Request, Sink};
+use crate::relay::Source;
+use crate::replay::Replay;
+use crate::request::Way;
+use crate::serve::Stage;
+use crate::shared::random;
+use crate::upstream::{self, Http1, Need};
+
+/// Copies that one worker has under way at once.
+const COPIES_MAX: usize = 256;
+/// A copy takes no longer, from its connection to the end of its answer.
+const LONGEST: Duration = Duration::from_secs(60);
+
+/// The copies of one request that are to be sent.
+pub(crate) struct Copies {
+    stage: Rc<Stage>,
+    to: Vec<Arc<Live>>,
+    head: Request,
+    limit: Duration,
+}
+
+/// Why a copy did not get to its end.
+#[derive(Debug, thiserror::Error)]
+enum Failed {
+    #[error("no endpoint")]
+    NoEndpoint,
+    #[error("no connection: {0}")]
+    Unreached(String),
+    #[error(transparent)]
+    Broken(#[from] MessageError),
+    #[error("it took too long")]
+    Late,
+}
+
+impl Copies {
+    /// Those that the route and the destination want of this request, as it goes on; none if there is none.
+    pub(crate) fn of(stage: &Rc<Stage>, current: &Current, way: &Way<'_>, request: &Request) -> Option<Self> {
+        let (route, backend) = way.route?;
+        if route.mirrors.is_empty() && backend.mirrors.is_empty() {
+            return None;
+        }
+        let drawn = || u32::try_from(random() % 1_000_000).unwrap_or_default();
+        let mirrors = route.mirrors.iter().chain(&backend.mirrors);
+        let to: Vec<_> = mirrors
+            .filter(|mirror| mirror.share.includes(drawn()))
+            .filter_map(|mirror| match &mirror.backend {
+                Backend::Cluster(key) => current.cluster(key).filter(|live| live.cluster.refused.is_none()),
+                Backend::Invalid { .. } => None,
+            })
+            .cloned()
+            .collect();
+        let limit = route.timeout.filter(|limit| !limit.is_zero()).unwrap_or(LONGEST).min(LONGEST);
+        let is_wanted = !to.is_empty() && request.upgrade.is_none();
+        is_wanted.then(|| Self { stage: Rc::clone(stage), to, head: request.clone(), limit })
+    }
+
+    /// Sends them, each as a task of its own, if all of the body is still here.
+    pub(crate) fn send(self, body: &Replay<'_>) {
+        let Some((parts, trailers)) = body.whole() else {
+            return tracing::debug!("a request is too long for its mirrors");
+        };
+        let Self { stage, to, head, limit } = self;
+        let head = Rc::new(head);
+        for live in to {
+            let copies = &stage.worker.copies;
+            if copies.get() >= COPIES_MAX || stage.worker.scope.is_draining() {
+                return tracing::debug!("too many copies for mirrors are under way");
+            }
+            copies.set(copies.get() + 1);
+            let (stage, head) = (Rc::clone(&stage), Rc::clone(&head));
+            let body = Copied { parts: parts.clone().into_iter(), trailers: trailers.clone() };
+            stage.worker.scope.clone().spawn_local(async move {
+                let sent = tokio::time::timeout(limit, Box::pin(one(&stage, &live, &head, body))).await;
+                if let Err(error) = sent.unwrap_or(Err(Failed::Late)) {
+                    tracing::debug!(cluster = %live.cluster.key, %error, "a copy for a mirror failed");
+                }
+                let copies = &stage.worker.copies;
+                copies.set(copies.get() - 1);
+            });
+        }
+    }
+}
+
+struct Copied {
+    parts: std::vec::IntoIter<Bytes>,
+    trailers: Option<HeaderMap>,
+}
+
+impl Copied {
+    fn next(&mut self) -> Part {
+        match self.parts.find(|part| !part.is_empty()) {
+            Some(data) => Part::Data(data),
+            None => Part::End(self.trailers.take()),
+        }
+    }
+}
+
+async fn one(stage: &Rc<Stage>, live: &Arc<Live>, head: &Request, body: Copied) -> Result<(), Failed> {
+    let _permit = live.breaker.take(Kind::Requests, &live.cluster).ok_or(Failed::NoEndpoint)?;
+    let ask = Ask {
+        balance: live.cluster.balance,
+        outliers: live.cluster.outliers.as_ref(),
+        random: [random() as u64, random() as u64],
+        now: std::time::Instant::now(),
+    };
+    let node = match live.endpoints.pick(&ask, None) {
+        Ok(Picked::Endpoint(node)) => node.clone(),
+        Ok(Picked::AsAsked) | Err(_) => return Err(Failed::NoEndpoint),
+    };
+    let endpoint = Endpoint { workload: Arc::clone(&node.workload), address: node.address };
+    let _active = Active::new(node);
+    let (worker, client, pool) = (&stage.worker, &stage.client, &live.cluster.pool);
+    let need = Need { worker, client, endpoint: &endpoint, live: Some(live), pool };
+    if is_http2(Some(&live.cluster), head.version) {
+        let connection = upstream::http2(need).await.map_err(|error| Failed::Unreached(error.to_string()))?;
+        let (response, stream, _place) = connection.request(head).await.map_err(MessageError::from)?;
+        let upload = Pump::new(stream.map_or(Sink::Nothing, Sink::Http2));
+        exchange(upload, body, Source::Http2(response)).await?;
+        return Ok(());
+    }
+    let connected = upstream::http1(need, false).await;
+    let (mut connection, _) = connected.map_err(|error| Failed::Unreached(error.to_string()))?;
+    connection.served += 1;
+    let Http1 { input, output, .. } = &mut connection;
+    let upload = Pump::new(Sink::http1(output, head.framing, head_of(head)));
+    if exchange(upload, body, Source::Http1(input, head.method.clone())).await? {
+        upstream::keep(need, connection);
+    }
+    Ok(())
+}
+
+/// Sends all and reads all; whether the connection may be used again.
+async fn exchange(
+    mut upload: Pump<'_>,
+    mut body: Copied,
+    mut source: Source<'_>,
+) -> Result<bool, MessageError> {
+    let sent = poll_fn(|cx| upload.poll(cx, |_| std::task::Poll::Ready(Ok(body.next())))).await;
+    sent.map_err(|error| match error {
+        PumpError::From(error) | PumpError::To(error) => error,
+    })?;
+    let answer = loop {
+        let answer = source.head().await?;
+        if !answer.status.is_informational() {
+            break answer;
+        }
+    };
+    let keep_alive = answer.keep_alive && answer.framing != Framing::Close;
+    let mut from = match (source, answer.body) {
+        (Source::Http1(input, _), _) => Body::Http1(input, Decoder::new(answer.framing)),
+        (Source::Http2(_), Some(body)) => Body::Http2(body),
+        (Source::Http2(_), None) => Body::Empty,
+    };
+    while !matches!(poll_fn(|cx| from.poll_part(cx)).await?, Part::End(_)) {}
+    Ok(keep_alive)
+}

@@ -1,0 +1,302 @@
+//! A request's body on its way to an endpoint, and the answer on its way back.
+
+use std::borrow::Cow;
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll};
+
+use culvert_common::l7::outlier::Outcome;
+use culvert_common::l7::retry::{self, Tried};
+use culvert_common::l7::{Edits, Flag, Switch, add_server, add_service_time, clean_response, http_status};
+use http::{HeaderMap, Method, StatusCode};
+use tokio::time::{Instant, Sleep};
+
+use crate::current::Node;
+use crate::forward::{Ended, Tries};
+use crate::http1::body::Decoder;
+use crate::http1::head::{self, BadHead, Framing};
+use crate::message::{Body, Input, MessageError, Pump, PumpError, Request};
+use crate::replay::Replay;
+use crate::reply::Responder;
+use crate::request::{Exchange, Way, facts, values};
+
+/// The head of an upstream's answer.
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    headers: HeaderMap,
+    pub(crate) framing: Framing,
+    pub(crate) keep_alive: bool,
+    pub(crate) body: Option<h2::RecvStream>,
+}
+
+/// Where an answer comes from.
+pub(crate) enum Source<'c> {
+    Http1(&'c mut Input, Method),
+    Http2(h2::client::ResponseFuture),
+}
+
+impl Source<'_> {
+    /// The next head: of an answer, or of one before it.
+    pub(crate) async fn head(&mut self) -> Result<Answer, MessageError> {
+        match self {
+            Self::Http1(input, method) => {
+                let head = input.head(head::RESPONSE_MAX).await?.ok_or(MessageError::Closed)?;
+                let head::ResponseHead { status, headers, framing, keep_alive } =
+                    head::response(&head, method)?;
+                Ok(Answer { status, headers, framing, keep_alive, body: None })
+            }
+            Self::Http2(response) => {
+                let (parts, body) = response.await?.into_parts();
+                let length = parts.headers.get(http::header::CONTENT_LENGTH);
+                let length = length.and_then(|value| value.to_str().ok()?.parse().ok());
+                let framing = match (body.is_end_stream(), length) {
+                    (true, _) => Framing::Empty,
+                    (false, Some(length)) => Framing::Length(length),
+                    (false, None) => Framing::Chunked,
+                };
+                let (status, headers) = (parts.status, parts.headers);
+                Ok(Answer { status, headers, framing, keep_alive: true, body: Some(body) })
+            }
+        }
+    }
+}
+
+/// What came of waiting for an answer.
+enum Waited {
+    Answer(Answer),
+    Broken(MessageError),
+    TimedOut,
+}
+
+/// What became of a request on an open connection.
+pub(crate) enum Exchanged {
+    /// The try is over; whether the connection may be used again.
+    Over(Ended, bool),
+    /// The connection ended before anything of an answer came.
+    Broken(MessageError),
+}
+
+impl Exchange<'_> {
+    /// Sends the request over an open connection and the answer back.
+    ///
+    /// **Errors**: the client has gone, or broke off.
+    pub(crate) async fn exchange(
+        &mut self,
+        (request, way): (&Request, &Way<'_>),
+        tries: &mut Tries<'_>,
+        (upload, source): (&mut Pump<'_>, &mut Source<'_>),
+        node: Option<&Node>,
+    ) -> Result<Exchanged, MessageError> {
+        let began = Instant::now();
+        let answer = loop {
+            let answer = match self.answer(tries, upload, source).await? {
+                Waited::Answer(answer) => answer,
+                Waited::Broken(error) => return Ok(Exchanged::Broken(error)),
+                Waited::TimedOut => return Ok(Exchanged::Over(self.timed_out(tries, node), false)),
+            };
+            if answer.status == StatusCode::SWITCHING_PROTOCOLS && request.upgrade.is_none() {
+                return Ok(Exchanged::Broken(MessageError::Head(BadHead::Line)));
+            }
+            if !answer.status.is_informational() || answer.status == StatusCode::SWITCHING_PROTOCOLS {
+                break answer;
+            }
+            if let Some(responder) = &mut self.responder {
+                responder.interim(answer.status, answer.headers).await?;
+            }
+        };
+        let status = match tries.is_grpc.then(|| retry::grpc_status(&answer.headers)).flatten() {
+            Some(status) => http_status(status),
+            None => answer.status,
+        };
+        self.record(tries, node, Outcome::Connected);
+        self.record(tries, node, Outcome::Answered(status));
+        if self.may_retry(tries, Tried::Answered(answer.status, &answer.headers)) {
+            if tries.take_permit() {
+                return Ok(Exchanged::Over(Ended::Again, false));
+            }
+            self.told.flags.raise(Flag::UpstreamOverflow);
+        }
+        self.body.forget();
+        self.told.upstream_time = Some(began.elapsed());
+        self.told.details = Cow::Borrowed("via_upstream");
+        let is_reusable = self.relay((request, way), tries, (upload, source), answer).await?;
+        Ok(Exchanged::Over(Ended::Answered, is_reusable))
+    }
+
+    /// Sends the body and waits for the head of the answer, for as long as that may take.
+    async fn answer(
+        &mut self,
+        tries: &mut Tries<'_>,
+        upload: &mut Pump<'_>,
+        source: &mut Source<'_>,
+    ) -> Result<Waited, MessageError> {
+        let mut head = pin!(source.head());
+        let mut timer: Pin<&mut Option<Sleep>> = pin!(None);
+        let mut is_timed = false;
+        let mut refused = None;
+        poll_fn(|cx| {
+            if refused.is_none() {
+                match upload.poll(cx, |cx| self.body.poll_part(cx)) {
+                    Poll::Ready(Err(PumpError::From(error))) => return Poll::Ready(Err(error)),
+                    // It may have answered before it stopped reading.
+                    Poll::Ready(Err(PumpError::To(error))) => refused = Some(error),
+                    Poll::Ready(Ok(())) | Poll::Pending => {}
+                }
+                self.told.received = upload.bytes;
+            }
+            match head.as_mut().poll(cx) {
+                Poll::Ready(Ok(answer)) => return Poll::Ready(Ok(Waited::Answer(answer))),
+                Poll::Ready(Err(error)) => return Poll::Ready(Ok(Waited::Broken(error))),
+                Poll::Pending => {}
+            }
+            if self.body.is_done() && !is_timed {
+                is_timed = true;
+                tries.is_sent(&self.body);
+                timer.set(tries.limit_of_try().map(tokio::time::sleep_until));
+            }
+            if timer.as_mut().as_pin_mut().is_some_and(|timer| timer.poll(cx).is_ready()) {
+                return Poll::Ready(Ok(Waited::TimedOut));
+            }
+            poll_gone(&mut self.body, &mut self.responder, cx).map(Err)
+        })
+        .await
+    }
+
+    /// The answer's way to the client, beside what is left of the request; whether the connection may be used again.
+    async fn relay(
+        &mut self,
+        (request, way): (&Request, &Way<'_>),
+        tries: &mut Tries<'_>,
+        (upload, source): (&mut Pump<'_>, &mut Source<'_>),
+        answer: Answer,
+    ) -> Result<bool, MessageError> {
+        let Answer { status, mut headers, framing, keep_alive, body } = answer;
+        let switches = status == StatusCode::SWITCHING_PROTOCOLS;
+        self.finish_headers(request, way, status, &mut headers);
+        self.told.status = Some(status);
+        let Some(mut responder) = self.responder.take() else { return Ok(false) };
+        responder.keep_alive &= !self.stage.worker.scope.is_draining();
+        let client_keeps = responder.keep_alive && !switches;
+        let framing = if switches { Framing::Close } else { framing };
+        if switches {
+            self.body.switch();
+            upload.switch();
+        }
+        let mut download = Pump::new(responder.begin(status, &headers, framing)?);
+        let mut from = match (source, body) {
+            (Source::Http1(input, _), _) => Body::Http1(input, Decoder::new(framing)),
+            (Source::Http2(_), Some(body)) => Body::Http2(body),
+            (Source::Http2(_), None) => Body::Empty,
+        };
+        let moved = both(upload, &mut self.body, (&mut download, &mut from), switches, tries).await;
+        (self.told.received, self.told.sent) = (upload.bytes, download.bytes);
+        match moved {
+            Ok(()) => {
+                self.told.goes_on = client_keeps && self.body.take_rest().await;
+                Ok(keep_alive && upload.is_done && !switches)
+            }
+            Err(Broke::Time) => {
+                download.reset();
+                upload.reset();
+                self.told.flags.raise(Flag::UpstreamTimeout);
+                self.told.details = Cow::Borrowed("response_timeout");
+                Ok(false)
+            }
+            Err(Broke::Pump(PumpError::From(error))) => {
+                download.reset();
+                self.told.flags.raise(Flag::UpstreamTermination);
+                self.told.details =
+                    Cow::Borrowed("upstream_reset_after_response_started{connection_termination}");
+                self.told.transport = error.to_string();
+                Ok(false)
+            }
+            Err(Broke::Pump(PumpError::To(error))) => {
+                upload.reset();
+                Err(error)
+            }
+        }
+    }
+
+    /// What the client sees of an answer's headers.
+    fn finish_headers(
+        &mut self,
+        request: &Request,
+        way: &Way<'_>,
+        status: StatusCode,
+        headers: &mut HeaderMap,
+    ) {
+        let switches = status == StatusCode::SWITCHING_PROTOCOLS;
+        clean_response(headers, if switches { Switch::Upgrade } else { Switch::No });
+        add_service_time(headers, self.told.upstream_time.unwrap_or_default());
+        if let Some((route, backend)) = way.route {
+            let facts = facts(self.stage, request);
+            let mut values = values(&facts, request.version, self.told);
+            values.response = Some((status, headers));
+            let edits = Edits::of_response(route, Some(backend), &values);
+            edits.apply(headers);
+        }
+        add_server(headers);
+        headers.extend(std::mem::take(&mut self.cors));
+    }
+}
+
+/// Ready when the client has gone while its request is worked on.
+pub(crate) fn poll_gone(
+    body: &mut Replay<'_>,
+    responder: &mut Option<Responder<'_>>,
+    cx: &mut Context<'_>,
+) -> Poll<MessageError> {
+    if let Some(responder) = responder
+        && let Poll::Ready(error) = responder.poll_gone(cx)
+    {
+        return Poll::Ready(error);
+    }
+    body.poll_gone(cx)
+}
+
+/// Why two bodies were not moved to their end.
+enum Broke {
+    Pump(PumpError),
+    /// The request took too long.
+    Time,
+}
+
+/// Moves both bodies until the answer is over. A server that has answered need not hear the rest.
+async fn both(
+    upload: &mut Pump<'_>,
+    request: &mut Replay<'_>,
+    (download, from): (&mut Pump<'_>, &mut Body<'_>),
+    switches: bool,
+    tries: &mut Tries<'_>,
+) -> Result<(), Broke> {
+    let mut deaf = false;
+    let mut timer: Pin<&mut Option<Sleep>> = pin!(None);
+    let mut is_timed = switches;
+    poll_fn(|cx| {
+        if !deaf {
+            match upload.poll(cx, |cx| request.poll_part(cx)) {
+                Poll::Ready(Err(PumpError::From(error))) => {
+                    return Poll::Ready(Err(Broke::Pump(PumpError::To(error))));
+                }
+                Poll::Ready(Err(PumpError::To(_))) => deaf = true,
+                Poll::Ready(Ok(())) | Poll::Pending => {}
+            }
+        }
+        if let Poll::Ready(moved) = download.poll(cx, |cx| from.poll_part(cx)) {
+            return Poll::Ready(moved.map_err(Broke::Pump));
+        }
+        if !is_timed && request.is_done() {
+            is_timed = true;
+            tries.is_sent(request);
+            timer.set(tries.deadline().map(tokio::time::sleep_until));
+        }
+        if timer.as_mut().as_pin_mut().is_some_and(|timer| timer.poll(cx).is_ready()) {
+            return Poll::Ready(Err(Broke::Time));
+        }
+        if let Poll::Ready(error) = download.poll_gone(cx) {
+            return Poll::Ready(Err(Broke::Pump(PumpError::To(error))));
+        }
+        request.poll_gone(cx).map(|error| Err(Broke::Pump(PumpError::To(error))))
+    })
+    .await
+}

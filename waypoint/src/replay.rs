@@ -1,0 +1,155 @@
+//! A request's body that can be sent again, within bounds.
+
+use std::future::poll_fn;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use culvert_common::hbone::budget::Budget;
+use http::HeaderMap;
+
+use crate::http1::body::{Decoder, Part};
+use crate::http1::head::Framing;
+use crate::message::{Body, MessageError};
+
+/// Bytes of a request's body that are kept for another try.
+const REPLAY_MAX: usize = 1 << 20;
+
+/// A request's body that can be sent again from its beginning, as long as it is small enough to be kept.
+pub(crate) struct Replay<'a> {
+    body: Body<'a>,
+    kept: Vec<Bytes>,
+    held: Held<'a>,
+    end: Option<Option<HeaderMap>>,
+    at: usize,
+    keeps: bool,
+}
+
+/// What is kept counts against the memory budget.
+struct Held<'a> {
+    budget: &'a Budget,
+    bytes: usize,
+}
+
+impl Held<'_> {
+    /// Counts `more`; false: that would be too much.
+    fn grow(&mut self, more: usize) -> bool {
+        if self.bytes + more > REPLAY_MAX || self.budget.is_over() {
+            return false;
+        }
+        self.bytes += more;
+        self.budget.charge(more as u64);
+        true
+    }
+
+    fn shrink(&mut self, less: usize) {
+        self.bytes -= less;
+        self.budget.release(less as u64);
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.shrink(self.bytes);
+    }
+}
+
+impl<'a> Replay<'a> {
+    /// Kept until it is said that there will be no other try.
+    pub(crate) fn new(body: Body<'a>, budget: &'a Budget) -> Self {
+        Self { body, kept: Vec::new(), held: Held { budget, bytes: 0 }, end: None, at: 0, keeps: true }
+    }
+
+    /// Whether it can be sent again.
+    pub(crate) fn can_rewind(&self) -> bool {
+        self.keeps
+    }
+
+    /// From the beginning.
+    pub(crate) fn rewind(&mut self) {
+        self.at = 0;
+    }
+
+    /// The next part. After the end it is not asked again, but after [`Replay::rewind`].
+    pub(crate) fn poll_part(&mut self, cx: &mut Context<'_>) -> Poll<Result<Part, MessageError>> {
+        if let Some(data) = self.kept.get_mut(self.at) {
+            self.at += 1;
+            let data = if self.keeps { data.clone() } else { std::mem::take(data) };
+            return Poll::Ready(Ok(Part::Data(data)));
+        }
+        if let Some(trailers) = &self.end {
+            return Poll::Ready(Ok(Part::End(trailers.clone())));
+        }
+        if !self.keeps {
+            self.drop_sent();
+        }
+        let part = ready!(self.body.poll_part(cx))?;
+        match &part {
+            Part::End(trailers) => self.end = Some(trailers.clone()),
+            Part::Data(data) if self.keeps => {
+                self.keeps = self.held.grow(data.len());
+                if self.keeps {
+                    self.kept.push(data.clone());
+                    self.at = self.kept.len();
+                } else {
+                    self.drop_sent();
+                }
+            }
+            Part::Data(_) => {}
+        }
+        Poll::Ready(Ok(part))
+    }
+
+    fn drop_sent(&mut self) {
+        self.kept.drain(..self.at);
+        self.at = 0;
+        let left = self.kept.iter().map(Bytes::len).sum();
+        self.held.shrink(self.held.bytes.saturating_sub(left));
+    }
+
+    /// What has come so far, if it was all kept: its bytes and the trailers.
+    pub(crate) fn whole(&self) -> Option<(Vec<Bytes>, Option<HeaderMap>)> {
+        let is_whole = self.keeps && self.is_done();
+        is_whole.then(|| (self.kept.clone(), self.end.clone().flatten()))
+    }
+
+    /// Ready when the client has gone after its whole request; it has not while any of that is to come.
+    pub(crate) fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<MessageError> {
+        self.body.poll_gone(cx)
+    }
+
+    /// Whether the client has sent everything.
+    pub(crate) fn is_done(&self) -> bool {
+        self.end.is_some() || self.body.is_done()
+    }
+
+    /// No other try will be made. What is kept and not yet sent stays.
+    pub(crate) fn forget(&mut self) {
+        self.keeps = false;
+        self.drop_sent();
+    }
+
+    /// From now on its bytes are no body but what another protocol says.
+    pub(crate) fn switch(&mut self) {
+        self.end = None;
+        if let Body::Http1(_, decoder) = &mut self.body {
+            *decoder = Decoder::new(Framing::Close);
+        }
+    }
+
+    /// Takes what has come of the rest and is needed by nobody; whether that was all of it.
+    pub(crate) async fn take_rest(&mut self) -> bool {
+        self.keeps = false;
+        poll_fn(|cx| {
+            loop {
+                if self.end.is_some() || self.body.is_done() {
+                    return Poll::Ready(true);
+                }
+                match self.poll_part(cx) {
+                    Poll::Ready(Ok(_)) => {}
+                    Poll::Ready(Err(_)) | Poll::Pending => return Poll::Ready(false),
+                }
+            }
+        })
+        .await
+    }
+}
