@@ -59,6 +59,53 @@ const CASES: [(&str, &str, i32, &[&str]); 13] = [
     ),
 ];
 
+/// Directory, what is asked of `cart.shop:80` beside it, exit status, and words that must be in the answer.
+const REQUESTS: [(&str, &[&str], i32, &[&str]); 8] = [
+    (
+        "waypoint-name",
+        &["--path", "/"],
+        0,
+        &["there is no Gateway of this name", "ready waypoints are shop/waypoint"],
+    ),
+    (
+        "waypoint-no-route",
+        &["--path", "/pay", "--method", "POST"],
+        1,
+        &["REFUSED 404", "prefix \"/cart\", found \"/pay\""],
+    ),
+    (
+        "waypoint-subset",
+        &["--path", "/"],
+        1,
+        &["DEPENDS 503", "no DestinationRule defines subset v3", "10 % of it"],
+    ),
+    (
+        "waypoint-selector-policy",
+        &["--path", "/"],
+        1,
+        &["REFUSED 503", "its agent refuses the waypoint", "targetRefs"],
+    ),
+    (
+        "waypoint-deny-path",
+        &["--path", "/admin/../admin/users"],
+        1,
+        &["REFUSED 403", "shop/no-admin denies it", "paths [/admin*]"],
+    ),
+    (
+        "waypoint-no-backend",
+        &["--path", "/"],
+        1,
+        &["REFUSED 500", "no Service shop/basket is known", "BackendNotFound"],
+    ),
+    (
+        "waypoint-canary",
+        &["--path", "/cart/items?id=1"],
+        0,
+        &["FORWARDED", "http[1]", "path \"/items?id=1\"", "90 %"],
+    ),
+    ("waypoint-canary", &["-H", "x-tester: yes"], 0, &["FORWARDED", "http[0]", "outbound|80|v2|"]),
+];
+
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
 }
@@ -98,6 +145,43 @@ fn each_prepared_mistake_is_found() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// The same for a request through a waypoint; the golden text of a directory is that of its first question.
+#[test]
+fn what_a_waypoint_does_with_a_request_is_told() {
+    let mut wrong = Vec::new();
+    for (at, (case, request, status, words)) in REQUESTS.into_iter().enumerate() {
+        let dir = format!("manifests/examples/why/{case}");
+        let answer = why(&[&["shop/web-0", "cart.shop:80", "--config", &dir], request].concat());
+        let got = text(&answer.stdout);
+        for word in words.iter().filter(|word| !got.contains(**word)) {
+            wrong.push(format!("{case}: says nothing of {word:?}:\n{got}"));
+        }
+        let golden = std::fs::read_to_string(root().join(format!("control/tests/why/{case}.txt")));
+        let is_first = REQUESTS.iter().position(|of| of.0 == case) == Some(at);
+        if is_first && golden.unwrap_or_default() != got {
+            wrong.push(format!("{case}: is not what its golden text has:\n{got}{}", text(&answer.stderr)));
+        }
+        if answer.status.code() != Some(status) {
+            wrong.push(format!("{case}: {}", answer.status));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    let dir = "manifests/examples/why/waypoint-canary";
+    let answer = why(&["shop/web-0", "cart.shop:80", "--config", dir, "--path", "/cart/", "-o", "json"]);
+    let json: serde_json::Value = serde_json::from_slice(&answer.stdout).unwrap();
+    assert_eq!(json["verdict"], "allowed");
+    assert_eq!(json["http"][0]["verdict"], "forwarded");
+    assert_eq!(json["http"][0]["backends"][1]["percent"], 10);
+    let bare = why(&["shop/web-0", "cart.shop:80", "--config", dir]);
+    assert!(
+        text(&bare.stdout).contains("for what it does with a request, add --method"),
+        "{}",
+        text(&bare.stdout)
+    );
+    let both = why(&["web-0", "cart", "--path", "/", "--agent", "127.0.0.1"]);
+    assert_eq!(both.status.code(), Some(2), "an agent knows no routes");
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! What becomes of one HTTP request at a waypoint: pure decisions over [`crate::model::l7`].
 //!
 //! One file per decision. Time, randomness and what others know are arguments; nothing waits, nothing is logged, and what
-//! does not change is not copied. The data path acts on these, `culvert why` prints them. Must not know sockets, bodies,
-//! HTTP's framing or the snapshot.
+//! does not change is not copied. The data path acts on these, `culvert why` prints them. Must not know sockets, bodies or
+//! HTTP's framing; the snapshot is known to [`explain`] alone.
 //!
 //! In the order in which a request meets them: [`normalize`], then [`find`] with [`Facts`], `authz::http`, [`Fault`]'s
 //! shares, [`cors`], [`pick`] and [`balance`], [`rewritten`] and [`Edits`], [`timeout`], [`breaker`], [`retry`] and [`outlier`].
@@ -13,6 +13,7 @@
 pub mod balance;
 pub mod breaker;
 pub mod cors;
+pub mod explain;
 mod failure;
 #[cfg(test)]
 pub(crate) mod fixtures;

@@ -1,13 +1,17 @@
 //! Answers from a directory of configuration, read as the agent reads it.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 use culvert_common::decide::explain::{self, Explanation};
-use culvert_common::model::{DowngradeMode, NoDowngrade};
+use culvert_common::model::l7::{GatewayKey, Waypoint};
+use culvert_common::model::{DowngradeMode, NoDowngrade, Status};
 use culvert_common::source::file;
 use culvert_common::source::kube::Settings;
-use culvert_common::state::State;
+use culvert_common::state::{Snapshot, State};
 
 /// Where the agent reads its configuration when nobody says otherwise.
 const AGENTS_OWN: &str = "/etc/culvert/mesh";
@@ -46,10 +50,42 @@ enum OnDowngrade {
     Count,
 }
 
-/// Explains from the directory.
+/// A directory as node agents read it.
+pub(super) struct Mesh {
+    dir: PathBuf,
+    settings: Settings,
+    /// What their state would be.
+    pub(super) snapshot: Arc<Snapshot>,
+    /// What a controller would write back.
+    pub(super) statuses: Vec<Status>,
+    /// The waypoints that are ready.
+    pub(super) waypoints: BTreeSet<GatewayKey>,
+}
+
+impl Mesh {
+    /// Explains a connection.
+    ///
+    /// **Errors:** a name or port is unknown.
+    pub(super) fn explain(&self, source: &str, destination: &str) -> anyhow::Result<Explanation> {
+        Ok(explain::explain(&self.snapshot, source, destination)?)
+    }
+
+    /// What one of its waypoints does, with the conditions of routes and policies there.
+    ///
+    /// **Errors:** every problem that would keep the waypoint from using the directory.
+    pub(super) fn waypoint(&self, key: &GatewayKey) -> anyhow::Result<(Arc<Waypoint>, Vec<Status>)> {
+        let settings = Settings { waypoint: Some(key.clone()), ..self.settings.clone() };
+        let read = file::load(&self.dir, &settings);
+        let read =
+            read.with_context(|| format!("the waypoint {key} would not use {}", self.dir.display()))?;
+        Ok((read.model.waypoint.unwrap_or_default(), read.statuses))
+    }
+}
+
+/// Reads the directory.
 ///
-/// **Errors:** the directory cannot be used, with every problem in it; a name or port is unknown.
-pub(super) fn explain(args: &MeshArgs, source: &str, destination: &str) -> anyhow::Result<Explanation> {
+/// **Errors:** it cannot be used, with every problem in it.
+pub(super) fn read(args: &MeshArgs) -> anyhow::Result<Mesh> {
     let dir = directory(args);
     let settings = Settings {
         trust_domain: args.trust_domain.as_str().into(),
@@ -76,7 +112,7 @@ pub(super) fn explain(args: &MeshArgs, source: &str, destination: &str) -> anyho
             dir.display()
         );
     }
-    Ok(explain::explain(&snapshot, source, destination)?)
+    Ok(Mesh { dir, settings, snapshot, statuses: loaded.statuses, waypoints: loaded.bound })
 }
 
 fn directory(args: &MeshArgs) -> PathBuf {

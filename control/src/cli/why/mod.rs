@@ -1,11 +1,14 @@
 //! `culvert why`: why one pod can or cannot talk to another, from a configuration directory or from running agents.
 //!
 //! `config` asks a directory, `agent` asks agents, `denial` looks up a refusal that has happened. What is explained, and
-//! its text, come from `culvert_common::decide::explain`, which an agent uses as well.
+//! its text, come from `culvert_common::decide::explain`, which an agent uses as well. `request` follows an HTTP request
+//! through the waypoints of the destination, by `culvert_common::l7::explain`, and `request_text` says it to people.
 
 mod agent;
 mod config;
 mod denial;
+mod request;
+mod request_text;
 
 use std::io::{IsTerminal as _, Write as _};
 use std::net::SocketAddr;
@@ -24,16 +27,18 @@ const NO_ANSWER: u8 = 2;
 ///
 /// Shows the way a connection takes, the endpoints of the service, both identities, each policy that is asked with its
 /// verdict and the rule that decides, and what would change the answer. SOURCE is a pod (namespace/name, or a name), a
-/// service or an address; DESTINATION the same with a port, which may be left out where there is only one. It sees the
-/// configuration, not the network: whether the app listens, or a NetworkPolicy drops packets, it cannot know.
+/// service or an address; DESTINATION the same with a port, which may be left out where there is only one. With --method,
+/// --path or -H it follows that request through the destination's waypoint: route, rewrite, filters, policies, destination
+/// rule, subset and endpoints. It sees the configuration, not the network: whether the app listens, or a NetworkPolicy drops packets, it cannot know.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:\n  \
     culvert why shop/web-0 cart.shop:80                    from the directory that the agent reads\n  \
     culvert why web-0 cart:80 --config ./mesh              from the files in ./mesh, before they are applied\n  \
+    culvert why web-0 cart:80 --method POST --path /pay -H 'x-user: ann'   what its waypoint does with this request\n  \
     culvert why shop/web-0 10.96.1.1:80 --agent 127.0.0.1:15000   as a running agent sees it\n  \
     culvert why 192.0.2.7 shop/cart-0:8080 -o json         from outside the mesh, for scripts\n  \
     culvert why --denial 0ba7c9d2e5f841bb96a1d0c3e2f4a587  the id of a refusal, from an agent's log\n\n\
-    Exit status: 0 if the connection is let through, 1 if it is refused, 2 if the question cannot be answered \
+    Exit status: 0 if the connection, and the request, is let through or answered as configured, 1 if it is refused, 2 if the question cannot be answered \
     (unknown name, wrong configuration, no agent).")]
 pub(crate) struct WhyArgs {
     /// Who connects
@@ -49,6 +54,8 @@ pub(crate) struct WhyArgs {
     /// with --denial: 127.0.0.1:15000]
     #[arg(long, value_name = "ADDR", value_parser = agent::address)]
     agent: Vec<SocketAddr>,
+    #[command(flatten)]
+    request: request::RequestArgs,
     #[command(flatten)]
     mesh: config::MeshArgs,
     /// text for people; json prints the whole explanation as one object
@@ -85,9 +92,11 @@ fn answer(args: &WhyArgs) -> anyhow::Result<ExitCode> {
         anyhow::bail!("name a SOURCE and a DESTINATION; see culvert why --help");
     };
     if args.agent.is_empty() {
-        let explanation = config::explain(&args.mesh, source, destination)?;
-        printer.explanation(None, &explanation)?;
-        return Ok(code([explanation.verdict]));
+        let mesh = config::read(&args.mesh)?;
+        let explanation = mesh.explain(source, destination)?;
+        let requests = request::explain(&args.request, &mesh, &explanation)?;
+        printer.whole(&explanation, &requests)?;
+        return Ok(code(requests.verdicts().chain([explanation.verdict])));
     }
     let mut verdicts = Vec::new();
     for (number, agent) in args.agent.iter().enumerate() {
@@ -134,6 +143,21 @@ impl Printer {
             }
         }
         Ok(())
+    }
+
+    /// A connection, and what waypoints do with the request on it.
+    fn whole(&self, explanation: &Explanation, requests: &request::Requests) -> anyhow::Result<()> {
+        match self.output {
+            Output::Json => {
+                let whole = request::Whole { connection: explanation, requests };
+                self.text(&format!("{}\n", serde_json::to_string_pretty(&whole)?))
+            }
+            Output::Text => {
+                self.text(&request_text::verdicts(requests, |tone, text| self.tone(tone, text)))?;
+                self.explanation(None, explanation)?;
+                self.text(&request_text::render(requests, |tone, text| self.tone(tone, text)))
+            }
+        }
     }
 
     fn text(&self, text: &str) -> anyhow::Result<()> {
