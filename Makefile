@@ -13,8 +13,8 @@ RUNNER = $(if $(SUDO),CARGO_TARGET_$(HOST)_RUNNER='sudo -E')
 help: ## Say what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
-demo: setup ## Build, then show the mesh at work (needs root; ARGS=--keep leaves it running)
-	$(CARGO) build --release --locked -p ztunnel -p culvert
+demo: setup ## Build, then show the mesh at work (needs root; ARGS=--keep leaves it running, ARGS=--waypoint shows a waypoint)
+	$(CARGO) build --release --locked -p ztunnel -p waypoint -p culvert
 	$(SUDO) $(TARGET)/release/culvert demo $(ARGS)
 
 # The recording names the commit also when the program has left its working tree.

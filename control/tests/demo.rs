@@ -46,6 +46,21 @@ fn every_check_holds_and_nothing_stays() {
     assert_eq!(left_by(pid), Vec::<String>::new());
 }
 
+/// Needs the waypoint's binary beside the agent's.
+#[test]
+fn every_check_of_the_waypoint_holds() {
+    let child = demo(&["--waypoint", "-o", "json"]);
+    let pid = child.id();
+    let done = child.wait_with_output().unwrap();
+    let text = String::from_utf8_lossy(&done.stdout);
+    assert!(done.status.success(), "{text}{}", String::from_utf8_lossy(&done.stderr));
+    let result: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(result["ok"], true);
+    assert_eq!(result["steps"].as_array().unwrap().len(), 8);
+    assert_eq!(result["figures"]["retries_failed"], 0);
+    assert_eq!(left_by(pid), Vec::<String>::new());
+}
+
 #[test]
 fn a_signal_at_any_moment_leaves_nothing() {
     // With the first trace of it on disk, and with all ten namespaces: while it builds, and while it runs.

@@ -56,6 +56,12 @@ impl Story {
         self.tell(&text)
     }
 
+    /// Says in a line who is on the stage.
+    pub(super) fn opening(&self, who: &str, took: Duration) -> io::Result<()> {
+        let up = format!("(up in {:.1} s)", took.as_secs_f64());
+        self.tell(&format!("{} {who} {}\n", self.paint.bold("Culvert demo:"), self.paint.dim(up)))
+    }
+
     /// Begins a step.
     pub(super) fn begin(&mut self, title: &'static str) -> io::Result<()> {
         self.steps.push(Step { title, checks: Vec::new() });
