@@ -24,7 +24,7 @@ bench: setup ## Build optimised, then compare with sidecars and with no mesh (ne
 
 # The end-to-end tests run the agent's binary; tests of namespaces need root, the build does not.
 test: setup ## Build and run all tests (needs root)
-	$(CARGO) build --locked -p ztunnel -p culvert
+	$(CARGO) build --locked -p ztunnel -p waypoint -p culvert
 	$(RUNNER) $(CARGO) test --locked --workspace
 
 image: ## Build a static image of the agent, without a Docker daemon (ARGS="--arch arm64 --tag NAME:TAG")
