@@ -1,9 +1,11 @@
 //! TCP that is not looked into: route, endpoint, relay.
 
 use std::future::poll_fn;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use culvert_common::hbone::link::{LinkError, Writer};
@@ -13,6 +15,7 @@ use culvert_common::l7::balance::{Ask, NoEndpoint, Picked};
 use culvert_common::l7::breaker::{Kind, Permit};
 use culvert_common::model::l7::{Backend, ClusterKey, ConnectionPool, TcpMatch, TcpRoute};
 use culvert_common::types::ServiceKey;
+use tokio::time::Instant;
 
 use crate::current::{Current, Live};
 use crate::dial::{self, Endpoint, UpstreamError};
@@ -32,6 +35,9 @@ pub(crate) enum FirstWord {
 pub(crate) struct Upstream {
     input: Input,
     output: Writer,
+    /// Nothing may move for so long, and all of it take so long.
+    idle: Option<Duration>,
+    most: Option<Duration>,
     _permit: Option<Permit>,
 }
 
@@ -123,7 +129,8 @@ async fn dial(stage: &Rc<Stage>) -> Result<Upstream, Failed> {
         (None, Target::Service(key, port)) => return Err(Failed::NoRoute(key.clone(), *port)),
     };
     let (reader, output) = dial::connect(&stage.worker, &stage.client, &endpoint, &pool).await?;
-    Ok(Upstream { input: Input::new(reader), output, _permit: permit })
+    let (idle, most) = (pool.tcp_idle, pool.max_connection_duration);
+    Ok(Upstream { input: Input::new(reader), output, idle, most, _permit: permit })
 }
 
 /// One of the route's destinations by weight.
@@ -176,20 +183,55 @@ fn any(live: &Live, stage: &Stage) -> Result<Endpoint, Failed> {
 }
 
 /// Moves bytes until both directions have ended.
-pub(crate) async fn relay(_stage: &Rc<Stage>, (input, writer): (Input, Writer), upstream: Upstream) {
-    let mut up =
-        OneWay { from: input, to: upstream.output, waiting: Bytes::new(), ended: false, done: false };
-    let mut down =
-        OneWay { from: upstream.input, to: writer, waiting: Bytes::new(), ended: false, done: false };
+pub(crate) async fn relay(stage: &Rc<Stage>, (input, writer): (Input, Writer), upstream: Upstream) {
+    let mut up = OneWay {
+        from: input,
+        to: upstream.output,
+        waiting: Bytes::new(),
+        ended: false,
+        done: false,
+        moved: 0,
+    };
+    let mut down = OneWay {
+        from: upstream.input,
+        to: writer,
+        waiting: Bytes::new(),
+        ended: false,
+        done: false,
+        moved: 0,
+    };
+    let (began, mut moved_at) = (Instant::now(), Instant::now());
+    // One timer for both limits, set anew only when it fires.
+    let due = |moved_at: Instant| {
+        let idle = upstream.idle.and_then(|idle| moved_at.checked_add(idle));
+        let most = upstream.most.and_then(|most| began.checked_add(most));
+        idle.into_iter().chain(most).min()
+    };
+    let mut timer = pin!(due(moved_at).map(tokio::time::sleep_until));
+    let mut moved_before = 0;
     let moved = poll_fn(|cx| {
         let (first, second) = (up.poll(cx)?, down.poll(cx)?);
         if first.is_ready() && second.is_ready() {
-            Poll::Ready(Ok::<_, LinkError>(()))
-        } else {
-            Poll::Pending
+            return Poll::Ready(Ok::<_, LinkError>(true));
         }
+        if std::mem::replace(&mut moved_before, up.moved + down.moved) != up.moved + down.moved {
+            moved_at = Instant::now();
+        }
+        while timer.as_mut().as_pin_mut().is_some_and(|timer| timer.poll(cx).is_ready()) {
+            let next = due(moved_at);
+            if next.is_some_and(|next| next <= Instant::now()) {
+                return Poll::Ready(Ok(false));
+            }
+            timer.set(next.map(tokio::time::sleep_until));
+        }
+        Poll::Pending
     })
     .await;
+    if let Ok(false) = moved {
+        tracing::debug!(destination = %stage.destination, "a TCP connection was idle or open for too long");
+        // Ends that have gone hear nothing of it.
+        let _gone = (up.to.finish(), down.to.finish());
+    }
     if let Err(error) = moved {
         tracing::debug!(%error, "a TCP connection broke");
         up.to.reset();
@@ -203,6 +245,8 @@ struct OneWay {
     waiting: Bytes,
     ended: bool,
     done: bool,
+    /// Bytes, and the end as one.
+    moved: u64,
 }
 
 impl OneWay {
@@ -215,8 +259,14 @@ impl OneWay {
                 break;
             }
             match ready!(self.from.poll_bytes(cx))? {
-                Some(bytes) => self.waiting = bytes,
-                None => self.ended = true,
+                Some(bytes) => {
+                    self.moved += bytes.len() as u64;
+                    self.waiting = bytes;
+                }
+                None => {
+                    self.moved += 1;
+                    self.ended = true;
+                }
             }
         }
         Poll::Ready(Ok(()))
