@@ -153,3 +153,78 @@ impl<'a> Replay<'a> {
         .await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use culvert_common::hbone::budget::Board;
+    use culvert_common::hbone::link;
+    use tokio::io::AsyncWriteExt as _;
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+    use crate::message::Input;
+
+    async fn pair() -> (TcpStream, Input, link::Writer) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (reader, writer) =
+            link::tcp(listener.accept().await.unwrap().0, &Board::new(Budget::new(1 << 30)));
+        (client, Input::new(reader), writer)
+    }
+
+    async fn all(replay: &mut Replay<'_>) -> usize {
+        let mut bytes = 0;
+        while let Part::Data(data) = poll_fn(|cx| replay.poll_part(cx)).await.unwrap() {
+            bytes += data.len();
+        }
+        bytes
+    }
+
+    #[tokio::test]
+    async fn a_body_is_sent_again_if_it_is_small_and_counts_until_it_is_forgotten() {
+        for (size, again) in [(1000, true), (REPLAY_MAX, true), (REPLAY_MAX + 1, false)] {
+            let (mut client, mut input, _writer) = pair().await;
+            let budget = Budget::new(1 << 30);
+            let body = Body::Http1(&mut input, Decoder::new(Framing::Length(size as u64)));
+            let mut replay = Replay::new(body, &budget);
+            let data = vec![b'x'; size];
+            let (sent, read) = tokio::join!(client.write_all(&data), all(&mut replay));
+            sent.unwrap();
+            assert_eq!((read, replay.can_rewind()), (size, again));
+            assert_eq!(budget.held(), if again { size as u64 } else { 0 });
+            if again {
+                replay.rewind();
+                assert_eq!(all(&mut replay).await, size);
+            }
+            replay.forget();
+            assert_eq!(budget.held(), 0);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_client_that_goes_after_its_request_is_noticed_and_one_that_goes_on_is_not() {
+        let (mut client, mut input, _writer) = pair().await;
+        client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\nGET /next").await.unwrap();
+        assert!(input.head(1000).await.unwrap().is_some());
+        let pending = poll_fn(|cx| Poll::Ready(input.poll_gone(cx).is_pending())).await;
+        assert!(pending && input.is_ahead(), "the next request is kept");
+        let (client, mut input, _writer) = pair().await;
+        drop(client);
+        poll_fn(|cx| input.poll_gone(cx)).await;
+    }
+
+    #[tokio::test]
+    async fn a_head_that_is_waited_for_in_vain_is_not_lost() {
+        let (mut client, mut input, _writer) = pair().await;
+        client.write_all(b"GET / HTTP/1.1\r\n").await.unwrap();
+        while !input.is_ahead() {
+            tokio::select! {
+                biased;
+                _ = input.head(1000) => panic!("half a head was taken"),
+                () = tokio::task::yield_now() => {}
+            }
+        }
+        client.write_all(b"Host: a\r\n\r\n").await.unwrap();
+        assert_eq!(input.head(1000).await.unwrap().unwrap(), "GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+    }
+}
