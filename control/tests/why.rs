@@ -62,48 +62,53 @@ const CASES: [(&str, &str, i32, &[&str]); 13] = [
 /// Directory, what is asked of `cart.shop:80` beside it, exit status, and words that must be in the answer.
 const REQUESTS: [(&str, &[&str], i32, &[&str]); 8] = [
     (
-        "waypoint-name",
+        "manifests/examples/why/waypoint-name",
         &["--path", "/"],
         0,
         &["there is no Gateway of this name", "ready waypoints are shop/waypoint"],
     ),
     (
-        "waypoint-no-route",
+        "manifests/examples/why/waypoint-no-route",
         &["--path", "/pay", "--method", "POST"],
         1,
         &["REFUSED 404", "prefix \"/cart\", found \"/pay\""],
     ),
     (
-        "waypoint-subset",
+        "manifests/examples/why/waypoint-subset",
         &["--path", "/"],
         1,
         &["DEPENDS 503", "no DestinationRule defines subset v3", "10 % of it"],
     ),
     (
-        "waypoint-selector-policy",
+        "manifests/examples/why/waypoint-selector-policy",
         &["--path", "/"],
         1,
         &["REFUSED 503", "its agent refuses the waypoint", "targetRefs"],
     ),
     (
-        "waypoint-deny-path",
+        "manifests/examples/why/waypoint-deny-path",
         &["--path", "/admin/../admin/users"],
         1,
         &["REFUSED 403", "shop/no-admin denies it", "paths [/admin*]"],
     ),
     (
-        "waypoint-no-backend",
+        "manifests/examples/why/waypoint-no-backend",
         &["--path", "/"],
         1,
         &["REFUSED 500", "no Service shop/basket is known", "BackendNotFound"],
     ),
     (
-        "waypoint-canary",
+        "manifests/examples/why/waypoint-canary",
         &["--path", "/cart/items?id=1"],
         0,
         &["FORWARDED", "http[1]", "path \"/items?id=1\"", "90 %"],
     ),
-    ("waypoint-canary", &["-H", "x-tester: yes"], 0, &["FORWARDED", "http[0]", "outbound|80|v2|"]),
+    (
+        "manifests/examples/why/waypoint-canary",
+        &["-H", "x-tester: yes"],
+        0,
+        &["FORWARDED", "http[0]", "outbound|80|v2|"],
+    ),
 ];
 
 fn root() -> PathBuf {
@@ -151,15 +156,15 @@ fn each_prepared_mistake_is_found() {
 #[test]
 fn what_a_waypoint_does_with_a_request_is_told() {
     let mut wrong = Vec::new();
-    for (at, (case, request, status, words)) in REQUESTS.into_iter().enumerate() {
-        let dir = format!("manifests/examples/why/{case}");
-        let answer = why(&[&["shop/web-0", "cart.shop:80", "--config", &dir], request].concat());
+    for (at, (dir, request, status, words)) in REQUESTS.into_iter().enumerate() {
+        let case = dir.rsplit('/').next().unwrap();
+        let answer = why(&[&["shop/web-0", "cart.shop:80", "--config", dir], request].concat());
         let got = text(&answer.stdout);
         for word in words.iter().filter(|word| !got.contains(**word)) {
             wrong.push(format!("{case}: says nothing of {word:?}:\n{got}"));
         }
         let golden = std::fs::read_to_string(root().join(format!("control/tests/why/{case}.txt")));
-        let is_first = REQUESTS.iter().position(|of| of.0 == case) == Some(at);
+        let is_first = REQUESTS.iter().position(|of| of.0 == dir) == Some(at);
         if is_first && golden.unwrap_or_default() != got {
             wrong.push(format!("{case}: is not what its golden text has:\n{got}{}", text(&answer.stderr)));
         }
