@@ -190,7 +190,9 @@ impl<'a> Exchange<'a> {
         };
         let _active = node.clone().map(Active::new);
         self.told.endpoint = Some(endpoint.clone());
-        let elapsed = tries.sent.map(|at| at.elapsed()).unwrap_or_default();
+        // The first try is told the whole time: a fraction of a millisecond would make it one less.
+        let sent = tries.sent.filter(|_| tries.made > 0);
+        let elapsed = sent.map(|at| at.elapsed()).unwrap_or_default();
         tries.times.announce(elapsed, tries.is_grpc, &mut request.headers);
         let speaks_http2 =
             request.upgrade.is_none() && is_http2(tries.live.map(|live| &*live.cluster), request.version);
