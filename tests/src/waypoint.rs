@@ -44,7 +44,7 @@ impl Waypoint {
         let command = pod.command(&binary::waypoint().to_string_lossy());
         let command =
             command.arg("--config").arg(mesh.lab.config_dir()).arg("--ca-dir").arg(mesh.lab.ca_dir());
-        let command = command.args(["--gateway", &format!("default/{NAME}")]).args(args.iter());
+        let command = command.args(args.iter());
         let process = command.spawn().expect("start the waypoint");
         let waypoint = Self { pod, process };
         let to = SocketAddr::from((Ipv4Addr::LOCALHOST, 15021));

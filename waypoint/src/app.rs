@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use culvert_common::admin::{Readiness, serve_readiness, serve_stats};
+use culvert_common::admin::{Pending, Readiness, serve_readiness, serve_stats};
 use culvert_common::hbone::budget::Budget;
 use culvert_common::identity::{Acceptance, Ca, CaError, Certs, EmbeddedCa, EmbeddedOptions};
 use culvert_common::net::socket::{ListenOptions, listen};
@@ -13,9 +13,10 @@ use culvert_common::source::file::{self, FileSource, LoadError, ReloadOutcome};
 use culvert_common::state::State;
 use culvert_common::task::Scope;
 use culvert_common::telemetry::{self, LogFormat, LoggingError, Metrics};
-use culvert_common::types::{SpiffeId, SystemClock};
+use culvert_common::types::SystemClock;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
 
 use crate::current::{Current, Kept};
 use crate::settings::Settings;
@@ -27,13 +28,14 @@ const FLUSH: Duration = Duration::from_secs(2);
 /// Pause after a failed accept: out of descriptors, the next one would fail too.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
+/// Pause before the waypoint looks again for its configuration, or asks again for its certificate.
+const CERTIFICATE_PAUSE: Duration = Duration::from_millis(100);
+
 /// Why the waypoint does not run, or does not go on.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AppError {
     #[error("{0}")]
     Config(LoadError),
-    #[error("{0}")]
-    Gateway(String),
     #[error(transparent)]
     Logging(#[from] LoggingError),
     #[error(transparent)]
@@ -49,7 +51,7 @@ pub(crate) enum AppError {
 impl AppError {
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
-            Self::Config(_) | Self::Gateway(_) | Self::Logging(_) => 64,
+            Self::Config(_) | Self::Logging(_) => 64,
             Self::Ca(_) | Self::Listen { .. } | Self::Start(_) => 1,
         }
     }
@@ -66,26 +68,28 @@ pub(crate) fn run(settings: &Settings) -> Result<(), AppError> {
 
 async fn waypoint(settings: &Settings) -> Result<(), AppError> {
     let readiness = Readiness::new();
-    let metrics = Metrics::new(env!("CARGO_PKG_VERSION"));
+    let metrics = Metrics::of_waypoint(env!("CARGO_PKG_VERSION"));
     let source =
         FileSource::open(settings.config.clone(), settings.translation()).map_err(AppError::Config)?;
     let hbone = bound(settings.hbone_addr, "tunnels")?;
     let stats = bound(settings.stats_addr, "metrics")?;
     let ready = bound(settings.ready_addr, "readiness")?;
     let (traffic, pages) = (Scope::new(), Scope::new());
-    let identity = source.opened().and_then(|model| model.waypoint.as_ref()?.identity.clone());
-    let shared = shared(settings, &metrics, identity)?;
+    let opened = source.opened().and_then(|model| model.waypoint.as_ref());
+    let gateway = opened.map(|waypoint| waypoint.gateway.to_string()).unwrap_or_default();
+    let shared = shared(settings, &metrics)?;
     let (workers, threads) = Workers::start(settings.workers(), &shared, &traffic)?;
     metrics.watch_tasks(&traffic);
     metrics.budget_limit("memory", shared.budget.limit());
-    let reading = readiness.pending("configuration");
+    let (reading, certificate) = (readiness.pending("configuration"), readiness.pending("certificate"));
     let told = Arc::clone(&metrics);
     pages.spawn(file::watch(source, Arc::clone(&shared.state), move |outcome| match outcome {
         ReloadOutcome::Published { revision, .. } => told.config_loaded(revision, 0),
         ReloadOutcome::Refused { problems } => told.config_refused(problems),
     }));
     let following = Arc::clone(&shared);
-    pages.spawn(async move { follow(&following, reading).await });
+    let (is_read, read) = oneshot::channel();
+    pages.spawn(async move { follow(&following, (reading, is_read)).await });
     pages.spawn(Arc::clone(&shared.certs).run());
     let scope = pages.clone();
     let for_stats = Arc::clone(&metrics);
@@ -93,8 +97,14 @@ async fn waypoint(settings: &Settings) -> Result<(), AppError> {
     let (scope, is_ready) = (pages.clone(), readiness.clone());
     pages.spawn(async move { serve_readiness(ready, is_ready, &scope).await });
     let accepting = traffic.clone();
-    traffic.spawn(async move { accept(hbone, &workers, &accepting).await });
-    tracing::info!(version = env!("CARGO_PKG_VERSION"), config = %settings.config.display(), "waypoint started");
+    let proven = Arc::clone(&shared);
+    traffic.spawn(async move {
+        // Who connects before the first configuration is in force waits for it.
+        let _read = read.await;
+        accept(hbone, &workers, &accepting).await;
+    });
+    pages.spawn(async move { ready_to_prove(&proven, certificate).await });
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), %gateway, config = %settings.config.display(), "waypoint started");
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     tokio::select! {
         _ = terminate.recv() => {}
@@ -114,6 +124,19 @@ async fn waypoint(settings: &Settings) -> Result<(), AppError> {
     Ok(())
 }
 
+/// Waits until there is a certificate for the waypoint's identity.
+async fn ready_to_prove(shared: &Shared, certificate: Pending) {
+    loop {
+        if let Some(identity) = shared.identity() {
+            match shared.certs.wait(&identity, shared.certificate_wait).await {
+                Ok(_) => return certificate.ready(),
+                Err(error) => tracing::warn!(%identity, %error, "no certificate yet"),
+            }
+        }
+        tokio::time::sleep(CERTIFICATE_PAUSE).await;
+    }
+}
+
 /// A listening socket; without IPv6 an address that stands for all stands for those of IPv4.
 fn bound(addr: SocketAddr, what: &'static str) -> Result<TcpListener, AppError> {
     let options = ListenOptions { nodelay: true, ..ListenOptions::default() };
@@ -128,15 +151,12 @@ fn bound(addr: SocketAddr, what: &'static str) -> Result<TcpListener, AppError> 
     opened.map_err(|source| AppError::Listen { addr, what, source })
 }
 
-/// Whom the waypoint is, and what it shares.
 fn shared(
     settings: &Settings,
     metrics: &Arc<Metrics>,
-    identity: Option<SpiffeId>,
 ) -> Result<Arc<Shared>, AppError> {
     let options = EmbeddedOptions::new(&settings.trust_domain);
     let ca = Ca::Embedded(EmbeddedCa::open_or_create(&settings.ca_dir, options)?);
-    let identity = identity.ok_or_else(|| AppError::Gateway("nobody says whom the waypoint is".into()))?;
     let aliases = settings.trust_domain_aliases.iter().map(|domain| domain.as_str().into()).collect();
     let acceptance = Acceptance { aliases, ..Acceptance::default() };
     let certs = Certs::accepting(ca, Arc::new(SystemClock), acceptance);
@@ -144,7 +164,6 @@ fn shared(
         state: State::new(),
         current: ArcSwap::default(),
         certs,
-        identity,
         metrics: Arc::clone(metrics),
         budget: Budget::new(settings.memory_budget),
         http2: settings.http2(),
@@ -154,15 +173,18 @@ fn shared(
 }
 
 /// Makes of each revision of the state what requests use.
-async fn follow(shared: &Shared, reading: culvert_common::admin::Pending) {
+async fn follow(shared: &Shared, reading: (Pending, oneshot::Sender<()>)) {
     let (mut revisions, mut kept, mut reading) = (shared.state.changed(), Kept::default(), Some(reading));
     loop {
         let snapshot = shared.state.snapshot();
         if let Some(waypoint) = snapshot.waypoint() {
             let waypoint = Arc::clone(waypoint);
+            shared.certs.want(waypoint.identity.iter().cloned().collect());
             shared.current.store(Arc::new(Current::next(snapshot, waypoint, &mut kept, Instant::now())));
-            if let Some(reading) = reading.take() {
+            if let Some((reading, is_read)) = reading.take() {
                 reading.ready();
+                // Nobody waits for it in a drain.
+                let _draining = is_read.send(());
             }
         }
         if revisions.changed().await.is_err() {
@@ -187,6 +209,48 @@ async fn accept(listener: TcpListener, workers: &Workers, scope: &Scope) {
                 tracing::warn!(%error, "a connection was not accepted");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+
+    fn opened(documents: &str) -> Result<FileSource, AppError> {
+        let dir = std::env::temp_dir().join(format!("waypoint-{:032x}", crate::shared::random()));
+        std::fs::create_dir(&dir).unwrap();
+        std::fs::write(dir.join("mesh.yaml"), documents).unwrap();
+        let settings = Settings::try_parse_from(["waypoint", "--config", dir.to_str().unwrap()]).unwrap();
+        let opened = FileSource::open(settings.config.clone(), settings.translation());
+        std::fs::remove_dir_all(&dir).unwrap();
+        opened.map_err(AppError::Config)
+    }
+
+    fn document(namespace: &str, class: &str) -> String {
+        format!(
+            "---\napiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\n\
+             metadata: {{name: waypoint, namespace: {namespace}}}\nspec:\n  gatewayClassName: {class}\n  \
+             listeners: [{{name: mesh, port: 15008, protocol: HBONE}}]\n"
+        )
+    }
+
+    #[test]
+    fn what_cannot_be_used_at_the_start_is_told_and_ends_with_64() {
+        let ours = document("shop", "culvert-waypoint");
+        let source = opened(&ours).ok().unwrap();
+        let waypoint = source.opened().unwrap().waypoint.clone().unwrap();
+        assert_eq!(waypoint.identity.as_ref().unwrap().to_string(), "spiffe://cluster.local/ns/shop/sa/waypoint");
+        for (documents, said) in [
+            (format!("{ours}{}", document("bank", "culvert-waypoint")), "bank/waypoint, shop/waypoint"),
+            (document("shop", "other"), "there is no Gateway of a waypoint"),
+            ("kind: Gateway\napiVersion: gateway.networking.k8s.io/v1\n".to_owned(), "problem(s) in the configuration"),
+        ] {
+            let error = opened(&documents).err().unwrap();
+            assert!(error.to_string().contains(said), "{error}");
+            assert_eq!(error.exit_code(), 64);
         }
     }
 }

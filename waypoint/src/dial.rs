@@ -94,8 +94,8 @@ async fn dial(
     }
     let peer = SocketAddr::new(endpoint.address.ip(), HBONE);
     let expected = vec![endpoint.workload.identity.clone()];
-    let key =
-        Key::new("waypoint".into(), shared.identity.clone(), endpoint.workload.uid.clone(), peer, expected);
+    let identity = shared.identity().ok_or_else(|| OpenError::Identity("this waypoint has none".into()))?;
+    let key = Key::new("waypoint".into(), identity, endpoint.workload.uid.clone(), peer, expected);
     let authority = authority(endpoint.address);
     let connect = Connect {
         authority: &authority,

@@ -148,9 +148,11 @@ impl<'a> Exchange<'a> {
     pub(crate) fn dress(&self, request: &mut Request) {
         let scheme = if request.is_https { "https" } else { "http" };
         add_request_headers(&mut request.headers, scheme, random());
-        if self.current.waypoint.forwards_identity {
-            let shared = &self.stage.worker.shared;
-            add_client_cert(&mut request.headers, &shared.identity, &self.stage.client.identity);
+        let waypoint = &self.current.waypoint;
+        if waypoint.forwards_identity
+            && let Some(identity) = &waypoint.identity
+        {
+            add_client_cert(&mut request.headers, identity, &self.stage.client.identity);
         }
     }
 

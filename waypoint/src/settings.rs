@@ -59,7 +59,7 @@ pub(crate) struct Settings {
     pub(crate) ready_addr: SocketAddr,
     /// Threads that carry traffic; as many as CPUs without
     #[arg(long, env = "WORKER_THREADS", value_name = "N")]
-    pub(crate) worker_threads: Option<usize>,
+    pub(crate) worker_threads: Option<std::num::NonZero<usize>>,
     /// Bytes that may wait for endpoints and clients that do not read
     #[arg(long, env = "MEMORY_BUDGET", default_value_t = 32 << 20, value_name = "BYTES")]
     pub(crate) memory_budget: u64,
@@ -110,7 +110,7 @@ impl Settings {
     /// Threads that carry traffic.
     pub(crate) fn workers(&self) -> usize {
         let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        self.worker_threads.unwrap_or(cpus).max(1)
+        self.worker_threads.map_or(cpus, std::num::NonZero::get)
     }
 
     pub(crate) fn http2(&self) -> Http2 {

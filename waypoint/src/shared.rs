@@ -20,8 +20,6 @@ pub(crate) struct Shared {
     /// What requests use of it.
     pub(crate) current: ArcSwap<Current>,
     pub(crate) certs: Arc<Certs>,
-    /// What it proves to everybody.
-    pub(crate) identity: SpiffeId,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) budget: Arc<Budget>,
     pub(crate) http2: Http2,
@@ -31,6 +29,11 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
+    /// Whom it proves to be to everybody: its pods' service account. None before the first configuration.
+    pub(crate) fn identity(&self) -> Option<SpiffeId> {
+        self.current.load().waypoint.identity.clone()
+    }
+
     /// The configuration as it is now.
     pub(crate) fn current(&self) -> Arc<Current> {
         self.current.load_full()

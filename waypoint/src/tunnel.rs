@@ -26,11 +26,15 @@ pub(crate) async fn serve(worker: &Rc<Worker>, tcp: TcpStream, address: SocketAd
     let start = Instant::now();
     let count = |result| shared.metrics.handshake(Side::Server, result, start.elapsed());
     let _may_fail = tcp.set_nodelay(true);
-    let certificate = match shared.certs.wait(&shared.identity, shared.certificate_wait).await {
+    let Some(identity) = shared.identity() else {
+        count(Handshake::NoCertificate);
+        return tracing::warn!(%address, "no identity for a tunnel: the configuration has not been read");
+    };
+    let certificate = match shared.certs.wait(&identity, shared.certificate_wait).await {
         Ok(certificate) => certificate,
         Err(error) => {
             count(Handshake::NoCertificate);
-            return tracing::warn!(%address, %error, "no certificate for a tunnel");
+            return tracing::warn!(%address, %identity, %error, "no certificate for a tunnel");
         }
     };
     let context = Context {

@@ -179,12 +179,21 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Metrics of a process of this version, all at zero.
+    /// Metrics of a node agent of this version, all at zero.
     pub fn new(version: &str) -> Arc<Self> {
+        Self::of("ztunnel", version)
+    }
+
+    /// Metrics of a waypoint of this version, all at zero.
+    pub fn of_waypoint(version: &str) -> Arc<Self> {
+        Self::of("proxy", version)
+    }
+
+    fn of(component: &str, version: &str) -> Arc<Self> {
         let registry = Registry::new();
         let r = &registry;
         gauges(r, "istio_build", "Istio component build info.", &["component", "tag"])
-            .with_label_values(&["ztunnel", version])
+            .with_label_values(&[component, version])
             .set(1);
         gauges(r, "culvert_build_info", "Version of Culvert.", &["version"])
             .with_label_values(&[version])

@@ -27,6 +27,7 @@ pub use route::{
     RetryOn, Rewrite, Route, RouteAction, TcpMatch, TcpRoute, UnmatchedPreflight, Weighted,
 };
 
+use super::Status;
 use crate::types::{ServiceKey, SpiffeId, WorkloadUid};
 
 /// Everything that one waypoint needs beside the snapshot.
@@ -50,6 +51,8 @@ pub struct Waypoint {
     pub forwards_identity: bool,
     /// How paths are made plain before anything looks at them.
     pub normalization: Normalization,
+    /// What a controller writes back of its objects, for people who look at the waypoint.
+    pub statuses: Vec<Status>,
 }
 
 /// Namespace and name of a Gateway.

@@ -166,7 +166,8 @@ pub fn translate(documents: &[Document<'_>], settings: &Settings) -> Result<Tran
 
 impl From<TranslatedWaypoint> for Translated {
     fn from(translated: TranslatedWaypoint) -> Self {
-        let TranslatedWaypoint { model, waypoint, statuses, warnings } = translated;
+        let TranslatedWaypoint { model, mut waypoint, statuses, warnings } = translated;
+        waypoint.statuses = statuses.clone();
         let model = Model { waypoint: Some(Arc::new(waypoint)), ..model };
         Self { model, warnings, statuses, bound: BTreeSet::new() }
     }

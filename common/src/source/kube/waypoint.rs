@@ -299,9 +299,14 @@ fn is_managed(meta: &Meta) -> bool {
     meta.labels.get(MANAGED).is_some_and(|managed| MANAGED_WAYPOINTS.contains(&&**managed))
 }
 
+/// All Gateways that are waypoints.
+pub(super) fn all(objects: &Objects) -> impl Iterator<Item = &Gateway> {
+    objects.gateways.iter().filter(|gateway| gateway.is_waypoint(&objects.gateway_classes))
+}
+
 /// The Gateway of this name if it is a waypoint. Without a name: the only one of our class, or the only waypoint at all.
 pub(super) fn own(objects: &Objects, wanted: &GatewayKey) -> Option<GatewayKey> {
-    let all = || objects.gateways.iter().filter(|gateway| gateway.is_waypoint(&objects.gateway_classes));
+    let all = || all(objects);
     if !wanted.name.is_empty() {
         return all().map(Gateway::key).find(|key| key == wanted);
     }

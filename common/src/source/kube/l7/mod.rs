@@ -88,7 +88,7 @@ pub fn translate_waypoint(
     let report = Report::default();
     let objects = object::read(documents, Reader::Waypoint, &report);
     let Some(gateway) = waypoint::own(&objects, gateway) else {
-        report.problem(no_gateway(gateway));
+        report.problem(no_gateway(gateway, &objects));
         return Err(report.finish().0);
     };
     let gateway = &gateway;
@@ -98,7 +98,7 @@ pub fn translate_waypoint(
     let waypoints = Waypoints::of(&objects, &settings);
     let (model, bound) = mesh(&objects, &waypoints, &settings, &report);
     let Some(of) = waypoints.gateway(gateway) else {
-        report.problem(no_gateway(gateway));
+        report.problem(no_gateway(gateway, &objects));
         return Err(report.finish().0);
     };
     let mesh = Mesh::new(&objects, &model, of, &settings, &report);
@@ -119,28 +119,25 @@ pub fn translate_waypoint(
     }
 }
 
-fn no_gateway(gateway: &GatewayKey) -> Problem {
-    if gateway.name.is_empty() {
-        return Problem {
-            file: "settings".into(),
-            line: 0,
-            object: "Gateway".into(),
-            field: String::new(),
-            seen: "none, or several, that are waypoints".into(),
-            allowed: format!(
-                "allowed: one with gatewayClassName {CLASS}, or the namespace and name of one of several"
-            ),
-        };
-    }
+fn no_gateway(gateway: &GatewayKey, objects: &AllObjects) -> Problem {
+    let is_named = !gateway.name.is_empty();
+    let all: Vec<String> = waypoint::all(objects).map(|gateway| gateway.key().to_string()).collect();
+    let seen = match all.as_slice() {
+        [] => "there is no Gateway of a waypoint".to_owned(),
+        all if is_named => format!("no waypoint has this name; there are {}", all.join(", ")),
+        all => format!("several Gateways are waypoints: {}", all.join(", ")),
+    };
+    let of_class = format!("a Gateway (gateway.networking.k8s.io/v1) with gatewayClassName {CLASS}");
     Problem {
         file: "settings".into(),
         line: 0,
-        object: format!("Gateway {gateway}"),
+        object: if is_named { format!("Gateway {gateway}") } else { "Gateway".into() },
         field: String::new(),
-        seen: "no waypoint of this name".into(),
-        allowed: format!(
-            "allowed: a Gateway (gateway.networking.k8s.io/v1) of this namespace and name with gatewayClassName {CLASS}"
-        ),
+        seen,
+        allowed: match all.len() {
+            0 => format!("allowed: {of_class}"),
+            _ => "allowed: the namespace and name of one of them (--gateway)".into(),
+        },
     }
 }
 
@@ -251,6 +248,7 @@ fn waypoint(
         services,
         forwards_identity: mesh.gateway.forwards_identity,
         normalization: mesh.settings.normalization,
+        statuses: Vec::new(),
         gateway,
     }
 }

@@ -67,8 +67,8 @@ fn a_waypoint_that_is_not_there_is_a_problem() {
     assert_eq!(
         lines(&problems),
         [
-            "settings: Gateway shop/wp: no waypoint of this name; allowed: a Gateway (gateway.networking.k8s.io/v1) of this \
-          namespace and name with gatewayClassName culvert-waypoint"
+            "settings: Gateway shop/wp: there is no Gateway of a waypoint; allowed: a Gateway \
+             (gateway.networking.k8s.io/v1) with gatewayClassName culvert-waypoint"
         ]
     );
 }
@@ -91,7 +91,9 @@ fn without_a_name_it_is_the_only_waypoint() {
         let found = found.map(|translated| translated.waypoint.gateway.to_string());
         assert_eq!(found.as_deref().ok(), expected, "{objects}");
         if let Err(problems) = found {
-            assert!(lines(&problems)[0].contains("none, or several, that are waypoints"));
+            let said = &lines(&problems)[0];
+            let several = "several Gateways are waypoints: shop/a, shop/b; allowed: the namespace and name";
+            assert!(said.contains(several) || said.contains("there is no Gateway of a waypoint"), "{said}");
         }
     }
 }
