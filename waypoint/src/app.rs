@@ -5,19 +5,20 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use culvert_common::admin::{Pending, Readiness, serve_readiness, serve_stats};
+use culvert_common::admin::{Pending, Readiness, serve_admin, serve_readiness, serve_stats};
 use culvert_common::hbone::budget::Budget;
 use culvert_common::identity::{Acceptance, Ca, CaError, Certs, EmbeddedCa, EmbeddedOptions};
 use culvert_common::net::socket::{ListenOptions, listen};
 use culvert_common::source::file::{self, FileSource, LoadError, ReloadOutcome};
 use culvert_common::state::State;
 use culvert_common::task::Scope;
-use culvert_common::telemetry::{self, LogFormat, LoggingError, Metrics};
+use culvert_common::telemetry::{self, Logger, LoggingError, Metrics, Telemetry};
 use culvert_common::types::SystemClock;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
+use crate::admin;
 use crate::current::{Current, Kept};
 use crate::settings::Settings;
 use crate::shared::Shared;
@@ -28,6 +29,8 @@ const FLUSH: Duration = Duration::from_secs(2);
 /// Pause after a failed accept: out of descriptors, the next one would fail too.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
+/// Longest that an admin page takes.
+const PAGE_MAX: Duration = Duration::from_secs(1);
 /// Pause before the waypoint looks again for its configuration, or asks again for its certificate.
 const CERTIFICATE_PAUSE: Duration = Duration::from_millis(100);
 
@@ -59,25 +62,27 @@ impl AppError {
 
 /// Runs the waypoint until it is asked to stop.
 pub(crate) fn run(settings: &Settings) -> Result<(), AppError> {
-    let logger = telemetry::init(LogFormat::Json, &settings.log)?;
+    let logger = telemetry::init(settings.log_format, &settings.log)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let result = runtime.block_on(waypoint(settings));
+    let result = runtime.block_on(waypoint(settings, &logger));
     logger.flush(FLUSH);
     result
 }
 
-async fn waypoint(settings: &Settings) -> Result<(), AppError> {
+async fn waypoint(settings: &Settings, logger: &Logger) -> Result<(), AppError> {
     let readiness = Readiness::new();
     let metrics = Metrics::of_waypoint(env!("CARGO_PKG_VERSION"));
+    let telemetry = Telemetry::of_waypoint(Arc::clone(&metrics), logger.clone());
     let source =
         FileSource::open(settings.config.clone(), settings.translation()).map_err(AppError::Config)?;
     let hbone = bound(settings.hbone_addr, "tunnels")?;
     let stats = bound(settings.stats_addr, "metrics")?;
     let ready = bound(settings.ready_addr, "readiness")?;
+    let admin = bound(settings.admin_addr, "admin pages")?;
     let (traffic, pages) = (Scope::new(), Scope::new());
     let opened = source.opened().and_then(|model| model.waypoint.as_ref());
     let gateway = opened.map(|waypoint| waypoint.gateway.to_string()).unwrap_or_default();
-    let shared = shared(settings, &metrics)?;
+    let shared = shared(settings, &telemetry)?;
     let (workers, threads) = Workers::start(settings.workers(), &shared, &traffic)?;
     metrics.watch_tasks(&traffic);
     metrics.budget_limit("memory", shared.budget.limit());
@@ -94,6 +99,8 @@ async fn waypoint(settings: &Settings) -> Result<(), AppError> {
     let scope = pages.clone();
     let for_stats = Arc::clone(&metrics);
     pages.spawn(async move { serve_stats(stats, for_stats, &scope).await });
+    let (scope, routes) = (pages.clone(), admin::routes(&shared));
+    pages.spawn(async move { serve_admin(admin, routes, PAGE_MAX, &scope).await });
     let (scope, is_ready) = (pages.clone(), readiness.clone());
     pages.spawn(async move { serve_readiness(ready, is_ready, &scope).await });
     let accepting = traffic.clone();
@@ -151,10 +158,7 @@ fn bound(addr: SocketAddr, what: &'static str) -> Result<TcpListener, AppError> 
     opened.map_err(|source| AppError::Listen { addr, what, source })
 }
 
-fn shared(
-    settings: &Settings,
-    metrics: &Arc<Metrics>,
-) -> Result<Arc<Shared>, AppError> {
+fn shared(settings: &Settings, telemetry: &Arc<Telemetry>) -> Result<Arc<Shared>, AppError> {
     let options = EmbeddedOptions::new(&settings.trust_domain);
     let ca = Ca::Embedded(EmbeddedCa::open_or_create(&settings.ca_dir, options)?);
     let aliases = settings.trust_domain_aliases.iter().map(|domain| domain.as_str().into()).collect();
@@ -164,7 +168,9 @@ fn shared(
         state: State::new(),
         current: ArcSwap::default(),
         certs,
-        metrics: Arc::clone(metrics),
+        metrics: Arc::clone(telemetry.metrics()),
+        telemetry: Arc::clone(telemetry),
+        access_log: settings.access_log.form(),
         budget: Budget::new(settings.memory_budget),
         http2: settings.http2(),
         limits: settings.limits(),
@@ -242,11 +248,17 @@ mod tests {
         let ours = document("shop", "culvert-waypoint");
         let source = opened(&ours).ok().unwrap();
         let waypoint = source.opened().unwrap().waypoint.clone().unwrap();
-        assert_eq!(waypoint.identity.as_ref().unwrap().to_string(), "spiffe://cluster.local/ns/shop/sa/waypoint");
+        assert_eq!(
+            waypoint.identity.as_ref().unwrap().to_string(),
+            "spiffe://cluster.local/ns/shop/sa/waypoint"
+        );
         for (documents, said) in [
             (format!("{ours}{}", document("bank", "culvert-waypoint")), "bank/waypoint, shop/waypoint"),
             (document("shop", "other"), "there is no Gateway of a waypoint"),
-            ("kind: Gateway\napiVersion: gateway.networking.k8s.io/v1\n".to_owned(), "problem(s) in the configuration"),
+            (
+                "kind: Gateway\napiVersion: gateway.networking.k8s.io/v1\n".to_owned(),
+                "problem(s) in the configuration",
+            ),
         ] {
             let error = opened(&documents).err().unwrap();
             assert!(error.to_string().contains(said), "{error}");

@@ -59,6 +59,11 @@ impl Current {
         self.clusters.get(key)
     }
 
+    /// All destinations.
+    pub(crate) fn clusters(&self) -> impl Iterator<Item = &Arc<Live>> {
+        self.clusters.values()
+    }
+
     /// The next revision; `kept` is taken over from the last one.
     pub(crate) fn next(
         snapshot: Arc<Snapshot>,

@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0 after a clean drain, 64 for settings or configuration that are wrong, 1 for everything else.
 
+mod admin;
 mod app;
 mod current;
 mod dial;

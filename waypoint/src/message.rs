@@ -331,6 +331,8 @@ pub(crate) struct Pump<'a> {
     sink: Sink<'a>,
     part: Option<Part>,
     is_ending: bool,
+    /// Those that have passed, or wait to.
+    pub(crate) trailers: Option<HeaderMap>,
     pub(crate) bytes: u64,
     pub(crate) is_done: bool,
 }
@@ -344,7 +346,7 @@ pub(crate) enum PumpError {
 
 impl<'a> Pump<'a> {
     pub(crate) fn new(sink: Sink<'a>) -> Self {
-        Self { sink, part: None, is_ending: false, bytes: 0, is_done: false }
+        Self { sink, part: None, is_ending: false, trailers: None, bytes: 0, is_done: false }
     }
 
     /// Moves what can be moved. `next` gives the parts.
@@ -379,7 +381,10 @@ impl<'a> Pump<'a> {
     fn take(&mut self, part: Part) {
         match &part {
             Part::Data(data) => self.bytes += data.len() as u64,
-            Part::End(_) => self.is_ending = true,
+            Part::End(trailers) => {
+                self.is_ending = true;
+                self.trailers.clone_from(trailers);
+            }
         }
         self.part = Some(part);
     }

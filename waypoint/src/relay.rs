@@ -174,6 +174,7 @@ impl Exchange<'_> {
         let switches = status == StatusCode::SWITCHING_PROTOCOLS;
         self.finish_headers(request, way, status, &mut headers);
         self.told.status = Some(status);
+        self.told.answered(&headers);
         let Some(mut responder) = self.responder.take() else { return Ok(false) };
         responder.keep_alive &= !self.stage.worker.scope.is_draining();
         let client_keeps = responder.keep_alive && !switches;
@@ -190,6 +191,9 @@ impl Exchange<'_> {
         };
         let moved = both(upload, &mut self.body, (&mut download, &mut from), switches, tries).await;
         (self.told.received, self.told.sent) = (upload.bytes, download.bytes);
+        if let Some(trailers) = &download.trailers {
+            self.told.grpc_status(trailers);
+        }
         match moved {
             Ok(()) => {
                 self.told.goes_on = client_keeps && self.body.take_rest().await;

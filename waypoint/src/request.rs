@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use culvert_common::l7::retry::grpc_status;
 use culvert_common::l7::{
     AboveRoot, Connection, Edits, Facts, Failure, Flag, Flags, Reply, Switch, Values, add_original_path,
     add_server, clean_request, find, location, new_authority, normalize, path_rewrite, pick, rewritten,
@@ -43,6 +44,10 @@ pub(crate) struct Told {
     pub(crate) endpoint: Option<Endpoint>,
     pub(crate) upstream_time: Option<Duration>,
     pub(crate) transport: String,
+    /// Bytes of both heads.
+    pub(crate) heads: (u64, u64),
+    /// Of a gRPC request, the status that its answer has.
+    pub(crate) grpc: Option<Option<u32>>,
     /// Another request may follow on the connection.
     pub(crate) goes_on: bool,
 }
@@ -62,7 +67,24 @@ impl Told {
             endpoint: None,
             upstream_time: None,
             transport: String::new(),
+            heads: (0, 0),
+            grpc: None,
             goes_on: false,
+        }
+    }
+}
+
+impl Told {
+    /// Takes from the head of the answer what is told of it.
+    pub(crate) fn answered(&mut self, headers: &HeaderMap) {
+        self.heads.1 = log::head_bytes(headers);
+        self.grpc_status(headers);
+    }
+
+    /// Takes the status of gRPC from headers or trailers that may have one.
+    pub(crate) fn grpc_status(&mut self, headers: &HeaderMap) {
+        if let Some(status @ None) = &mut self.grpc {
+            *status = grpc_status(headers).map(u32::from);
         }
     }
 }
@@ -75,7 +97,7 @@ pub(crate) async fn serve(
     responder: Responder<'_>,
 ) -> Served {
     let mut told = Told::new();
-    let line = log::Line::of(&request);
+    told.heads.0 = log::head_bytes(&request.headers) + (request.path.len() + request.authority.len()) as u64;
     let mut exchange = Exchange {
         stage,
         current: stage.worker.shared.current(),
@@ -89,7 +111,8 @@ pub(crate) async fn serve(
         exchange.broke_off(&error, &request).await;
     }
     drop(exchange);
-    line.write(stage, &told);
+    log::count(stage, &told);
+    log::write(stage, &told, &request);
     Served { goes_on: told.goes_on }
 }
 
@@ -133,6 +156,7 @@ impl<'a> Exchange<'a> {
     async fn run(&mut self, request: &mut Request) -> Result<(), MessageError> {
         let current = Arc::clone(&self.current);
         let is_grpc = facts(self.stage, request).is_grpc();
+        self.told.grpc = is_grpc.then_some(None);
         let plan = match prepare(request, &current) {
             Ok(()) => {
                 self.dress(request);
@@ -190,7 +214,7 @@ impl<'a> Exchange<'a> {
             RouteAction::Respond(_) | RouteAction::Redirect(_) => (route, None),
         });
         self.told.route = route.map(|route| Arc::clone(&route.name));
-        match filters::run(&facts, policies, route, &mut self.cors).await {
+        match filters::run(self.stage, &facts, policies, route, &mut self.cors).await {
             Passed::On => {}
             Passed::Reply(reply) => return Plan::Reply(reply, chosen),
         }
@@ -266,6 +290,7 @@ impl<'a> Exchange<'a> {
             self.told.flags.raise(flag);
         }
         (self.told.status, self.told.details) = (Some(status), details);
+        self.told.answered(&headers);
         self.told.sent = body.len() as u64;
         // What the client still sends would be read as its next request.
         let drains = self.stage.worker.scope.is_draining();

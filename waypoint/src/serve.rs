@@ -9,8 +9,8 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use culvert_common::hbone::link::{self, LinkError, Writer};
 use culvert_common::hbone::server::{ConnectRequest, Refusal};
-use culvert_common::model::Workload;
 use culvert_common::model::l7::{Protocol, Waypoint};
+use culvert_common::model::{Service, Workload};
 use culvert_common::state::Snapshot;
 use culvert_common::types::{Authority, ServiceKey};
 use http::StatusCode;
@@ -38,6 +38,10 @@ pub(crate) struct Stage {
     pub(crate) target: Target,
     /// What the tunnel was asked for.
     pub(crate) destination: std::net::SocketAddr,
+    /// The client's workload: the one at its address, if that may be who it has proven to be.
+    pub(crate) source: Option<Arc<Workload>>,
+    /// The service of the target.
+    pub(crate) service: Option<Arc<Service>>,
 }
 
 /// What a connection is addressed to.
@@ -94,11 +98,17 @@ pub(crate) async fn connect(worker: &Rc<Worker>, client: &Rc<Client>, request: B
             return request.refuse(refused.refusal(), &id);
         }
     };
+    let source = current.snapshot.workload_by_ip(client.address.ip());
+    let source = source.filter(|source| source.identity == client.identity).cloned();
+    let service = match &target {
+        Target::Service(key, _) => current.snapshot.service(key).cloned(),
+        Target::Workload(_) => None,
+    };
     drop(current);
     let Ok(stream) = request.accept(None) else { return };
     let (reader, writer) = link::tunnel(stream, None, &worker.board);
     let (worker, client) = (Rc::clone(worker), Rc::clone(client));
-    let stage = Rc::new(Stage { worker, client, target, destination });
+    let stage = Rc::new(Stage { worker, client, target, destination, source, service });
     let input = Input::new(reader);
     match protocol {
         Protocol::Tcp | Protocol::Tls => Box::pin(tcp::serve(&stage, input, writer)).await,

@@ -8,6 +8,9 @@ use clap::Parser;
 use culvert_common::hbone::{Http2, Limits};
 use culvert_common::model::l7::{GatewayKey, Normalization};
 use culvert_common::source::kube;
+use culvert_common::telemetry::LogFormat;
+
+use crate::log::Form;
 
 /// Bytes that a client may send on one CONNECT stream before they are taken.
 const STREAM_WINDOW: u32 = 256 * 1024;
@@ -66,9 +69,41 @@ pub(crate) struct Settings {
     /// How long open requests may go on when the waypoint is asked to end
     #[arg(long, env = "TERMINATION_DEADLINE", default_value = "5s", value_name = "DURATION", value_parser = duration)]
     pub(crate) termination_deadline: Duration,
+    /// Line of each request and TCP connection: Envoy's default text, its JSON, or none
+    #[arg(long, env = "ACCESS_LOG", value_enum, default_value_t = AccessLog::Text, value_name = "FORM")]
+    pub(crate) access_log: AccessLog,
+    /// Form of the waypoint's own log
+    #[arg(long, env = "LOG_FORMAT", default_value = "json", value_name = "FORM", value_parser = log_format)]
+    pub(crate) log_format: LogFormat,
     /// Log levels, such as `info` or `info,access=off`
     #[arg(long, env = "RUST_LOG", default_value = "info", value_name = "LEVELS")]
     pub(crate) log: String,
+}
+
+/// Whether and how requests are logged.
+#[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum AccessLog {
+    Text,
+    Json,
+    Off,
+}
+
+impl AccessLog {
+    pub(crate) fn form(self) -> Option<Form> {
+        match self {
+            Self::Text => Some(Form::Text),
+            Self::Json => Some(Form::Json),
+            Self::Off => None,
+        }
+    }
+}
+
+fn log_format(text: &str) -> Result<LogFormat, String> {
+    match text {
+        "json" => Ok(LogFormat::Json),
+        "plain" => Ok(LogFormat::Plain),
+        _ => Err("allowed: json, plain".into()),
+    }
 }
 
 fn any(port: u16) -> SocketAddr {

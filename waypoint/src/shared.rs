@@ -9,10 +9,11 @@ use culvert_common::hbone::budget::Budget;
 use culvert_common::hbone::{Http2, Limits};
 use culvert_common::identity::Certs;
 use culvert_common::state::State;
-use culvert_common::telemetry::Metrics;
+use culvert_common::telemetry::{Metrics, Telemetry};
 use culvert_common::types::SpiffeId;
 
 use crate::current::Current;
+use crate::log::Form;
 
 /// Shared by all workers, read-only.
 pub(crate) struct Shared {
@@ -21,6 +22,9 @@ pub(crate) struct Shared {
     pub(crate) current: ArcSwap<Current>,
     pub(crate) certs: Arc<Certs>,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) telemetry: Arc<Telemetry>,
+    /// In which form requests are logged; none: not at all.
+    pub(crate) access_log: Option<Form>,
     pub(crate) budget: Arc<Budget>,
     pub(crate) http2: Http2,
     pub(crate) limits: Limits,

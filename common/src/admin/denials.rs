@@ -7,7 +7,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::decide::explain::Explanation;
-use crate::telemetry::{Denial, Denials, Party, Reporter};
+use crate::telemetry::{Denial, Denials, Party};
 
 /// Failures of a pair that an explanation tells.
 const PAIR_MAX: usize = 5;
@@ -109,11 +109,7 @@ fn view(denial: &Denial) -> RefusalView {
         id: denial.id.clone(),
         class: denial.class.to_owned(),
         flag: denial.flag.as_str().to_owned(),
-        reporter: match denial.reporter {
-            Reporter::Source => "source",
-            Reporter::Destination => "destination",
-        }
-        .to_owned(),
+        reporter: denial.reporter.as_str().to_owned(),
         source: denial.source.workload.clone(),
         source_address: address(&denial.source),
         source_identity: identity(&denial.source),

@@ -37,32 +37,43 @@ fn page(metrics: &Metrics, path: &str, headers: &HeaderMap) -> Answer {
     }
     let openmetrics = wants_openmetrics(headers);
     let kind = if openmetrics { OPENMETRICS } else { PROMETHEUS };
-    let text = metrics.encode(openmetrics);
+    let mut text = metrics.pieces(openmetrics);
+    let (first, second) = (text.next().unwrap_or_default(), text.next());
+    let is_whole = second.is_none();
     let mut answer = if takes_gzip(headers) {
-        let mut answer = Response::new(Body::pieces(gzip(text.into_bytes())));
+        let text = [first].into_iter().chain(second).chain(text).flat_map(cut);
+        let mut answer = Response::new(Body::pieces(gzip(text)));
         answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
         answer.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
         answer
+    } else if is_whole {
+        typed(StatusCode::OK, kind, first)
     } else {
-        typed(StatusCode::OK, kind, text)
+        let text = [first].into_iter().chain(second).chain(text).flat_map(cut);
+        typed(StatusCode::OK, kind, Body::pieces(text))
     };
     answer.headers_mut().insert(VARY, HeaderValue::from_static("accept, accept-encoding"));
     answer
 }
 
-/// Compresses piece by piece, as the reader takes them: others of this thread get their turn in between.
-fn gzip(text: Vec<u8>) -> impl Iterator<Item = Bytes> + Send {
-    let mut encoder = Some(GzEncoder::new(Vec::new(), Compression::fast()));
-    let mut at = 0;
+/// A text in pieces that are not large.
+fn cut(text: String) -> impl Iterator<Item = Bytes> + Send {
+    let mut rest = Bytes::from(text);
     std::iter::from_fn(move || {
-        let rest = text.get(at..).unwrap_or_default();
-        let piece = rest.get(..PIECE).unwrap_or(rest);
-        at += piece.len();
-        if piece.is_empty() {
+        let piece = rest.split_to(rest.len().min(PIECE));
+        (!piece.is_empty()).then_some(piece)
+    })
+}
+
+/// Compresses piece by piece, as the reader takes them: others of this thread get their turn in between.
+fn gzip(mut text: impl Iterator<Item = Bytes> + Send) -> impl Iterator<Item = Bytes> + Send {
+    let mut encoder = Some(GzEncoder::new(Vec::new(), Compression::fast()));
+    std::iter::from_fn(move || {
+        let Some(piece) = text.next() else {
             return encoder.take()?.finish().ok().map(Bytes::from);
-        }
+        };
         let open = encoder.as_mut()?;
-        open.write_all(piece).ok()?;
+        open.write_all(&piece).ok()?;
         Some(std::mem::take(open.get_mut()).into())
     })
 }
@@ -112,8 +123,8 @@ mod tests {
         assert!(text.contains("\nculvert_build_info{version=\"1.2.3\"} 1\n"), "{text}");
 
         for length in [0, 1, PIECE - 1, PIECE, PIECE + 1, 5 * PIECE] {
-            let text: Vec<u8> = (0..length).map(|n| (n % 251) as u8).collect();
-            let packed: Vec<Bytes> = gzip(text.clone()).collect();
+            let text: Vec<u8> = (0..length).map(|n| (n % 127) as u8).collect();
+            let packed: Vec<Bytes> = gzip(cut(String::from_utf8(text.clone()).unwrap())).collect();
             let mut read = Vec::new();
             flate2::read::GzDecoder::new(&packed.concat()[..]).read_to_end(&mut read).unwrap();
             assert_eq!(read, text);

@@ -15,6 +15,7 @@ use super::line::Line;
 use super::logging::{LogFormat, Logger};
 use super::metrics::Metrics;
 use super::pairs::{Known, Parts, known};
+use super::requests::EndedRequest;
 use super::traffic::Pair;
 use crate::model::{Service, Workload};
 use crate::types::SpiffeId;
@@ -29,6 +30,8 @@ pub enum Reporter {
     Source,
     /// The server's: inbound.
     Destination,
+    /// Between them: a waypoint.
+    Waypoint,
 }
 
 impl Reporter {
@@ -37,6 +40,7 @@ impl Reporter {
         match self {
             Self::Source => "source",
             Self::Destination => "destination",
+            Self::Waypoint => "waypoint",
         }
     }
 
@@ -44,7 +48,7 @@ impl Reporter {
     pub fn direction(self) -> &'static str {
         match self {
             Self::Source => "outbound",
-            Self::Destination => "inbound",
+            Self::Destination | Self::Waypoint => "inbound",
         }
     }
 }
@@ -157,13 +161,36 @@ pub struct Telemetry {
     metrics: Arc<Metrics>,
     logger: Logger,
     denials: Denials,
+    /// Whether connections have lines in the log; a waypoint writes lines of its own.
+    writes: bool,
 }
 
 impl Telemetry {
     /// Joins metrics and log; the metrics then also tell how many log lines were lost.
     pub fn new(metrics: Arc<Metrics>, logger: Logger) -> Arc<Self> {
         metrics.watch_log(&logger);
-        Arc::new(Self { metrics, logger, denials: Denials::default() })
+        Arc::new(Self { metrics, logger, denials: Denials::default(), writes: true })
+    }
+
+    /// As [`Telemetry::new`], for a waypoint: connections are counted, and the caller writes the lines that tell of them.
+    pub fn of_waypoint(metrics: Arc<Metrics>, logger: Logger) -> Arc<Self> {
+        metrics.watch_log(&logger);
+        Arc::new(Self { metrics, logger, denials: Denials::default(), writes: false })
+    }
+
+    /// Counts an HTTP request that has ended. Costs a look-up in a table of this thread once its kind is known to it.
+    pub fn request(&self, ended: &EndedRequest<'_>, now: Instant) {
+        self.metrics.requests.count(ended, now);
+    }
+
+    /// Remembers a refusal, and counts it under its class.
+    pub fn refused(&self, denial: Denial) {
+        self.metrics.refused(denial.reporter, denial.class);
+        self.denials.push(denial);
+    }
+
+    fn logs(&self, level: Level) -> bool {
+        self.writes && self.logger.logs_access(level)
     }
 
     /// The metrics.
@@ -189,7 +216,7 @@ impl Telemetry {
         let seconds = traffic.seconds(now);
         let (pair, known) = known(self, &flow, seconds);
         pair.open(seconds);
-        if self.logger.logs_access(Level::DEBUG) {
+        if self.logs(Level::DEBUG) {
             self.logger.line(Level::DEBUG, (SCOPE, "connection opened"), |line| {
                 flow.log(line, false, &known);
                 flow.log_trace(line);
@@ -212,7 +239,7 @@ impl Telemetry {
         self.metrics.refused(early.reporter, failure.class());
         self.metrics.failed_early(early.reporter, failure.class());
         self.denials.push(Denial::of_early(early, SystemTime::now()));
-        if !self.logger.logs_access(Level::WARN) {
+        if !self.logs(Level::WARN) {
             return;
         }
         self.logger.line(Level::WARN, (SCOPE, "connection failed"), |line| {
@@ -306,7 +333,7 @@ impl Connection {
         }
         self.counts.pair.close(failure.map_or(ResponseFlag::None, |f| f.flag));
         let level = if failure.is_some() { Level::ERROR } else { Level::INFO };
-        if self.telemetry.logger.logs_access(level) {
+        if self.telemetry.logs(level) {
             let head = (SCOPE, "connection complete");
             self.telemetry.logger.line(level, head, |line| self.log_end(line, failure));
         }
@@ -318,7 +345,7 @@ impl Connection {
         let (to_server, to_client) = (self.counts.received(), self.counts.sent());
         let (sent, received) = match self.flow.reporter {
             Reporter::Source => (to_server, to_client),
-            Reporter::Destination => (to_client, to_server),
+            Reporter::Destination | Reporter::Waypoint => (to_client, to_server),
         };
         line.number("bytes_sent", sent);
         line.number("bytes_recv", received);

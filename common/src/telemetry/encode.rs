@@ -79,6 +79,11 @@ impl Scrape {
         self.sample(&format!("{name}_count"), &[labels], count);
     }
 
+    /// The text of a part: others follow.
+    pub(super) fn part(self) -> String {
+        self.out
+    }
+
     /// The text.
     pub(super) fn finish(mut self) -> String {
         if self.openmetrics {

@@ -111,6 +111,21 @@ pub(super) fn unknown() -> Flow {
     }
 }
 
+/// A gRPC request from `source` to nobody.
+pub(super) fn request(source: &Arc<Workload>) -> EndedRequest<'_> {
+    EndedRequest {
+        source: Some(source),
+        source_identity: &source.identity,
+        destination: None,
+        service: None,
+        status: 503,
+        grpc: Some(GrpcStatus::Known(14)),
+        flags: "UH",
+        took: Duration::from_micros(1500),
+        bytes: (300, 90_000),
+    }
+}
+
 /// A refusal by policy.
 pub(super) fn denied() -> Failure {
     Failure {

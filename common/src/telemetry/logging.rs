@@ -156,6 +156,17 @@ impl Logger {
         Ok(Self { owner: Arc::new(Owner(shared)), format, filter: Arc::new(Mutex::new(filter)) })
     }
 
+    /// Appends a line of the access log, as it is but for its end. Never waits for the sink.
+    pub fn access(&self, line: &mut String) {
+        line.push('\n');
+        self.push(line);
+    }
+
+    /// Whether the access log takes lines that tell of what went well.
+    pub fn takes_access(&self) -> bool {
+        self.logs_access(Level::INFO)
+    }
+
     /// Whether the access log takes lines of this level.
     pub(super) fn logs_access(&self, level: Level) -> bool {
         rank(level) <= self.owner.0.access.load(Ordering::Relaxed)

@@ -22,11 +22,13 @@ use super::dns::DnsMetrics;
 use super::encode::{Kind, Scrape, push_label};
 use super::logging::Logger;
 use super::reach::ReachMetrics;
+use super::requests::Requests;
 use super::traffic::Traffic;
 use crate::task::Scope;
 use crate::types::SpiffeId;
 
 const NO_LABELS: [&str; 0] = [];
+const RESETS: &str = "Stalled streams reset because the byte budget was used up.";
 /// Identities whose certificates are told apart.
 const MAX_CERTIFICATES: usize = 1000;
 
@@ -149,6 +151,8 @@ impl Drop for Counted {
 pub struct Metrics {
     /// The families that [`super::Telemetry`] counts.
     pub(super) traffic: Traffic,
+    /// Those of a waypoint's requests.
+    pub(super) requests: Requests,
     reach: ReachMetrics,
     capture: CaptureMetrics,
     dns: DnsMetrics,
@@ -156,7 +160,7 @@ pub struct Metrics {
     registry: Registry,
     sockets: IntGaugeVec,
     /// Children of `sockets`, looked up once: every connection needs one.
-    sockets_of: [OnceLock<IntGauge>; 2],
+    sockets_of: [OnceLock<IntGauge>; 3],
     pods: Pods,
     process: Process,
     identity: IdentityMetrics,
@@ -200,6 +204,7 @@ impl Metrics {
             .set(1);
         Arc::new(Self {
             traffic: Traffic::new(),
+            requests: Requests::new(),
             reach: ReachMetrics::new(r),
             capture: CaptureMetrics::new(r),
             dns: DnsMetrics::new(r),
@@ -223,11 +228,7 @@ impl Metrics {
             ),
             tunnels: Tunnels::new(r),
             streams_of: Default::default(),
-            budget_resets: counter(
-                r,
-                "culvert_hbone_budget_resets_total",
-                "Stalled streams reset because the byte budget was used up.",
-            ),
+            budget_resets: counter(r, "culvert_hbone_budget_resets_total", RESETS),
             violations: counters(
                 r,
                 "culvert_peer_violations_total",
@@ -275,10 +276,11 @@ impl Metrics {
     /// Counts an accepted socket for as long as the answer lives.
     pub fn socket(&self, reporter: Reporter) -> Counted {
         let child = || self.sockets.with_label_values(&[reporter.as_str()]);
-        let [source, destination] = &self.sockets_of;
+        let [source, destination, waypoint] = &self.sockets_of;
         let known = match reporter {
             Reporter::Source => source,
             Reporter::Destination => destination,
+            Reporter::Waypoint => waypoint,
         };
         Counted::new(known.get_or_init(child).clone())
     }
@@ -445,6 +447,15 @@ impl Metrics {
     ///
     /// Reads `/proc/self/fd`; for the control runtime, not for a worker.
     pub fn encode(&self, openmetrics: bool) -> String {
+        self.pieces(openmetrics).collect()
+    }
+
+    /// The same in pieces, as those of a waypoint's requests may be many and large.
+    pub fn pieces(&self, openmetrics: bool) -> impl Iterator<Item = String> + Send + use<> {
+        self.requests.pieces(openmetrics).chain(std::iter::once(self.encode_rest(openmetrics)))
+    }
+
+    fn encode_rest(&self, openmetrics: bool) -> String {
         self.read_descriptors();
         let mut scrape = Scrape::new(openmetrics);
         let now = Instant::now();

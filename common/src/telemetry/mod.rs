@@ -23,6 +23,7 @@ mod logging;
 mod metrics;
 mod pairs;
 mod reach;
+mod requests;
 mod traffic;
 
 pub use capture::CaptureMetrics;
@@ -36,3 +37,4 @@ pub use flag::ResponseFlag;
 pub use logging::{FilterError, LogFormat, Logger, LoggingError, init};
 pub use metrics::{Counted, Handshake, Metrics, PeerViolations, Side};
 pub use reach::{HoldResult, ReachMetrics};
+pub use requests::{EndedRequest, GrpcStatus};

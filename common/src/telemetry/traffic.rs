@@ -176,7 +176,7 @@ pub(super) struct Traffic {
 struct Table {
     pairs: HashSet<ByLabels>,
     /// Where new pairs go while the table is full of used ones, by reporter.
-    overflow: [Option<Arc<Pair>>; 2],
+    overflow: [Option<Arc<Pair>>; 3],
     swept: u32,
 }
 
@@ -342,7 +342,7 @@ fn push_transport(out: &mut String, security: Security) -> usize {
     flag_at
 }
 
-fn push_known(out: &mut String, name: &str, value: Option<&str>) {
+pub(super) fn push_known(out: &mut String, name: &str, value: Option<&str>) {
     let value = value.filter(|v| !v.is_empty()).unwrap_or("unknown");
     let cut = if name.ends_with("_principal") { value.len() } else { value.floor_char_boundary(MAX_LABEL) };
     push_label(out, name, value.get(..cut).unwrap_or(value));

@@ -8,8 +8,11 @@ use culvert_common::l7::{Facts, Reply};
 use culvert_common::model::l7::{Policies, Route};
 use http::HeaderMap;
 
+use crate::serve::Stage;
+
 /// What a filter sees.
 struct Context<'a> {
+    stage: &'a Stage,
     facts: &'a Facts<'a>,
     policies: &'a Policies,
     route: Option<&'a Route>,
@@ -36,12 +39,13 @@ const ORDER: [Filter; 3] = [Filter::Authorize, Filter::Fault, Filter::Cors];
 
 /// Applies the filters until one answers.
 pub(crate) async fn run(
+    stage: &Stage,
     facts: &Facts<'_>,
     policies: &Policies,
     route: Option<&Route>,
     response: &mut HeaderMap,
 ) -> Passed {
-    let mut context = Context { facts, policies, route, response };
+    let mut context = Context { stage, facts, policies, route, response };
     for filter in ORDER {
         let passed = match filter {
             Filter::Authorize => authorize::apply(&context),

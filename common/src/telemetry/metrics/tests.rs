@@ -10,6 +10,7 @@ fn all() -> Arc<Telemetry> {
     let (telemetry, _sink) = telemetry(LogFormat::Plain, "off");
     let metrics = telemetry.metrics();
     telemetry.open(outbound(), Instant::now()).finish(Err(denied()));
+    telemetry.request(&request(&workload("front", "web", "eu-1")), Instant::now());
     drop(metrics.socket(Reporter::Source));
     drop((metrics.tunnel(Side::Client), metrics.stream(Side::Client)));
     metrics.handshake(Side::Client, Handshake::Complete, Duration::from_millis(1500));
@@ -231,6 +232,7 @@ fn the_documentation_names_every_family_with_its_labels() {
             .filter(|name| *name != "le")
             .collect();
         let names = names.join(", ");
+        let names = if names.contains(", response_code, ") { "request".into() } else { names };
         let names = if names.starts_with("reporter, source_workload, ") { "traffic".into() } else { names };
         let names =
             if names.starts_with("hostname, source_app, ") { "hostname, source_*".into() } else { names };
@@ -260,7 +262,16 @@ fn the_documentation_names_every_flag_and_traffic_label() {
     let sample = text.lines().find(|l| l.starts_with("istio_tcp_connections_opened_total{")).unwrap();
     let exported: Vec<&str> =
         sample.split_once('{').unwrap().1.split("\",").map(|l| l.split('=').next().unwrap()).collect();
-    let section = DOCS.split("## Traffic labels").nth(1).unwrap().split("\n- ").next().unwrap();
-    let named: Vec<&str> = section.split('`').skip(1).step_by(2).filter(|n| *n != "unknown").collect();
-    assert_eq!(named, exported);
+    assert_eq!(named("## Traffic labels"), exported);
+
+    let sample = text.lines().find(|l| l.starts_with("istio_requests_total{")).unwrap();
+    let exported: Vec<&str> =
+        sample.split_once('{').unwrap().1.split("\",").map(|l| l.split('=').next().unwrap()).collect();
+    assert_eq!(named("## Request labels"), exported);
+}
+
+/// What the first paragraph below this heading has in back quotes.
+fn named(heading: &str) -> Vec<&'static str> {
+    let section = DOCS.split(heading).nth(1).unwrap().split("\n- ").next().unwrap();
+    section.split('`').skip(1).step_by(2).filter(|n| *n != "unknown").collect()
 }

@@ -66,10 +66,8 @@ fn a_waypoint_that_is_not_there_is_a_problem() {
     let problems = translate_waypoint(&documents, &Settings::default(), &key()).unwrap_err();
     assert_eq!(
         lines(&problems),
-        [
-            "settings: Gateway shop/wp: there is no Gateway of a waypoint; allowed: a Gateway \
-             (gateway.networking.k8s.io/v1) with gatewayClassName culvert-waypoint"
-        ]
+        ["settings: Gateway shop/wp: there is no Gateway of a waypoint; allowed: a Gateway \
+             (gateway.networking.k8s.io/v1) with gatewayClassName culvert-waypoint"]
     );
 }
 

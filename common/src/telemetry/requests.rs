@@ -1,0 +1,408 @@
+//! The families of HTTP requests that a waypoint counts: series of one set of labels each, in a bounded table.
+//!
+//! A worker finds the series of a request in a small table of its thread and adds to a dozen numbers; labels are rendered
+//! once. **Source**: l7.md §8.1, §8.2.
+
+use std::borrow::Borrow;
+use std::cell::RefCell;
+use std::collections::HashSet;
+use std::hash::{BuildHasher, Hash, Hasher, RandomState};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use super::connection::Security;
+use super::encode::{Kind, Scrape, push_label};
+use super::traffic::push_known;
+use crate::model::{Service, Workload};
+use crate::types::SpiffeId;
+
+/// Sets of labels that are counted apart; beyond, those that were not used for long are forgotten, and new ones are
+/// counted together.
+const MAX_SERIES: usize = 5_000;
+/// A full table gives up what was not used for so long.
+const IDLE_SECONDS: u32 = 600;
+/// What was not used for so long is given up at the next scrape.
+const FORGET_SECONDS: u32 = 6 * 3600;
+/// A full table is searched at most once in this many seconds.
+const SWEEP_SECONDS: u32 = 10;
+/// Series that one worker remembers.
+const CACHE_SLOTS: usize = 256;
+
+/// Upper bounds of all histograms. Source: Istio, default buckets.
+const BOUNDS: [f64; 19] = [
+    0.5, 1.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1e3, 2.5e3, 5e3, 1e4, 3e4, 6e4, 3e5, 6e5, 1.8e6,
+    3.6e6,
+];
+const HISTOGRAMS: [(&str, &str); 3] = [
+    ("istio_request_duration_milliseconds", "Milliseconds from a request's first byte to its answer's last."),
+    ("istio_request_bytes", "Bytes of requests, heads included."),
+    ("istio_response_bytes", "Bytes of answers, heads included."),
+];
+const TOTAL: (&str, &str) = ("istio_requests_total", "HTTP requests that have ended.");
+
+/// A request that has ended.
+#[derive(Clone, Copy, Debug)]
+pub struct EndedRequest<'a> {
+    /// The client's workload.
+    pub source: Option<&'a Arc<Workload>>,
+    /// The client, as TLS has proven it.
+    pub source_identity: &'a SpiffeId,
+    /// The endpoint that was chosen last.
+    pub destination: Option<&'a Arc<Workload>>,
+    /// The service that was asked for.
+    pub service: Option<&'a Arc<Service>>,
+    /// Status of the answer; 0: the client had gone before there was one.
+    pub status: u16,
+    /// Of a gRPC request, what its answer says.
+    pub grpc: Option<GrpcStatus>,
+    /// Response flags, `-` without any.
+    pub flags: &'a str,
+    /// How long it took.
+    pub took: Duration,
+    /// Bytes of the request and of the answer.
+    pub bytes: (u64, u64),
+}
+
+/// How a gRPC request ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum GrpcStatus {
+    /// Nobody said, or something that no status is.
+    Unknown,
+    /// 0 to 16.
+    Known(u8),
+}
+
+impl From<Option<u32>> for GrpcStatus {
+    fn from(status: Option<u32>) -> Self {
+        match status.and_then(|status| u8::try_from(status).ok()) {
+            Some(status) if status <= 16 => Self::Known(status),
+            _ => Self::Unknown,
+        }
+    }
+}
+
+/// Numbers of one set of labels.
+struct Series {
+    labels: Box<str>,
+    total: AtomicU64,
+    histograms: [Histogram; 3],
+    /// Seconds since the start of the table.
+    used: AtomicU32,
+    /// Counts what found no place of its own.
+    is_shared: bool,
+}
+
+#[derive(Default)]
+struct Histogram {
+    /// One more than there are bounds.
+    counts: [AtomicU64; BOUNDS.len() + 1],
+    /// In thousandths.
+    sum: AtomicU64,
+}
+
+impl Histogram {
+    fn add(&self, thousandths: u64) {
+        let value = thousandths as f64 / 1e3;
+        let at = BOUNDS.partition_point(|bound| *bound < value);
+        if let Some(count) = self.counts.get(at) {
+            count.fetch_add(1, Relaxed);
+        }
+        self.sum.fetch_add(thousandths, Relaxed);
+    }
+
+    fn write(&self, scrape: &mut Scrape, name: &str, labels: &str) {
+        let mut seen = 0;
+        let counts = self.counts.iter().map(|count| {
+            seen += count.load(Relaxed);
+            seen
+        });
+        let counts: Vec<u64> = counts.collect();
+        let buckets = BOUNDS.into_iter().zip(counts.iter().copied());
+        scrape.histogram(name, labels, buckets, (seen, self.sum.load(Relaxed) as f64 / 1e3));
+    }
+}
+
+impl Series {
+    fn new(labels: String, is_shared: bool) -> Self {
+        let (total, used) = (AtomicU64::new(0), AtomicU32::new(0));
+        Self { labels: labels.into(), total, histograms: Default::default(), used, is_shared }
+    }
+
+    fn add(&self, ended: &EndedRequest<'_>, seconds: u32) {
+        self.total.fetch_add(1, Relaxed);
+        let took = u64::try_from(ended.took.as_micros()).unwrap_or(u64::MAX);
+        let (request, response) = ended.bytes;
+        let values = [took, request.saturating_mul(1000), response.saturating_mul(1000)];
+        for (histogram, value) in self.histograms.iter().zip(values) {
+            histogram.add(value);
+        }
+        self.used.store(seconds, Relaxed);
+    }
+}
+
+/// A series in the table, found by its labels.
+struct ByLabels(Arc<Series>);
+
+impl Borrow<str> for ByLabels {
+    fn borrow(&self) -> &str {
+        &self.0.labels
+    }
+}
+
+impl PartialEq for ByLabels {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.labels == other.0.labels
+    }
+}
+
+impl Eq for ByLabels {}
+
+impl Hash for ByLabels {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.labels.hash(state);
+    }
+}
+
+/// What of a request decides where it is counted.
+struct Slot {
+    source: Option<Arc<Workload>>,
+    source_identity: SpiffeId,
+    destination: Option<Arc<Workload>>,
+    service: Option<Arc<Service>>,
+    status: u16,
+    grpc: Option<GrpcStatus>,
+    flags: Box<str>,
+    /// Weak, so that what the table has given up is looked up anew.
+    series: Weak<Series>,
+}
+
+impl Slot {
+    fn is_for(&self, ended: &EndedRequest<'_>) -> bool {
+        fn same<T>(a: Option<&Arc<T>>, b: Option<&Arc<T>>) -> bool {
+            a.map(Arc::as_ptr) == b.map(Arc::as_ptr)
+        }
+        self.status == ended.status
+            && self.grpc == ended.grpc
+            && *self.flags == *ended.flags
+            && same(self.source.as_ref(), ended.source)
+            && same(self.destination.as_ref(), ended.destination)
+            && same(self.service.as_ref(), ended.service)
+            && self.source_identity == *ended.source_identity
+    }
+}
+
+thread_local! {
+    /// Direct-mapped, as the pairs of workloads are: a collision costs the slow look-up and nothing else.
+    static CACHE: RefCell<(RandomState, Vec<Option<Box<Slot>>>)> = RefCell::default();
+}
+
+/// All series of the process.
+pub(super) struct Requests {
+    table: Mutex<Table>,
+    start: Instant,
+}
+
+#[derive(Default)]
+struct Table {
+    series: HashSet<ByLabels>,
+    overflow: Option<Arc<Series>>,
+    swept: u32,
+}
+
+impl Requests {
+    pub(super) fn new() -> Self {
+        Self { table: Mutex::default(), start: Instant::now() }
+    }
+
+    /// Counts a request.
+    pub(super) fn count(&self, ended: &EndedRequest<'_>, now: Instant) {
+        let seconds = self.seconds(now);
+        CACHE.with_borrow_mut(|(hasher, slots)| {
+            if slots.is_empty() {
+                slots.resize_with(CACHE_SLOTS, || None);
+            }
+            let key = (
+                ended.source.map(Arc::as_ptr),
+                ended.destination.map(Arc::as_ptr),
+                ended.service.map(Arc::as_ptr),
+                ended.status,
+                ended.grpc,
+            );
+            let at = (hasher.hash_one(key) as usize) % CACHE_SLOTS;
+            let slot = slots.get_mut(at);
+            let met = slot.as_deref().and_then(Option::as_ref).filter(|slot| slot.is_for(ended));
+            if let Some(series) = met.and_then(|slot| slot.series.upgrade()) {
+                return series.add(ended, seconds);
+            }
+            let series = self.series(ended, seconds);
+            series.add(ended, seconds);
+            if let Some(slot) = slot.filter(|_| !series.is_shared) {
+                *slot = Some(Box::new(Slot {
+                    source: ended.source.cloned(),
+                    source_identity: ended.source_identity.clone(),
+                    destination: ended.destination.cloned(),
+                    service: ended.service.cloned(),
+                    status: ended.status,
+                    grpc: ended.grpc,
+                    flags: ended.flags.into(),
+                    series: Arc::downgrade(&series),
+                }));
+            }
+        });
+    }
+
+    fn series(&self, ended: &EndedRequest<'_>, seconds: u32) -> Arc<Series> {
+        let labels = render(ended);
+        let mut table = self.lock();
+        if let Some(found) = table.series.get(labels.as_str()) {
+            return Arc::clone(&found.0);
+        }
+        if table.series.len() >= MAX_SERIES && !table.sweep(seconds) {
+            let made = || Arc::new(Series::new(render_overflow(), true));
+            return Arc::clone(table.overflow.get_or_insert_with(made));
+        }
+        let series = Arc::new(Series::new(labels, false));
+        table.series.insert(ByLabels(Arc::clone(&series)));
+        series
+    }
+
+    /// The four families, in pieces: the text of all would be large.
+    pub(super) fn pieces(&self, openmetrics: bool) -> impl Iterator<Item = String> + Send + use<> {
+        let seconds = self.seconds(Instant::now());
+        let mut all: Vec<Arc<Series>> = {
+            let mut table = self.lock();
+            table.retain_used_within(FORGET_SECONDS, seconds);
+            table.series.iter().map(|series| &series.0).chain(&table.overflow).cloned().collect()
+        };
+        all.sort_by(|a, b| a.labels.cmp(&b.labels));
+        let all: Arc<[Arc<Series>]> = all.into();
+        let histograms = HISTOGRAMS.into_iter().enumerate().map(|(at, named)| (Some(at), named));
+        std::iter::once((None, TOTAL)).chain(histograms).flat_map(move |(histogram, (name, help))| {
+            let kind = if histogram.is_some() { Kind::Histogram } else { Kind::Counter };
+            let head = (!all.is_empty()).then(|| {
+                let mut head = Scrape::new(openmetrics);
+                head.family(name, kind, help);
+                head.part()
+            });
+            let all = Arc::clone(&all);
+            head.into_iter().chain((0..all.len()).filter_map(move |index| {
+                let (series, mut part) = (all.get(index)?, Scrape::new(openmetrics));
+                match histogram.map(|at| series.histograms.get(at)) {
+                    None => part.sample(name, &[&series.labels], series.total.load(Relaxed)),
+                    Some(histogram) => histogram?.write(&mut part, name, &series.labels),
+                }
+                Some(part.part())
+            }))
+        })
+    }
+
+    fn seconds(&self, now: Instant) -> u32 {
+        u32::try_from(now.saturating_duration_since(self.start).as_secs()).unwrap_or(u32::MAX)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Table {
+    /// Gives up what was not used for long. Returns whether there is room.
+    fn sweep(&mut self, seconds: u32) -> bool {
+        if self.swept != 0 && seconds.saturating_sub(self.swept) < SWEEP_SECONDS {
+            return false;
+        }
+        self.swept = seconds.max(1);
+        self.retain_used_within(IDLE_SECONDS, seconds);
+        self.series.len() < MAX_SERIES
+    }
+
+    fn retain_used_within(&mut self, limit: u32, seconds: u32) {
+        self.series.retain(|series| seconds.saturating_sub(series.0.used.load(Relaxed)) < limit);
+    }
+}
+
+const SOURCE: [&str; 8] = [
+    "source_workload",
+    "source_canonical_service",
+    "source_canonical_revision",
+    "source_workload_namespace",
+    "source_principal",
+    "source_app",
+    "source_version",
+    "source_cluster",
+];
+const DESTINATION: [&str; 11] = [
+    "destination_workload",
+    "destination_workload_namespace",
+    "destination_principal",
+    "destination_app",
+    "destination_version",
+    "destination_service",
+    "destination_canonical_service",
+    "destination_canonical_revision",
+    "destination_service_name",
+    "destination_service_namespace",
+    "destination_cluster",
+];
+
+fn render(ended: &EndedRequest<'_>) -> String {
+    let mut out = String::with_capacity(1400);
+    push_label(&mut out, "reporter", "waypoint");
+    let (source, to) = (ended.source.map(|w| &**w), ended.destination.map(|w| &**w));
+    let client = ended.source_identity.to_string();
+    let values = [
+        source.map(|w| &*w.workload_name),
+        source.map(|w| &*w.canonical_name),
+        source.map(|w| &*w.canonical_revision),
+        source.map(|w| &*w.namespace),
+        Some(client.as_str()),
+        source.map(|w| &*w.canonical_name),
+        source.map(|w| &*w.canonical_revision),
+        source.map(|w| &*w.cluster),
+    ];
+    for (name, value) in SOURCE.into_iter().zip(values) {
+        push_known(&mut out, name, value);
+    }
+    let (service, server) = (ended.service.map(|s| &**s), to.map(|w| w.identity.to_string()));
+    let values = [
+        to.map(|w| &*w.workload_name),
+        to.map(|w| &*w.namespace),
+        server.as_deref(),
+        to.map(|w| &*w.canonical_name),
+        to.map(|w| &*w.canonical_revision),
+        service.map(|s| &*s.key.hostname),
+        to.map(|w| &*w.canonical_name),
+        to.map(|w| &*w.canonical_revision),
+        service.map(|s| &*s.name),
+        service.map(|s| &*s.key.namespace),
+        to.map(|w| &*w.cluster),
+    ];
+    for (name, value) in DESTINATION.into_iter().zip(values) {
+        push_known(&mut out, name, value);
+    }
+    push_label(&mut out, "request_protocol", if ended.grpc.is_some() { "grpc" } else { "http" });
+    push_label(&mut out, "response_code", &ended.status.to_string());
+    match ended.grpc {
+        Some(GrpcStatus::Known(status)) => push_label(&mut out, "grpc_response_status", &status.to_string()),
+        Some(GrpcStatus::Unknown) => push_label(&mut out, "grpc_response_status", "unknown"),
+        None => {}
+    }
+    push_label(&mut out, "response_flags", ended.flags);
+    push_label(&mut out, "connection_security_policy", Security::MutualTls.as_str());
+    out
+}
+
+/// Labels of what is counted together.
+fn render_overflow() -> String {
+    let mut out = String::new();
+    push_label(&mut out, "reporter", "waypoint");
+    let rest = ["request_protocol", "response_code", "response_flags", "connection_security_policy"];
+    for name in SOURCE.into_iter().chain(DESTINATION).chain(rest) {
+        push_label(&mut out, name, "overflow");
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests;
