@@ -121,7 +121,8 @@ pub fn translate_waypoint(
 
 fn no_gateway(gateway: &GatewayKey, objects: &AllObjects) -> Problem {
     let is_named = !gateway.name.is_empty();
-    let all: Vec<String> = waypoint::all(objects).map(|gateway| gateway.key().to_string()).collect();
+    let mut all: Vec<String> = waypoint::all(objects).map(|gateway| gateway.key().to_string()).collect();
+    all.sort();
     let seen = match all.as_slice() {
         [] => "there is no Gateway of a waypoint".to_owned(),
         all if is_named => format!("no waypoint has this name; there are {}", all.join(", ")),
