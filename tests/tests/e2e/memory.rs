@@ -123,10 +123,10 @@ fn a_workload_costs_a_kilobyte_and_reading_it_leaves_nothing() {
     mesh.start(&["--service-range", "10.0.0.0/8"]);
     let before = held(&mesh);
     mesh.settle(|| mesh.put("world.yaml", &documents(PODS)));
-    given_back(&mesh, before, 3 * MIB + 1536 * PODS as u64);
+    given_back(&mesh, before, 3 * MIB + 1700 * PODS as u64);
     // Once more, beside what is in force.
     let more = documents(PODS) + "---\napiVersion: v1\nkind: Namespace\nmetadata: {name: new}\n";
     mesh.settle(|| mesh.put("world.yaml", &more));
-    given_back(&mesh, before, 3 * MIB + 1536 * PODS as u64);
+    given_back(&mesh, before, 3 * MIB + 1700 * PODS as u64);
     mesh.finish();
 }

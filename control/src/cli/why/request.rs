@@ -62,7 +62,8 @@ pub(super) struct Requests {
     pub(super) waypoints: Vec<Has>,
     /// Conditions of routes and policies there that do not hold.
     pub(super) conditions: Vec<Unmet>,
-    /// What to do, if the request meets no waypoint.
+    /// What to do, if the request meets no waypoint. The connection has advice of its own beside it.
+    #[serde(rename = "request_advice")]
     pub(super) advice: Vec<String>,
 }
 
