@@ -1,7 +1,7 @@
 //! Follows the connection: the decision at its source for each workload that may be chosen, then that of the
 //! destination's agent.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -448,12 +448,14 @@ fn peer_authentication(snapshot: &Snapshot, workload: &Workload) -> String {
 
 /// Policies by label that lie in the workload's namespace, or select nobody at all, and that it does not have.
 fn others(snapshot: &Snapshot, from: &Source, workload: &Workload, routes: &[Route]) -> Vec<OtherPolicy> {
-    let mut selected: HashMap<&PolicyKey, Vec<String>> = HashMap::new();
+    // The first by name: workloads come in no order, and an answer is the same each time.
+    let mut selected: HashMap<&PolicyKey, BTreeSet<String>> = HashMap::new();
     for one in snapshot.workloads() {
         for key in &one.authorization_policies {
             let names = selected.entry(key).or_default();
-            if names.len() < SELECTED_MAX {
-                names.push(name_of(one));
+            names.insert(name_of(one));
+            if names.len() > SELECTED_MAX {
+                names.pop_last();
             }
         }
     }
@@ -487,7 +489,7 @@ fn others(snapshot: &Snapshot, from: &Source, workload: &Workload, routes: &[Rou
             .get(&policy.key)
             .map(ToString::to_string)
             .unwrap_or_default(),
-        selects: selected.get(&policy.key).cloned().unwrap_or_default(),
+        selects: selected.get(&policy.key).into_iter().flatten().cloned().collect(),
         would_match: would_match(policy),
     };
     found.into_iter().take(OTHERS_MAX).map(view).collect()

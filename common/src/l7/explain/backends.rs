@@ -1,6 +1,7 @@
 //! Destinations in words: which rule counts, what the upstream sees, which endpoints may be chosen.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use super::Asked;
 use super::answer::{BackendView, CandidateView, HttpExplanation, Verdict};
@@ -136,11 +137,12 @@ impl Asked<'_> {
             return String::new();
         }
         let gateway = &self.waypoint.gateway;
-        let instance = self.snapshot.workloads().find(|w| {
+        let is_instance = |w: &&Arc<Workload>| {
             w.native_tunnel
                 && w.namespace == gateway.namespace
                 && self.waypoint.identity.as_ref() == Some(&w.identity)
-        });
+        };
+        let instance = self.snapshot.workloads().filter(is_instance).min_by_key(|w| &w.uid);
         let own = instance.and_then(|w| w.addresses.iter().find(|ip| ip.is_ipv4() == target.is_ipv4()));
         let facts = authz::Facts {
             peer: self.waypoint.identity.as_ref(),
