@@ -12,8 +12,9 @@ mod why;
 use std::sync::Arc;
 use std::time::Duration;
 
-use culvert_common::admin::{Answer, DumpParts, Request, Route, Routes, dump, dump_certificates, text};
-use culvert_common::telemetry::Logger;
+use culvert_common::admin::{
+    Answer, DumpParts, Route, Routes, denials_page, dump, dump_certificates, logging_page, text,
+};
 use http::StatusCode;
 use serde_json::Value;
 use tokio::sync::{mpsc, watch};
@@ -77,8 +78,6 @@ pub(crate) fn routes(
 ) -> Arc<Routes> {
     let (state, own) = (Arc::clone(shared), settings.clone());
     let (all, listed) = (workers.clone(), workers.clone());
-    let [why, denials] = why::routes(shared);
-    let logger = shared.telemetry.logger().clone();
     let (stop, deadline) = (stop.clone(), settings.deadline);
     let routes = vec![
         Route::read("/config_dump", "state, settings, certificates and open connections", move |_| {
@@ -87,11 +86,9 @@ pub(crate) fn routes(
         Route::read("/culvert/connections", "open connections, with bytes and age", move |_| {
             connections::page(listed.clone())
         }),
-        why,
-        denials,
-        Route::change("/logging", "log levels: ask, change, reset", LOGGING, move |request| {
-            std::future::ready(logging(&logger, &request))
-        }),
+        why::page(shared),
+        denials_page(&shared.telemetry),
+        logging_page(&shared.telemetry),
         Route::change("/quitquitquit", "drain and end the agent, as SIGTERM does", QUIT, move |_| {
             quit(stop.clone(), deadline)
         }),
@@ -104,17 +101,6 @@ pub(crate) fn routes(
     ];
     Routes::new(routes, Arc::clone(shared.telemetry.metrics()))
 }
-
-const LOGGING: &str = "only POST is answered here
-
-POST /logging                                   the levels in force
-POST /logging?level=LEVEL                       change the level of all scopes
-POST /logging?level=SCOPE=LEVEL,SCOPE=LEVEL     change single scopes, added to what is in force
-POST /logging?reset                             back to the levels of the start; may go with level=
-
-levels: off error warn info debug trace
-scopes: as the log prints them, for example access, outbound, source::file
-";
 
 const QUIT: &str = "only POST is answered here
 
@@ -141,17 +127,6 @@ async fn config_dump(shared: Arc<Shared>, workers: Workers, settings: AdminSetti
         workload_state: Box::new(connections::by_pod(shared.served.list(), open)),
     };
     dump(&snapshot, parts)
-}
-
-fn logging(logger: &Logger, request: &Request) -> Answer {
-    let (level, reset) = (request.query("level"), request.query("reset").is_some());
-    if level.is_some() || reset {
-        if let Err(error) = logger.change_filter(reset, level.as_deref().unwrap_or_default()) {
-            return text(StatusCode::BAD_REQUEST, format!("{error}\n\n{LOGGING}"));
-        }
-        tracing::info!(levels = logger.filter(), "log levels changed");
-    }
-    text(StatusCode::OK, format!("current log level is {}\n", logger.filter()))
 }
 
 async fn quit(mut stop: Stop, deadline: Duration) -> Answer {
