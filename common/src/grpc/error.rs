@@ -211,7 +211,8 @@ impl Code {
     /// `UNAUTHENTICATED`.
     pub const UNAUTHENTICATED: Self = Self(16);
 
-    const NAMES: [&'static str; 17] = [
+    /// Names of all codes, in their order.
+    pub const NAMES: [&'static str; 17] = [
         "OK",
         "CANCELLED",
         "UNKNOWN",

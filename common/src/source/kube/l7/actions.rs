@@ -8,6 +8,7 @@ use base64::engine::general_purpose::STANDARD;
 use http::{HeaderValue, Method, StatusCode};
 
 use super::values::{Lax, decimal, duration, duration_at, integer, pattern, percentage, string_match};
+use crate::grpc::Code;
 use crate::model::l7::{
     Abort, BackOff, Cors, Delay, DirectResponse, Fault, Fraction, PathRewrite, Redirect, RedirectPath,
     RedirectPort, Retries, RetryOn, Rewrite, TextMatch, UnmatchedPreflight,
@@ -19,25 +20,6 @@ const BACK_OFF: Duration = Duration::from_millis(25);
 /// Largest body of a direct response.
 const BODY_MAX: usize = 1 << 20;
 const REDIRECT_CODES: [u16; 5] = [301, 302, 303, 307, 308];
-const GRPC_STATUSES: [&str; 17] = [
-    "OK",
-    "CANCELLED",
-    "UNKNOWN",
-    "INVALID_ARGUMENT",
-    "DEADLINE_EXCEEDED",
-    "NOT_FOUND",
-    "ALREADY_EXISTS",
-    "PERMISSION_DENIED",
-    "RESOURCE_EXHAUSTED",
-    "FAILED_PRECONDITION",
-    "ABORTED",
-    "OUT_OF_RANGE",
-    "UNIMPLEMENTED",
-    "INTERNAL",
-    "UNAVAILABLE",
-    "DATA_LOSS",
-    "UNAUTHENTICATED",
-];
 
 /// What is tried again where nothing is said of it. Source: Istio, defaultHttpRetryPolicy.
 pub(super) fn default_retries() -> Retries {
@@ -174,9 +156,9 @@ fn read_abort(field: &Field<'_>) -> Option<Abort> {
         (Some(http), None) => Some(Abort { status: response_status(&http)?, grpc_status: None, share }),
         (None, Some(grpc)) => {
             let name = grpc.text()?;
-            let number = GRPC_STATUSES.iter().position(|known| *known == name);
+            let number = Code::NAMES.iter().position(|known| *known == name);
             if number.is_none() {
-                grpc.refuse(&GRPC_STATUSES.join(", "));
+                grpc.refuse(&Code::NAMES.join(", "));
             }
             let number = number.and_then(|n| u8::try_from(n).ok())?;
             Some(Abort { status: StatusCode::OK, grpc_status: Some(number), share })
