@@ -1,5 +1,7 @@
 //! The one choice of cryptography: versions of TLS aside, all that is encrypted or signed here goes through this provider.
+//! And the one source of random numbers that are no secrets.
 
+use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock};
 
@@ -63,6 +65,23 @@ macro_rules! verify_signatures {
 }
 pub(crate) use verify_signatures;
 
+/// A random number; not for secrets' sake but so that ids and choices do not repeat.
+pub fn random() -> u128 {
+    thread_local! {
+        /// From the kernel, many at a time, as each connection and each request takes some.
+        static NUMBERS: RefCell<Vec<u128>> = const { RefCell::new(Vec::new()) };
+    }
+    NUMBERS.with_borrow_mut(|numbers| {
+        if numbers.is_empty() {
+            let mut bytes = [0; 512];
+            // Without the kernel's randomness there is no TLS either: this cannot fail in a running process.
+            let _filled = getrandom::fill(&mut bytes);
+            numbers.extend(bytes.as_chunks().0.iter().copied().map(u128::from_ne_bytes));
+        }
+        numbers.pop().unwrap_or_default()
+    })
+}
+
 fn key_exchanges(post_quantum_only: bool) -> Vec<&'static dyn SupportedKxGroup> {
     let mut all: Vec<&'static dyn SupportedKxGroup> = vec![kx_group::X25519MLKEM768];
     if !post_quantum_only {
@@ -84,5 +103,12 @@ mod tests {
         assert!(all.len() > 1 && all[0] == NamedGroup::X25519MLKEM768);
         // Nobody asked for it here.
         assert_eq!(provider().kx_groups.len(), all.len());
+    }
+
+    #[test]
+    fn random_numbers_do_not_repeat() {
+        // More than are asked for at once.
+        let drawn: std::collections::HashSet<u128> = (0..100).map(|_| random()).collect();
+        assert_eq!(drawn.len(), 100);
     }
 }

@@ -15,7 +15,7 @@ const PACKAGES_MAX: usize = 230;
 /// The one file that may hold `unsafe`.
 const UNSAFE: &str = "common/src/net/sys.rs";
 /// Folders with code of programs and libraries.
-const CODE: [&str; 4] = ["common/src", "ztunnel/src", "control/src", "tests/src"];
+const CODE: [&str; 5] = ["common/src", "ztunnel/src", "waypoint/src", "control/src", "tests/src"];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the package lies in the workspace").to_owned()

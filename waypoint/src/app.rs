@@ -226,7 +226,7 @@ mod tests {
     use super::*;
 
     fn opened(documents: &str) -> Result<FileSource, AppError> {
-        let dir = std::env::temp_dir().join(format!("waypoint-{:032x}", crate::shared::random()));
+        let dir = std::env::temp_dir().join(format!("waypoint-{:032x}", culvert_common::crypto::random()));
         std::fs::create_dir(&dir).unwrap();
         std::fs::write(dir.join("mesh.yaml"), documents).unwrap();
         let settings = Settings::try_parse_from(["waypoint", "--config", dir.to_str().unwrap()]).unwrap();

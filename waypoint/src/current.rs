@@ -6,13 +6,16 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use culvert_common::l7::balance::{Endpoints, Host, is_member};
+use culvert_common::crypto::random;
+use culvert_common::l7::balance::{Ask, Avoid, Endpoints, Host, NoEndpoint, Picked, is_member};
 use culvert_common::l7::breaker::Breaker;
 use culvert_common::l7::outlier::Detector;
+use culvert_common::model::Workload;
 use culvert_common::model::l7::{Cluster, ClusterKey, Waypoint};
-use culvert_common::model::{Endpoint, Health, HealthPolicy, Service, Workload};
 use culvert_common::state::Snapshot;
 use culvert_common::types::WorkloadUid;
+
+use crate::dial::Endpoint;
 
 /// A revision; requests take it once each.
 #[derive(Default)]
@@ -31,6 +34,21 @@ pub(crate) struct Live {
     pub(crate) endpoints: Endpoints<Node>,
 }
 
+impl Live {
+    /// One of its endpoints for a request or a connection; `avoid` says which were tried for it before.
+    ///
+    /// **Errors**: none is healthy.
+    pub(crate) fn pick(&self, avoid: Option<&Avoid<'_, Node>>) -> Result<Picked<'_, Node>, NoEndpoint> {
+        let ask = Ask {
+            balance: self.cluster.balance,
+            outliers: self.cluster.outliers.as_ref(),
+            random: [random() as u64, random() as u64],
+            now: Instant::now(),
+        };
+        self.endpoints.pick(&ask, avoid)
+    }
+}
+
 /// An endpoint of a destination.
 #[derive(Clone, Debug)]
 pub(crate) struct Node {
@@ -38,6 +56,13 @@ pub(crate) struct Node {
     pub(crate) workload: Arc<Workload>,
     /// Of its application.
     pub(crate) address: SocketAddr,
+}
+
+impl Node {
+    /// Where a connection to it goes.
+    pub(crate) fn endpoint(&self) -> Endpoint {
+        Endpoint { workload: Arc::clone(&self.workload), address: self.address }
+    }
 }
 
 impl AsRef<Host> for Node {
@@ -101,28 +126,15 @@ fn nodes(
         .endpoints
         .iter()
         .filter(|endpoint| {
-            is_ready(service, endpoint) && is_member(cluster.subset.as_ref(), &endpoint.workload)
+            service.is_ready(endpoint.health) && is_member(cluster.subset.as_ref(), &endpoint.workload)
         })
         .filter_map(|endpoint| {
             let workload = snapshot.workload(&endpoint.workload)?;
-            let address =
-                SocketAddr::new(*workload.addresses.first()?, target(service, endpoint, cluster.key.port)?);
+            let port = service.target_port(endpoint, cluster.key.port)?;
+            let address = SocketAddr::new(*workload.addresses.first()?, port);
             Some(Node { host: host(workload, address), workload: Arc::clone(workload), address })
         })
         .collect();
     nodes.sort_by(|a, b| (&a.workload.uid, a.address).cmp(&(&b.workload.uid, b.address)));
     nodes
-}
-
-fn is_ready(service: &Service, endpoint: &Endpoint) -> bool {
-    match service.load_balancing.health_policy {
-        HealthPolicy::OnlyHealthy => endpoint.health == Health::Healthy,
-        HealthPolicy::AllowAll => endpoint.health != Health::Terminating,
-    }
-}
-
-/// The endpoint's port for a port of the service; none if it has none.
-fn target(service: &Service, endpoint: &Endpoint, port: u16) -> Option<u16> {
-    let own = endpoint.ports.get(&port).copied();
-    own.or_else(|| service.ports.get(&port).map(|port| port.target)).filter(|port| *port != 0)
 }

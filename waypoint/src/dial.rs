@@ -1,11 +1,11 @@
 //! A connection to an endpoint's application: through its agent's tunnel where it is captured, else in plain TCP.
 
-use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use culvert_common::crypto::random;
 use culvert_common::hbone::Limits;
 use culvert_common::hbone::client::{AnswerWait, Connect, Context, OpenError, Tunnel};
 use culvert_common::hbone::headers::TraceParent;
@@ -19,7 +19,6 @@ use http::HeaderValue;
 use http::uri::Authority;
 use tokio::time::Instant;
 
-use crate::shared::random;
 use crate::tunnel::Client;
 use crate::worker::Worker;
 
@@ -124,16 +123,8 @@ async fn establish(worker: &Rc<Worker>, key: &Key, limits: &Limits) -> Result<Rc
     let peer = key.peer;
     let options =
         DialOptions { mark: None, source: None, nodelay: true, keepalive: None, reset_on_drop: false };
-    let failed = |error| match error {
-        ConnectError::Timeout { limit, .. } => OpenError::TcpTimeout { peer, limit },
-        ConnectError::Io { source, .. } => {
-            let is_refused = source.kind() == io::ErrorKind::ConnectionRefused;
-            OpenError::Tcp { peer, cause: source.to_string(), is_refused }
-        }
-    };
-    let made = socket::dial_socket(peer, &options)
-        .map_err(|source| failed(ConnectError::Io { to: peer, source }))?;
-    let tcp = socket::connect(made, peer, limits.connect).await.map_err(failed)?;
+    let made = socket::dial_socket(peer, &options).map_err(|source| ConnectError::Io { to: peer, source })?;
+    let tcp = socket::connect(made, peer, limits.connect).await?;
     let tls = certificate.client_config(&key.expected);
     let context = Context { http2: &shared.http2, limits, scope: &worker.scope, metrics: &shared.metrics };
     let tunnel = Tunnel::establish(tcp, peer, tls, certificate.not_after, &context).await;

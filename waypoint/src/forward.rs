@@ -6,7 +6,8 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 
-use culvert_common::l7::balance::{Active, Ask, Picked};
+use culvert_common::crypto::random;
+use culvert_common::l7::balance::{Active, Picked};
 use culvert_common::l7::breaker::{Kind, Permit};
 use culvert_common::l7::outlier::Outcome;
 use culvert_common::l7::retry::{self, Next, Tried};
@@ -26,7 +27,6 @@ use crate::mirror::Copies;
 use crate::relay::{Exchanged, Source, poll_gone};
 use crate::replay::Replay;
 use crate::request::{Exchange, To, Way};
-use crate::shared::random;
 use crate::upstream::{self, Http1, Need};
 
 /// Connections of HTTP/2 that may turn out to be closing before another one is taken as broken.
@@ -292,21 +292,14 @@ impl<'a> Exchange<'a> {
             To::Workload(endpoint) => return Ok((endpoint.clone(), None)),
             To::Cluster(live) => live,
         };
-        let ask = Ask {
-            balance: live.cluster.balance,
-            outliers: live.cluster.outliers.as_ref(),
-            random: [random() as u64, random() as u64],
-            now: std::time::Instant::now(),
-        };
         let may_repeat = tries.retries.is_some_and(|retries| retries.ignore_previous_hosts == Some(false));
         let was_tried = |node: &Node| tries.tried.iter().any(|one| one.address == node.address);
         let avoid: Option<&dyn Fn(&Node) -> bool> =
             if tries.tried.is_empty() || may_repeat { None } else { Some(&was_tried) };
-        match live.endpoints.pick(&ask, avoid) {
+        match live.pick(avoid) {
             Ok(Picked::Endpoint(node)) => {
-                let node = node.clone();
                 tries.tried.push(node.clone());
-                Ok((Endpoint { workload: Arc::clone(&node.workload), address: node.address }, Some(node)))
+                Ok((node.endpoint(), Some(node.clone())))
             }
             Ok(Picked::AsAsked) => {
                 let workload = self.current.snapshot.workload_by_ip(self.stage.destination.ip()).cloned();

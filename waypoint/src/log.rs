@@ -9,7 +9,7 @@ use std::time::{Instant, SystemTime};
 
 use culvert_common::authz::http::{Decision, DryRun};
 use culvert_common::l7::Facts;
-use culvert_common::telemetry::{Denial, EndedRequest, GrpcStatus, Party, Reporter, ResponseFlag};
+use culvert_common::telemetry::{Denial, EndedRequest, GrpcStatus, Party, Reporter, ResponseFlag, denial_id};
 use http::{HeaderMap, HeaderName};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
@@ -17,7 +17,6 @@ use time::OffsetDateTime;
 use crate::message::Request;
 use crate::request::Told;
 use crate::serve::{Stage, Target};
-use crate::shared::random;
 
 /// In which form requests are logged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,7 +61,7 @@ pub(crate) fn head_bytes(headers: &HeaderMap) -> u64 {
 
 /// Tells of a denied request: to the client it is 403 and no more.
 pub(crate) fn denied(stage: &Stage, facts: &Facts<'_>, policy: String) {
-    let id = format!("{:032x}", random());
+    let id = denial_id();
     let request = facts.headers.get(REQUEST_ID).map(http::HeaderValue::as_bytes);
     tracing::warn!(
         target: "policy",

@@ -8,13 +8,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use culvert_common::l7::balance::{Active, Ask, Picked};
+use culvert_common::l7::balance::{Active, Picked};
 use culvert_common::l7::breaker::Kind;
 use culvert_common::model::l7::Backend;
 use http::HeaderMap;
 
 use crate::current::{Current, Live};
-use crate::dial::Endpoint;
 use crate::forward::{head_of, is_http2};
 use crate::http1::body::{Decoder, Part};
 use crate::http1::head::Framing;
@@ -23,7 +22,7 @@ use crate::relay::Source;
 use crate::replay::Replay;
 use crate::request::Way;
 use crate::serve::Stage;
-use crate::shared::random;
+use crate::shared::drawn;
 use crate::upstream::{self, Http1, Need};
 
 /// Copies that one worker has under way at once.
@@ -59,10 +58,9 @@ impl Copies {
         if route.mirrors.is_empty() && backend.mirrors.is_empty() {
             return None;
         }
-        let drawn = || u32::try_from(random() % 1_000_000).unwrap_or_default();
         let mirrors = route.mirrors.iter().chain(&backend.mirrors);
         let to: Vec<_> = mirrors
-            .filter(|mirror| mirror.share.includes(drawn()))
+            .filter(|mirror| drawn(mirror.share))
             .filter_map(|mirror| match &mirror.backend {
                 Backend::Cluster(key) => current.cluster(key).filter(|live| live.cluster.refused.is_none()),
                 Backend::Invalid { .. } => None,
@@ -117,17 +115,11 @@ impl Copied {
 
 async fn one(stage: &Rc<Stage>, live: &Arc<Live>, head: &Request, body: Copied) -> Result<(), Failed> {
     let _permit = live.breaker.take(Kind::Requests, &live.cluster).ok_or(Failed::NoEndpoint)?;
-    let ask = Ask {
-        balance: live.cluster.balance,
-        outliers: live.cluster.outliers.as_ref(),
-        random: [random() as u64, random() as u64],
-        now: std::time::Instant::now(),
-    };
-    let node = match live.endpoints.pick(&ask, None) {
+    let node = match live.pick(None) {
         Ok(Picked::Endpoint(node)) => node.clone(),
         Ok(Picked::AsAsked) | Err(_) => return Err(Failed::NoEndpoint),
     };
-    let endpoint = Endpoint { workload: Arc::clone(&node.workload), address: node.address };
+    let endpoint = node.endpoint();
     let _active = Active::new(node);
     let (worker, client, pool) = (&stage.worker, &stage.client, &live.cluster.pool);
     let need = Need { worker, client, endpoint: &endpoint, live: Some(live), pool };

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use culvert_common::crypto::random;
 use culvert_common::l7::retry::grpc_status;
 use culvert_common::l7::{
     AboveRoot, Connection, Edits, Facts, Failure, Flag, Flags, Reply, Switch, Values, add_original_path,
@@ -210,7 +211,7 @@ impl<'a> Exchange<'a> {
         let route = found.map(|found| found.route);
         // Also what a filter answers gets the edits of the destination.
         let chosen = route.map(|route| match &route.action {
-            RouteAction::Forward(backends) => (route, pick(backends, crate::shared::random() as u64)),
+            RouteAction::Forward(backends) => (route, pick(backends, random() as u64)),
             RouteAction::Respond(_) | RouteAction::Redirect(_) => (route, None),
         });
         self.told.route = route.map(|route| Arc::clone(&route.name));

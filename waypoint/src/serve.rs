@@ -12,6 +12,7 @@ use culvert_common::hbone::server::{ConnectRequest, Refusal};
 use culvert_common::model::l7::{Protocol, Waypoint};
 use culvert_common::model::{Service, Workload};
 use culvert_common::state::Snapshot;
+use culvert_common::telemetry::denial_id;
 use culvert_common::types::{Authority, ServiceKey};
 use http::StatusCode;
 
@@ -19,7 +20,6 @@ use crate::http1::body::Decoder;
 use crate::http1::head;
 use crate::message::{Body, Input, MessageError, Request, Version};
 use crate::reply::{self, Responder};
-use crate::shared::random;
 use crate::tunnel::Client;
 use crate::worker::Worker;
 use crate::{http2, request, tcp};
@@ -93,7 +93,7 @@ pub(crate) async fn connect(worker: &Rc<Worker>, client: &Rc<Client>, request: B
     let (target, destination, protocol) = match decided {
         Ok(decided) => decided,
         Err(refused) => {
-            let id = format!("{:032x}", random());
+            let id = denial_id();
             tracing::warn!(client = %client.identity, authority = request.authority(), denial = id, "refused: {refused}");
             return request.refuse(refused.refusal(), &id);
         }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Parser;
+use culvert_common::config::duration;
 use culvert_common::hbone::{Http2, Limits};
 use culvert_common::model::l7::{GatewayKey, Normalization};
 use culvert_common::source::kube;
@@ -129,18 +130,6 @@ fn normalization(text: &str) -> Result<Normalization, String> {
     }
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
-    let (digits, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
-    let number: u64 =
-        digits.parse().map_err(|_| "allowed: a number and a unit, for example 500ms, 5s or 2m".to_owned())?;
-    match unit {
-        "ms" => Ok(Duration::from_millis(number)),
-        "s" => Ok(Duration::from_secs(number)),
-        "m" => Ok(Duration::from_secs(number.saturating_mul(60))),
-        _ => Err("allowed units: ms, s, m".into()),
-    }
-}
-
 impl Settings {
     /// Threads that carry traffic.
     pub(crate) fn workers(&self) -> usize {
@@ -183,8 +172,6 @@ mod tests {
     #[test]
     fn the_command_line_is_sound() {
         Settings::command().debug_assert();
-        assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
-        assert!(duration("5").is_err() && duration("x").is_err());
         assert_eq!(normalization("merge-slashes"), Ok(Normalization::MergeSlashes));
         assert!(normalization("Base").is_err());
         assert!(gateway("shop/waypoint").is_ok() && gateway("shop").is_err() && gateway("a/b/c").is_err());

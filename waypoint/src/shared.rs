@@ -1,13 +1,14 @@
 //! What all workers share: settings that do not change, state, certificates, telemetry.
 
-use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use culvert_common::crypto::random;
 use culvert_common::hbone::budget::Budget;
 use culvert_common::hbone::{Http2, Limits};
 use culvert_common::identity::Certs;
+use culvert_common::model::l7::Fraction;
 use culvert_common::state::State;
 use culvert_common::telemetry::{Metrics, Telemetry};
 use culvert_common::types::SpiffeId;
@@ -44,19 +45,7 @@ impl Shared {
     }
 }
 
-/// A random number; not for secrets' sake but so that ids and choices do not repeat.
-pub(crate) fn random() -> u128 {
-    thread_local! {
-        /// From the kernel, many at a time, as each request takes some.
-        static NUMBERS: RefCell<Vec<u128>> = const { RefCell::new(Vec::new()) };
-    }
-    NUMBERS.with_borrow_mut(|numbers| {
-        if numbers.is_empty() {
-            let mut bytes = [0; 512];
-            // Without the kernel's randomness there is no TLS either: this cannot fail on a running waypoint.
-            let _filled = getrandom::fill(&mut bytes);
-            numbers.extend(bytes.as_chunks().0.iter().copied().map(u128::from_ne_bytes));
-        }
-        numbers.pop().unwrap_or_default()
-    })
+/// Whether a request is one of this share of all.
+pub(crate) fn drawn(share: Fraction) -> bool {
+    share.includes(u32::try_from(random() % 1_000_000).unwrap_or_default())
 }

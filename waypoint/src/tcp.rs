@@ -8,11 +8,13 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use culvert_common::crypto::random;
 use culvert_common::hbone::link::{LinkError, Writer};
 
 use culvert_common::authz::http::{Connection, authorize_tcp};
-use culvert_common::l7::balance::{Ask, NoEndpoint, Picked};
+use culvert_common::l7::balance::{NoEndpoint, Picked};
 use culvert_common::l7::breaker::{Kind, Permit};
+use culvert_common::l7::by_weight;
 use culvert_common::model::l7::{Backend, ClusterKey, ConnectionPool, TcpMatch, TcpRoute};
 use culvert_common::types::ServiceKey;
 use tokio::time::Instant;
@@ -21,7 +23,6 @@ use crate::current::{Current, Live};
 use crate::dial::{self, Endpoint, UpstreamError};
 use crate::message::Input;
 use crate::serve::{Stage, Target};
-use crate::shared::random;
 
 /// Who spoke first on a connection of which nobody has said what it carries.
 pub(crate) enum FirstWord {
@@ -135,14 +136,7 @@ async fn dial(stage: &Rc<Stage>) -> Result<Upstream, Failed> {
 
 /// One of the route's destinations by weight.
 fn destination<'c>(current: &'c Current, route: &TcpRoute) -> Result<&'c Arc<Live>, Failed> {
-    let total: u64 = route.backends.iter().map(|(_, weight)| u64::from(*weight)).sum();
-    let mut left = (random() as u64).checked_rem(total).unwrap_or_default();
-    let chosen = route.backends.iter().find(|(_, weight)| {
-        let is_here = left < u64::from(*weight);
-        left = left.saturating_sub(u64::from(*weight));
-        is_here
-    });
-    let key = match chosen {
+    let key = match by_weight(&route.backends, |(_, weight)| *weight, random() as u64) {
         Some((Backend::Cluster(key), _)) => key,
         _ => {
             return Err(Failed::NoRoute(
@@ -161,16 +155,8 @@ fn destination<'c>(current: &'c Current, route: &TcpRoute) -> Result<&'c Arc<Liv
 }
 
 fn any(live: &Live, stage: &Stage) -> Result<Endpoint, Failed> {
-    let ask = Ask {
-        balance: live.cluster.balance,
-        outliers: live.cluster.outliers.as_ref(),
-        random: [random() as u64, random() as u64],
-        now: std::time::Instant::now(),
-    };
-    match live.endpoints.pick(&ask, None) {
-        Ok(Picked::Endpoint(node)) => {
-            Ok(Endpoint { workload: Arc::clone(&node.workload), address: node.address })
-        }
+    match live.pick(None) {
+        Ok(Picked::Endpoint(node)) => Ok(node.endpoint()),
         Ok(Picked::AsAsked) => {
             let snapshot = stage.worker.shared.state.snapshot();
             let workload = snapshot.workload_by_ip(stage.destination.ip()).cloned();

@@ -25,7 +25,7 @@ use culvert_common::net::socket::{ConnectError, set_reset_on_drop};
 use culvert_common::state::Snapshot;
 use culvert_common::telemetry::ResponseFlag;
 use culvert_common::telemetry::{Connection, DenialNote, Failure, Flow, Reporter, Security};
-use culvert_common::telemetry::{Handshake, Side, Target};
+use culvert_common::telemetry::{Handshake, Side, Target, denial_id};
 use culvert_common::types::{Authority, SpiffeId, WorkloadUid};
 use http::header::FORWARDED;
 use http::{HeaderName, HeaderValue, StatusCode};
@@ -36,7 +36,7 @@ use crate::admission::{Admitted, Refused};
 use crate::connections::{Closed, Entry, Kind, Open};
 use crate::outbound::orderly;
 use crate::permit::{Denied, held, is_for_now, permit};
-use crate::shared::{Pod, Shared, denial_id, failed};
+use crate::shared::{Pod, Shared, failed};
 use crate::worker::Worker;
 
 /// Class of a refusal because the pod or the agent is leaving: it may be asked for again.

@@ -12,6 +12,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use culvert_common::crypto::random;
 use culvert_common::decide::{Downgrade, NotPlain, OutboundRefusal};
 use culvert_common::hbone::client::OpenError;
 use culvert_common::hbone::headers::TraceParent;
@@ -20,13 +21,13 @@ use culvert_common::hbone::relay::{RelayError, relay};
 use culvert_common::net::copy::{CopyError, broken, copy_both_ways};
 use culvert_common::net::socket::{ConnectError, original_destination, set_reset_on_drop};
 use culvert_common::telemetry::ResponseFlag;
-use culvert_common::telemetry::{Connection, Counted, DenialNote, Failure, Reporter, Side};
+use culvert_common::telemetry::{Connection, Counted, DenialNote, Failure, Reporter, Side, denial_id};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use self::reach::{Call, Routed, Upstream, reach};
 use crate::connections::{Closed, Entry, Kind, Open};
-use crate::shared::{Pod, denial_id, failed, random};
+use crate::shared::{Pod, failed};
 use crate::worker::Worker;
 
 /// Why an outgoing connection did not end well.

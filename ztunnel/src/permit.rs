@@ -6,11 +6,11 @@ use std::time::Duration;
 use culvert_common::authz::{self, Decision, Facts, Verdict, authorize};
 use culvert_common::model::Workload;
 use culvert_common::state::{Snapshot, State};
-use culvert_common::telemetry::{DenialNote, Failure, Metrics, ResponseFlag};
+use culvert_common::telemetry::{DenialNote, Failure, Metrics, ResponseFlag, denial_id};
 
 use tokio::time::sleep;
 
-use crate::shared::{Shared, denial_id};
+use crate::shared::Shared;
 
 /// How long a policy that a workload names may be absent before that counts: the two may arrive apart.
 pub(crate) const MISSING_HOLD: Duration = Duration::from_secs(2);

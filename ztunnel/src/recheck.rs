@@ -12,12 +12,12 @@ use std::sync::atomic::Ordering;
 use culvert_common::authz::{Denial, Facts, Verdict, authorize};
 use culvert_common::model::{Authorization, Workload};
 use culvert_common::state::{Policies, Snapshot};
+use culvert_common::telemetry::denial_id;
 use culvert_common::types::PolicyKey;
 use tokio::time::{Instant, sleep_until};
 
 use crate::connections::{Closed, Entry, Kind};
 use crate::permit::MISSING_HOLD;
-use crate::shared::denial_id;
 use crate::worker::Worker;
 
 /// Connections that are looked at before others get their turn.

@@ -35,7 +35,7 @@ pub(crate) use environment::Environment;
 pub(crate) use mesh::{Capture, Identity, Source};
 pub(crate) use process::{Lifecycle, Process};
 pub(crate) use tunnel::{Budgets, Tunnel};
-pub(crate) use values::{Mode, NoDowngrade, OriginalSource, duration};
+pub(crate) use values::{Mode, NoDowngrade, OriginalSource};
 
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Green.on_default().bold())
@@ -335,7 +335,6 @@ impl Settings {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
 
     use super::values::{PodPath, WorkloadInfo};
     use super::*;
@@ -410,15 +409,6 @@ mod tests {
         for bad in ["--worker-threads=x", "--worker-threads=-1", "--cpu-limit=0", "--resource-cpu-limit=1Gi"]
         {
             assert!(of(&[bad]).is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn durations_have_a_unit() {
-        assert_eq!(duration("10s"), Ok(Duration::from_secs(10)));
-        assert_eq!(duration("24h"), Ok(Duration::from_secs(86_400)));
-        for bad in ["", "10", "s", "1.5s", "-1s", "10d", "99999999999999999999s", "18446744073709551615h"] {
-            assert!(duration(bad).is_err(), "{bad}");
         }
     }
 

@@ -1,6 +1,5 @@
 //! What all workers share: settings that do not change, state, certificates, telemetry; and what they know of a pod.
 
-use std::cell::RefCell;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
@@ -288,28 +287,6 @@ impl Pod {
             .map_err(|source| ConnectError::Io { to, source })?;
         socket::connect(socket, to, limits.connect).await
     }
-}
-
-/// A random number; not for secrets' sake but so that ids and choices do not repeat.
-pub(crate) fn random() -> u128 {
-    thread_local! {
-        /// From the kernel, many at a time, as each connection takes some.
-        static NUMBERS: RefCell<Vec<u128>> = const { RefCell::new(Vec::new()) };
-    }
-    NUMBERS.with_borrow_mut(|numbers| {
-        if numbers.is_empty() {
-            let mut bytes = [0; 512];
-            // Without the kernel's randomness there is no TLS either: this cannot fail on a running agent.
-            let _filled = getrandom::fill(&mut bytes);
-            numbers.extend(bytes.as_chunks().0.iter().copied().map(u128::from_ne_bytes));
-        }
-        numbers.pop().unwrap_or_default()
-    })
-}
-
-/// A new denial id: 128 random bits in hex.
-pub(crate) fn denial_id() -> String {
-    format!("{:032x}", random())
 }
 
 #[cfg(test)]

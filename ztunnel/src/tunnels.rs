@@ -10,11 +10,11 @@ use std::sync::Arc;
 
 use culvert_common::hbone::orders::{Order, Orders};
 use culvert_common::identity::{Chain, Distrust, Role, Trust, WorkloadCert};
-use culvert_common::telemetry::Reporter;
+use culvert_common::telemetry::{Reporter, denial_id};
 use culvert_common::types::SpiffeId;
 
 use crate::connections::Closed;
-use crate::shared::{Shared, denial_id};
+use crate::shared::Shared;
 use crate::worker::Worker;
 
 /// Chains that are verified before others get their turn: each costs some 100 microseconds.

@@ -8,9 +8,7 @@ use std::sync::Arc;
 
 use super::Outbound;
 use super::downgrade::is_withheld;
-use crate::model::{
-    Endpoint, Health, HealthPolicy, IpFamilies, LoadBalancing, LocalityScope, Mode, Service, Workload,
-};
+use crate::model::{Endpoint, Health, IpFamilies, LoadBalancing, LocalityScope, Mode, Service, Workload};
 use crate::state::Snapshot;
 use crate::types::SpiffeId;
 
@@ -176,10 +174,9 @@ pub(super) fn candidate<'a>(
     facts: &Outbound<'_>,
 ) -> Result<Candidate<'a>, Reason> {
     let workload = snapshot.workload(&endpoint.workload).ok_or(Reason::Unknown)?;
-    match (endpoint.health, service.load_balancing.health_policy) {
-        (Health::Healthy, _) | (Health::Unhealthy, HealthPolicy::AllowAll) => {}
-        (Health::Unhealthy, HealthPolicy::OnlyHealthy) => return Err(Reason::Unhealthy),
-        (Health::Terminating, _) => return Err(Reason::Terminating),
+    if !service.is_ready(endpoint.health) {
+        let is_going = endpoint.health == Health::Terminating;
+        return Err(if is_going { Reason::Terminating } else { Reason::Unhealthy });
     }
     if workload.capacity == 0 {
         return Err(Reason::NoWeight);
@@ -187,7 +184,7 @@ pub(super) fn candidate<'a>(
     let asked = facts.destination.port();
     // Behind an application's tunnel the port of the tunnel counts, whatever the service says.
     let tunnelled = workload.application_tunnel.map(|_| asked);
-    let port = target_port(service, endpoint, asked).or(tunnelled).ok_or(Reason::NoPort)?;
+    let port = service.target_port(endpoint, asked).or(tunnelled).ok_or(Reason::NoPort)?;
     if workload.network != facts.source.network {
         return Err(Reason::OtherNetwork);
     }
@@ -199,12 +196,6 @@ pub(super) fn candidate<'a>(
     let avoided = facts.avoid.contains(&workload.uid);
     let failing = facts.failing.iter().any(|(uid, at)| *at == target && *uid == workload.uid);
     Ok(Candidate { workload, target, withheld, avoided, failing, rank })
-}
-
-/// Port of the endpoint's workload behind a service port; `None` where there is none.
-pub(super) fn target_port(service: &Service, endpoint: &Endpoint, port: u16) -> Option<u16> {
-    let own = endpoint.ports.get(&port).copied();
-    own.or_else(|| service.ports.get(&port).map(|p| p.target)).filter(|p| *p != 0)
 }
 
 /// In place of the address of a workload that is found by its name, until somebody has asked for it.

@@ -6,7 +6,6 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use super::endpoint::target_port;
 use super::waypoint::{self, Found};
 use super::{canonical, is_local, is_reserved_port};
 use crate::model::{GatewayAddress, Service, TunnelPreamble, Workload};
@@ -205,7 +204,7 @@ pub fn inbound_service_guess(
     let leads_here = |s: &&Arc<Service>| {
         let endpoints = || s.endpoints.iter().filter(|e| e.workload == pod.uid);
         let mut ports = s.ports.keys().chain(endpoints().flat_map(|e| e.ports.keys()));
-        ports.any(|p| endpoints().any(|e| target_port(s, e, *p) == Some(port)))
+        ports.any(|p| endpoints().any(|e| s.target_port(e, *p) == Some(port)))
     };
     named.or_else(|| services.iter().find(leads_here)).cloned()
 }
@@ -252,7 +251,7 @@ fn target_of(service: &Service, pod: &Workload, port: u16) -> Option<u16> {
     if own.peek().is_none() {
         return service.ports.get(&port).map(|p| p.target).filter(|target| *target != 0);
     }
-    own.find_map(|e| target_port(service, e, port))
+    own.find_map(|e| service.target_port(e, port))
 }
 
 #[cfg(test)]

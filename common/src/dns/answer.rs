@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::message::{Answer, Family, Question};
 use super::names::{Candidate, candidates, wildcards};
-use crate::model::{Health, HealthPolicy, IpFamilies, Service, Visibility, Workload, WorkloadType};
+use crate::model::{IpFamilies, Service, Visibility, Workload, WorkloadType};
 use crate::state::Snapshot;
 use crate::types::ServiceKey;
 
@@ -179,7 +179,7 @@ impl Look<'_> {
         if !service.is_headless() {
             return Some(service.vips.iter().copied().filter(|ip| family.has(*ip)).collect());
         }
-        let ready = service.endpoints.iter().filter(|endpoint| is_told(service, endpoint.health));
+        let ready = service.endpoints.iter().filter(|endpoint| service.is_ready(endpoint.health));
         let workloads = ready.filter_map(|endpoint| self.snapshot.workload(&endpoint.workload));
         let mut addresses: Vec<_> = workloads.filter_map(|workload| self.address(workload, family)).collect();
         // Pods that share their node's address have it once.
@@ -198,7 +198,7 @@ impl Look<'_> {
             return None;
         }
         let service = self.service(host).filter(|s| s.is_headless() && self.is_in_cluster(s))?;
-        let ready = service.endpoints.iter().filter(|endpoint| is_told(service, endpoint.health));
+        let ready = service.endpoints.iter().filter(|endpoint| service.is_ready(endpoint.health));
         let mut workloads = ready.filter_map(|endpoint| self.snapshot.workload(&endpoint.workload));
         let is_it = |w: &&Arc<Workload>| {
             *w.name == *pod && w.namespace == service.key.namespace && w.workload_type == WorkloadType::Pod
@@ -224,15 +224,6 @@ impl Look<'_> {
 fn is_numbered(pod: &str) -> bool {
     let number = pod.rsplit_once('-').map_or("", |(_, number)| number);
     (1..=4).contains(&number.len()) && number.bytes().all(|byte| byte.is_ascii_digit())
-}
-
-/// Whether an endpoint in this state is told.
-fn is_told(service: &Service, health: Health) -> bool {
-    match health {
-        Health::Healthy => true,
-        Health::Unhealthy => service.load_balancing.health_policy == HealthPolicy::AllowAll,
-        Health::Terminating => false,
-    }
 }
 
 /// Fisher and Yates, with numbers that follow from the one.

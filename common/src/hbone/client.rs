@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
@@ -18,7 +19,8 @@ use tokio_rustls::client::TlsStream;
 
 use super::gather::{Flush, Gather};
 use super::guard::{Announced, Guard, Report};
-use super::headers::{BAGGAGE, DENIAL, DENIAL_CLASS, TRACEPARENT, TraceParent, forwarded, known_class, once};
+use super::headers::{BAGGAGE, TRACEPARENT, TraceParent, forwarded, once};
+pub use super::open_error::{Denial, OpenError};
 use super::orders::{Order, Orders};
 use super::outbox::{Outbox, Piece};
 use super::pulse::Pulse;
@@ -32,132 +34,7 @@ use super::{CLIENT_HEADER_LIST, Http2, Limits, RESET_STREAMS, SMALL_FRAMES};
 use crate::identity::tls::{explain, result_of, server_name};
 use crate::identity::{Chain, peer_certificate};
 use crate::task::Scope;
-use crate::telemetry::{Handshake, Metrics, ResponseFlag, Side};
-
-/// Why no stream could be opened.
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum OpenError {
-    /// No TCP connection.
-    #[error("no connection to {peer}: {cause}; is the pod running and its node reachable?")]
-    Tcp {
-        /// The next hop.
-        peer: SocketAddr,
-        /// What the kernel said.
-        cause: String,
-        /// Nobody listens there: it may be about to.
-        is_refused: bool,
-    },
-    /// No answer to the SYN.
-    #[error("{peer} did not answer within {limit:?}; maybe a NetworkPolicy is blocking HBONE port 15008")]
-    TcpTimeout {
-        /// The next hop.
-        peer: SocketAddr,
-        /// The limit that passed.
-        limit: Duration,
-    },
-    /// The peer's certificate, ours, or the handshake itself.
-    #[error("TLS with {peer}: {cause}")]
-    Tls {
-        /// The next hop.
-        peer: SocketAddr,
-        /// What went wrong.
-        cause: String,
-        /// The same, to be counted.
-        result: Handshake,
-    },
-    /// The peer speaks TLS but not HTTP/2.
-    #[error("HTTP/2 with {peer}: {cause}")]
-    Http2 {
-        /// The next hop.
-        peer: SocketAddr,
-        /// What went wrong.
-        cause: String,
-    },
-    /// The tunnel ended before it answered; another one may be tried.
-    #[error("the tunnel to {peer} ended before the CONNECT was answered: {cause}")]
-    Lost {
-        /// The next hop.
-        peer: SocketAddr,
-        /// What went wrong.
-        cause: String,
-    },
-    /// No answer to the CONNECT.
-    #[error("{peer} did not answer the CONNECT within {limit:?}; is the node agent there overloaded?")]
-    AnswerTimeout {
-        /// The next hop.
-        peer: SocketAddr,
-        /// The limit that passed.
-        limit: Duration,
-    },
-    /// Refused.
-    #[error("http status: {status}{}", denial.as_ref().map(|d| format!(", {d}")).unwrap_or_default())]
-    Refused {
-        /// Status of the answer.
-        status: StatusCode,
-        /// Id and class, where the peer is one of ours.
-        denial: Option<Denial>,
-    },
-    /// No certificate of our own.
-    #[error("{0}")]
-    Identity(String),
-}
-
-/// What a refusing peer says beside the status.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Denial {
-    /// Joins its log with ours.
-    pub id: String,
-    /// One of [`super::headers::CLASSES`], or `unknown`.
-    pub class: &'static str,
-}
-
-impl std::fmt::Display for Denial {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "refused by the destination's node agent, class {}, denial id {}", self.class, self.id)
-    }
-}
-
-impl Denial {
-    fn of(headers: &HeaderMap) -> Option<Self> {
-        // A peer's text goes to our log: only what ours would send is taken.
-        let text = |name| {
-            let value = headers.get(name)?.to_str().ok()?;
-            let fits = |b: u8| b.is_ascii_alphanumeric() || b == b'-';
-            ((1..=64).contains(&value.len()) && value.bytes().all(fits)).then(|| value.to_owned())
-        };
-        Some(Self { id: text(DENIAL)?, class: known_class(&text(DENIAL_CLASS)?) })
-    }
-}
-
-impl OpenError {
-    /// The only mapping to log and metric flags.
-    pub fn flag(&self) -> ResponseFlag {
-        match self {
-            Self::Tcp { .. } | Self::Lost { .. } | Self::AnswerTimeout { .. } => ResponseFlag::Connect,
-            Self::TcpTimeout { .. } => ResponseFlag::NetworkPolicy,
-            Self::Tls { result: Handshake::Revoked, .. } => ResponseFlag::CertRevoked,
-            Self::Tls { .. } => ResponseFlag::TlsFailure,
-            Self::Http2 { .. } => ResponseFlag::H2Handshake,
-            Self::Refused { status, .. } if *status == StatusCode::UNAUTHORIZED => ResponseFlag::Deny,
-            Self::Refused { .. } => ResponseFlag::Connect,
-            Self::Identity(_) => ResponseFlag::Identity,
-        }
-    }
-
-    /// As the set-up of the tunnel is counted; `None` if there was none to be set up.
-    pub fn result(&self) -> Option<Handshake> {
-        match self {
-            Self::Tls { result, .. } => Some(*result),
-            Self::Http2 { .. } => Some(Handshake::Http2),
-            Self::Identity(_) => Some(Handshake::NoCertificate),
-            Self::Tcp { .. }
-            | Self::TcpTimeout { .. }
-            | Self::Lost { .. }
-            | Self::AnswerTimeout { .. }
-            | Self::Refused { .. } => None,
-        }
-    }
-}
+use crate::telemetry::{Handshake, Metrics, Side};
 
 /// What one CONNECT asks for, and who asks.
 #[derive(Clone, Copy, Debug)]
@@ -582,7 +459,7 @@ impl Tunnel {
 /// What an HTTP/2 error says about the tunnel: a TLS alert that came after our handshake is a TLS failure.
 fn lost(peer: SocketAddr, error: &h2::Error) -> OpenError {
     // The codec keeps of an I/O error its kind and its text; those of TLS, and no others, are of invalid data.
-    match error.get_io().filter(|io| io.kind() == std::io::ErrorKind::InvalidData) {
+    match error.get_io().filter(|io| io.kind() == ErrorKind::InvalidData) {
         Some(tls) => OpenError::Tls { peer, cause: tls.to_string(), result: Handshake::Refused },
         None => OpenError::Lost { peer, cause: error.to_string() },
     }

@@ -11,6 +11,7 @@ mod gather;
 pub mod guard;
 pub mod headers;
 pub mod link;
+mod open_error;
 pub mod orders;
 pub mod outbox;
 pub mod pool;

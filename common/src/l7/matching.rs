@@ -82,13 +82,18 @@ fn asks(test: &QueryMatch, facts: &Facts<'_>) -> bool {
 
 /// One of several destinations by weight, for any `random` number.
 pub fn pick(backends: &[Weighted], random: u64) -> Option<&Weighted> {
-    if let [only] = backends {
+    by_weight(backends, |one| one.weight, random)
+}
+
+/// One of several by weight, for any `random` number; the only one whatever it weighs.
+pub fn by_weight<T>(all: &[T], weight: impl Fn(&T) -> u32, random: u64) -> Option<&T> {
+    if let [only] = all {
         return Some(only);
     }
-    let total: u64 = backends.iter().map(|one| u64::from(one.weight)).sum();
+    let total: u64 = all.iter().map(|one| u64::from(weight(one))).sum();
     let mut left = random.checked_rem(total)?;
-    backends.iter().find(|one| {
-        let weight = u64::from(one.weight);
+    all.iter().find(|one| {
+        let weight = u64::from(weight(one));
         let is_here = left < weight;
         left = left.saturating_sub(weight);
         is_here

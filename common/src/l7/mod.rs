@@ -39,7 +39,7 @@ pub use hygiene::{
     BadConnection, Switch, add_client_cert, add_original_path, add_request_headers, add_server,
     add_service_time, clean_request, clean_response,
 };
-pub use matching::{Found, find, is_match, pick};
+pub use matching::{Found, by_weight, find, is_match, pick};
 pub use path::{AboveRoot, BadPath, normalize};
 pub use redirect::location;
 pub use reply::{Reply, grpc_status, http_status};

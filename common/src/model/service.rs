@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::{GatewayAddress, WeightedWaypoint};
+use super::{GatewayAddress, Health, WeightedWaypoint};
 use crate::types::{ServiceKey, SpiffeId, WorkloadUid};
 
 /// A service with its endpoints. Source: `istio.workload.Service`.
@@ -64,6 +64,21 @@ impl Service {
         }
     }
 
+    /// Whether an endpoint of it that is in this state may be given anything: one that is ready, or any if readiness is not
+    /// asked for; never one that is going.
+    pub fn is_ready(&self, health: Health) -> bool {
+        match self.load_balancing.health_policy {
+            HealthPolicy::OnlyHealthy => health == Health::Healthy,
+            HealthPolicy::AllowAll => health != Health::Terminating,
+        }
+    }
+
+    /// Port of the endpoint's workload behind a port of the service; none where there is none.
+    pub fn target_port(&self, endpoint: &Endpoint, port: u16) -> Option<u16> {
+        let own = endpoint.ports.get(&port).copied();
+        own.or_else(|| self.ports.get(&port).map(|port| port.target)).filter(|port| *port != 0)
+    }
+
     /// Whether it has no virtual address in any network: its name stands for its endpoints.
     pub fn is_headless(&self) -> bool {
         self.vips.is_empty()
@@ -88,7 +103,7 @@ pub struct Endpoint {
     /// Target port by service port, where it differs from the service's own mapping.
     pub ports: BTreeMap<u16, u16>,
     /// The worse of the workload's health and what an EndpointSlice says of it.
-    pub health: super::Health,
+    pub health: Health,
 }
 
 /// How an endpoint is chosen. Source: `istio.workload.LoadBalancing`.

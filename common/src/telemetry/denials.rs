@@ -7,6 +7,7 @@ use std::time::SystemTime;
 
 use super::connection::{Early, Failure, Flow, Reporter};
 use super::flag::ResponseFlag;
+use crate::crypto;
 use crate::model::Workload;
 use crate::types::SpiffeId;
 
@@ -14,6 +15,11 @@ use crate::types::SpiffeId;
 const BYTES_MAX: usize = 4 << 20;
 /// Longest text that is kept of one of them; names of peers and the errors of libraries have no limit of their own.
 const TEXT_MAX: usize = 1024;
+
+/// A new id of a denial: 128 random bits in hex.
+pub fn denial_id() -> String {
+    format!("{:032x}", crypto::random())
+}
 
 /// One refusal, or one connection that could not be set up.
 #[derive(Clone, Debug, PartialEq, Eq)]

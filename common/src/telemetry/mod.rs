@@ -7,6 +7,7 @@
 //! It must not know what was decided or why a rule exists: callers hand in workloads, services and failures as data.
 //! Start with [`Telemetry::open`] and [`Connection`], then [`Metrics`] and [`init`].
 
+mod by_labels;
 mod capture;
 mod connection;
 mod denials;
@@ -30,7 +31,7 @@ pub use capture::CaptureMetrics;
 pub use connection::{
     ByteCounts, Connection, DenialNote, Early, Failure, Flow, Reporter, Security, Target, Telemetry,
 };
-pub use denials::{Denial, Denials, Party};
+pub use denials::{Denial, Denials, Party, denial_id};
 pub use discovery::{DiscoveryMetrics, Termination};
 pub use dns::{DnsMetrics, DnsQuery};
 pub use flag::ResponseFlag;

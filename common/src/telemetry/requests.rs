@@ -3,14 +3,14 @@
 //! A worker finds the series of a request in a small table of its thread and adds to a dozen numbers; labels are rendered
 //! once. **Source**: l7.md §8.1, §8.2.
 
-use std::borrow::Borrow;
 use std::cell::RefCell;
 use std::collections::HashSet;
-use std::hash::{BuildHasher, Hash, Hasher, RandomState};
+use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use super::by_labels::{ByLabels, Labelled};
 use super::connection::Security;
 use super::encode::{Kind, Scrape, push_label};
 use super::traffic::push_known;
@@ -141,26 +141,9 @@ impl Series {
     }
 }
 
-/// A series in the table, found by its labels.
-struct ByLabels(Arc<Series>);
-
-impl Borrow<str> for ByLabels {
-    fn borrow(&self) -> &str {
-        &self.0.labels
-    }
-}
-
-impl PartialEq for ByLabels {
-    fn eq(&self, other: &Self) -> bool {
-        self.0.labels == other.0.labels
-    }
-}
-
-impl Eq for ByLabels {}
-
-impl Hash for ByLabels {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.0.labels.hash(state);
+impl Labelled for Series {
+    fn labels(&self) -> &str {
+        &self.labels
     }
 }
 
@@ -205,7 +188,7 @@ pub(super) struct Requests {
 
 #[derive(Default)]
 struct Table {
-    series: HashSet<ByLabels>,
+    series: HashSet<ByLabels<Series>>,
     overflow: Option<Arc<Series>>,
     swept: u32,
 }

@@ -1,13 +1,12 @@
 //! The five `istio_tcp_*` families: counters of one pair of workloads, and the bounded table of all pairs.
 
-use std::borrow::Borrow;
 use std::collections::HashSet;
-use std::hash::{Hash, Hasher};
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use super::ResponseFlag;
+use super::by_labels::{ByLabels, Labelled};
 use super::connection::{Flow, Reporter, Security};
 use super::encode::{Kind, Scrape, push_label};
 use crate::model::Workload;
@@ -143,26 +142,9 @@ impl Pair {
     }
 }
 
-/// A pair in the table, found by its labels.
-struct ByLabels(Arc<Pair>);
-
-impl Borrow<str> for ByLabels {
-    fn borrow(&self) -> &str {
-        &self.0.labels
-    }
-}
-
-impl PartialEq for ByLabels {
-    fn eq(&self, other: &Self) -> bool {
-        self.0.labels == other.0.labels
-    }
-}
-
-impl Eq for ByLabels {}
-
-impl Hash for ByLabels {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.0.labels.hash(state);
+impl Labelled for Pair {
+    fn labels(&self) -> &str {
+        &self.labels
     }
 }
 
@@ -174,7 +156,7 @@ pub(super) struct Traffic {
 
 #[derive(Default)]
 struct Table {
-    pairs: HashSet<ByLabels>,
+    pairs: HashSet<ByLabels<Pair>>,
     /// Where new pairs go while the table is full of used ones, by reporter.
     overflow: [Option<Arc<Pair>>; 3],
     swept: u32,

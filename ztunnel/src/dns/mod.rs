@@ -21,6 +21,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use culvert_common::crypto::random;
 use culvert_common::dns::{self, Asker, Code, Naming, Query};
 use culvert_common::model::Workload;
 use culvert_common::task::Scope;
@@ -32,7 +33,7 @@ pub(crate) use resolve::{ResolveError, Resolver};
 pub(crate) use sockets::{DnsSocket, Kind, is_alone, open, open_one};
 
 use crate::settings::control_plane::DnsAddress;
-use crate::shared::{Pod, Shared, random};
+use crate::shared::{Pod, Shared};
 use crate::worker::Worker;
 use servers::Servers;
 

@@ -122,7 +122,7 @@ impl Resolver {
     }
 
     async fn ask_for(&self, host: &str, family: Family) -> io::Result<dns::Told> {
-        let query = dns::ask(crate::shared::random() as u16, host, family)
+        let query = dns::ask(culvert_common::crypto::random() as u16, host, family)
             .ok_or_else(|| io::Error::other("it is no host name"))?;
         let servers = self.servers.list();
         let limit = LIMIT / u32::try_from(servers.len().max(1)).unwrap_or(1);

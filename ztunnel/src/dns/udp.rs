@@ -7,6 +7,7 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use culvert_common::crypto::random;
 use culvert_common::dns::{self, Code, HEADER, READ_MAX};
 use culvert_common::net::datagram;
 use culvert_common::task::Scope;
@@ -17,7 +18,7 @@ use tokio::time::{sleep, timeout};
 use super::{
     Dns, LIMIT, Labels, RelayError, Verdict, decide, destinations, find_on_demand, is_waiting, relayed,
 };
-use crate::shared::{Pod, random};
+use crate::shared::Pod;
 use crate::worker::Worker;
 
 /// Queries of one socket that wait for an answer, or for their pod to be known.

@@ -7,7 +7,8 @@ use std::time::Duration;
 use clap::Args;
 use serde::Serialize;
 
-use crate::settings::{Capture, Lifecycle, Source, duration};
+use crate::settings::{Capture, Lifecycle, Source};
+use culvert_common::config::duration;
 
 /// Where pods are handed over, and how their rules are guarded.
 #[derive(Args, Serialize, Debug, Clone)]

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use culvert_common::crypto::random;
 use culvert_common::decide::{
     Choice, Downgrade, NextHop, Outbound, OutboundRefusal, Unresolved, next_hop, resolved,
 };
@@ -31,7 +32,7 @@ use super::hold::Hold;
 use super::prepared::Between;
 use super::resolve;
 use crate::dns::ResolveError;
-use crate::shared::{Pod, Shared, random};
+use crate::shared::{Pod, Shared};
 use crate::worker::Worker;
 
 /// Endpoints tried for one connection.
@@ -376,12 +377,7 @@ async fn establish(
         })?,
     };
     let peer = key.peer;
-    let tcp = pod.dial_tunnel(shared, peer, limits).await.map_err(|error| match error {
-        ConnectError::Timeout { limit, .. } => OpenError::TcpTimeout { peer, limit },
-        ConnectError::Io { source, .. } => {
-            OpenError::Tcp { peer, cause: source.to_string(), is_refused: is_refused(&source) }
-        }
-    })?;
+    let tcp = pod.dial_tunnel(shared, peer, limits).await?;
     let tls = certificate.client_config(&key.expected);
     let context =
         Context { http2: &shared.http2, limits, scope: &pod.scope, metrics: shared.telemetry.metrics() };

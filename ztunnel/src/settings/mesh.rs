@@ -7,7 +7,8 @@ use std::time::Duration;
 use clap::Args;
 use serde::Serialize;
 
-use super::values::{Mode, NoDowngrade, OriginalSource, PodPath, WorkloadInfo, duration};
+use super::values::{Mode, NoDowngrade, OriginalSource, PodPath, WorkloadInfo};
+use culvert_common::config::duration;
 
 /// What the mesh is.
 #[derive(Args, Serialize, Debug, Clone)]

@@ -8,7 +8,8 @@ use clap::{Args, ValueEnum};
 use culvert_common::telemetry::LogFormat;
 use serde::Serialize;
 
-use super::values::{Cpus, cpus, duration, loopback, thread_count, threads};
+use super::values::{Cpus, cpus, loopback, thread_count, threads};
+use culvert_common::config::duration;
 
 /// What any process of the agent needs: its log, what it gives up, how it ends.
 #[derive(Args, Serialize, Debug, Clone)]

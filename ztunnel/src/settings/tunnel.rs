@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::Args;
 use serde::Serialize;
 
-use super::values::duration;
+use culvert_common::config::duration;
 
 /// How tunnels behave.
 #[derive(Args, Serialize, Debug, Clone)]

@@ -2,7 +2,6 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use clap::ValueEnum;
 use serde::Serialize;
@@ -68,21 +67,6 @@ impl std::str::FromStr for PodPath {
             _ => Err("write namespace/name=path, for example shop/cart-0=/run/netns/cart-0".into()),
         }
     }
-}
-
-/// `250ms`, `10s`, `5m`, `24h`.
-pub(crate) fn duration(text: &str) -> Result<Duration, String> {
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let millis = match unit {
-        "ms" => 1,
-        "s" => 1_000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        _ => return Err("write a number and ms, s, m or h, for example 10s".into()),
-    };
-    let number: u64 = number.parse().map_err(|_| "write a number and ms, s, m or h, for example 10s")?;
-    number.checked_mul(millis).map(Duration::from_millis).ok_or_else(|| "the time is too long".into())
 }
 
 /// An address that only this network namespace can reach.

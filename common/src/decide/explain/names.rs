@@ -3,7 +3,6 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use crate::decide::endpoint::target_port;
 use crate::model::{Service, Workload};
 use crate::state::Snapshot;
 use crate::types::WorkloadUid;
@@ -211,7 +210,7 @@ fn pod_ports(snapshot: &Snapshot, workload: &Workload) -> Vec<(u16, String)> {
     let mut found: Vec<(u16, String)> = Vec::new();
     for service in snapshot.services_of(&workload.uid) {
         for endpoint in service.endpoints.iter().filter(|e| e.workload == workload.uid) {
-            for port in service.ports.keys().filter_map(|port| target_port(service, endpoint, *port)) {
+            for port in service.ports.keys().filter_map(|port| service.target_port(endpoint, *port)) {
                 if !found.iter().any(|(known, _)| *known == port) {
                     found.push((port, format!(" (of service {})", service.name)));
                 }

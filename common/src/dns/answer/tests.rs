@@ -2,6 +2,7 @@ use std::net::IpAddr;
 
 use super::*;
 use crate::model::{Endpoint, LoadBalancing, Model, WorkloadType};
+use crate::model::{Health, HealthPolicy};
 use crate::types::{SpiffeId, WorkloadUid};
 
 fn ips(text: &str) -> Vec<IpAddr> {

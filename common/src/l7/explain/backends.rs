@@ -10,7 +10,7 @@ use crate::authz;
 use crate::l7::balance::is_member;
 use crate::l7::{Failure, Found, new_authority, path_rewrite, rewritten};
 use crate::model::l7::{Backend, Balance, Cluster, ClusterKey, Outliers, Weighted};
-use crate::model::{Endpoint, Health, HealthPolicy, Service, TunnelProtocol, Workload};
+use crate::model::{Endpoint, Health, Service, TunnelProtocol, Workload};
 
 impl Asked<'_> {
     pub(super) fn backend(&self, found: &Found<'_>, one: &Weighted, total: u64) -> BackendView {
@@ -107,14 +107,10 @@ impl Asked<'_> {
             reason: String::new(),
             refused: String::new(),
         };
-        let is_ready = match service.load_balancing.health_policy {
-            HealthPolicy::OnlyHealthy => endpoint.health == Health::Healthy,
-            HealthPolicy::AllowAll => endpoint.health != Health::Terminating,
-        };
-        let port = endpoint.ports.get(&cluster.key.port).copied();
-        let port = port.or_else(|| service.ports.get(&cluster.key.port).map(|port| port.target));
+        let is_ready = service.is_ready(endpoint.health);
+        let port = service.target_port(endpoint, cluster.key.port);
         let address = workload.and_then(|w| w.addresses.first()).copied();
-        let out = match (endpoint.health, address, port.filter(|port| *port != 0)) {
+        let out = match (endpoint.health, address, port) {
             _ if !is_member(cluster.subset.as_ref(), &endpoint.workload) => "its labels are not the subset's",
             (Health::Terminating, ..) if !is_ready => "terminating",
             _ if !is_ready => "not ready",
