@@ -14,6 +14,7 @@ use culvert_common::l7::retry::{self, Next, Tried};
 use culvert_common::l7::timeout::{Timeouts, timeouts};
 use culvert_common::l7::{Failure, Flag, Reset, add_client_cert, add_request_headers};
 use culvert_common::model::l7::{Cluster, ConnectionPool, Protocol, Retries, Upgrade};
+use culvert_common::telemetry::GrpcMessages;
 use http::header::{CONNECTION, UPGRADE};
 use http::{HeaderValue, Method};
 use tokio::time::Instant;
@@ -57,9 +58,25 @@ pub(crate) struct Tries<'r> {
     tried: Vec<Node>,
     copies: Option<Copies>,
     pub(crate) is_grpc: bool,
+    /// Where the messages of this try are counted, of a gRPC request.
+    pub(crate) messages: Option<GrpcMessages>,
+    /// Those of the client and the server that are. What is sent once more is not counted again.
+    counted: (u64, u64),
 }
 
 impl Tries<'_> {
+    /// Counts the messages of gRPC that have passed since.
+    pub(crate) fn tell_messages(&mut self, upload: &Pump<'_>, download: Option<&Pump<'_>>) {
+        let Some(messages) = &self.messages else { return };
+        let (up, down) = (upload.messages(), download.map_or(0, Pump::messages));
+        if up > self.counted.0 {
+            messages.add_requests(up - std::mem::replace(&mut self.counted.0, up));
+        }
+        if down > self.counted.1 {
+            messages.add_responses(down - std::mem::replace(&mut self.counted.1, down));
+        }
+    }
+
     /// The client has sent everything: time counts from now on, and copies go out.
     pub(crate) fn is_sent(&mut self, body: &Replay<'_>) {
         self.sent.get_or_insert_with(Instant::now);
@@ -121,6 +138,8 @@ impl<'a> Exchange<'a> {
             tried: Vec::new(),
             copies: Copies::of(self.stage, &self.current, way, request),
             is_grpc,
+            messages: None,
+            counted: (0, 0),
         };
         if retries.is_none() && tries.copies.is_none() {
             self.body.forget();
@@ -192,6 +211,8 @@ impl<'a> Exchange<'a> {
         };
         let _active = node.clone().map(Active::new);
         self.told.endpoint = Some(endpoint.clone());
+        // What an earlier try met is not why this one fails.
+        self.told.transport.clear();
         // The first try is told the whole time: a fraction of a millisecond would make it one less.
         let sent = tries.sent.filter(|_| tries.made > 0);
         let elapsed = sent.map(|at| at.elapsed()).unwrap_or_default();
@@ -333,22 +354,7 @@ impl<'a> Exchange<'a> {
         tries: &mut Tries<'_>,
         node: Option<&Node>,
     ) -> Ended {
-        let reason = match error {
-            MessageError::Head(_) | MessageError::Body(_) => Reset::ProtocolError,
-            MessageError::Http2(error) if error.reason() == Some(h2::Reason::REFUSED_STREAM) => {
-                Reset::RefusedStream
-            }
-            // The server goes, and says which requests it has not seen: this is one.
-            MessageError::Http2(error)
-                if error.is_go_away()
-                    && error.is_remote()
-                    && error.reason() == Some(h2::Reason::NO_ERROR) =>
-            {
-                Reset::RefusedStream
-            }
-            MessageError::Http2(error) if error.is_reset() => Reset::RemoteReset,
-            _ => Reset::ConnectionTermination,
-        };
+        let reason = reset_of(error);
         self.told.transport = error.to_string();
         self.record(tries, node, Outcome::Failed);
         self.failed(reason, was_sent, tries)
@@ -399,6 +405,24 @@ impl<'a> Exchange<'a> {
             let (cause, time) = (ejection.cause, ejection.time);
             tracing::warn!(endpoint = %node.address, cluster = %live.cluster.key, ?cause, ?time, "endpoint ejected");
         }
+    }
+}
+
+/// What an upstream's connection that broke means.
+pub(crate) fn reset_of(error: &MessageError) -> Reset {
+    match error {
+        MessageError::Head(_) | MessageError::Body(_) => Reset::ProtocolError,
+        MessageError::Http2(error) if error.reason() == Some(h2::Reason::REFUSED_STREAM) => {
+            Reset::RefusedStream
+        }
+        // The server goes, and says which requests it has not seen: this is one.
+        MessageError::Http2(error)
+            if error.is_go_away() && error.is_remote() && error.reason() == Some(h2::Reason::NO_ERROR) =>
+        {
+            Reset::RefusedStream
+        }
+        MessageError::Http2(error) if error.is_reset() => Reset::RemoteReset,
+        _ => Reset::ConnectionTermination,
     }
 }
 

@@ -8,6 +8,7 @@ mod current;
 mod dial;
 mod filters;
 mod forward;
+mod grpc;
 mod http1;
 mod http2;
 mod log;

@@ -8,6 +8,7 @@ use bytes::{Buf as _, Bytes, BytesMut};
 use culvert_common::hbone::link::{LinkError, Reader, Writer};
 use http::{HeaderMap, HeaderValue, Method};
 
+use crate::grpc::Messages;
 use crate::http1::body::{BadBody, Decoder, Part};
 use crate::http1::encode;
 use crate::http1::head::{self, BadHead, Framing};
@@ -334,6 +335,8 @@ pub(crate) struct Pump<'a> {
     /// Those that have passed, or wait to.
     pub(crate) trailers: Option<HeaderMap>,
     pub(crate) bytes: u64,
+    /// Of gRPC, if they are counted.
+    messages: Option<Messages>,
     pub(crate) is_done: bool,
 }
 
@@ -346,7 +349,17 @@ pub(crate) enum PumpError {
 
 impl<'a> Pump<'a> {
     pub(crate) fn new(sink: Sink<'a>) -> Self {
-        Self { sink, part: None, is_ending: false, trailers: None, bytes: 0, is_done: false }
+        Self { sink, part: None, is_ending: false, trailers: None, bytes: 0, messages: None, is_done: false }
+    }
+
+    /// From now on counts messages of gRPC.
+    pub(crate) fn count_messages(&mut self) {
+        self.messages.get_or_insert_default();
+    }
+
+    /// Messages of gRPC that have begun.
+    pub(crate) fn messages(&self) -> u64 {
+        self.messages.as_ref().map_or(0, |messages| messages.begun)
     }
 
     /// Moves what can be moved. `next` gives the parts.
@@ -380,7 +393,12 @@ impl<'a> Pump<'a> {
 
     fn take(&mut self, part: Part) {
         match &part {
-            Part::Data(data) => self.bytes += data.len() as u64,
+            Part::Data(data) => {
+                self.bytes += data.len() as u64;
+                if let Some(messages) = &mut self.messages {
+                    messages.pass(data);
+                }
+            }
             Part::End(trailers) => {
                 self.is_ending = true;
                 self.trailers.clone_from(trailers);

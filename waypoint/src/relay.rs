@@ -12,9 +12,10 @@ use http::{HeaderMap, Method, StatusCode};
 use tokio::time::{Instant, Sleep};
 
 use crate::current::Node;
-use crate::forward::{Ended, Tries};
+use crate::forward::{Ended, Tries, reset_of};
 use crate::http1::body::Decoder;
 use crate::http1::head::{self, BadHead, Framing};
+use crate::log;
 use crate::message::{Body, Input, MessageError, Pump, PumpError, Request};
 use crate::replay::Replay;
 use crate::reply::Responder;
@@ -88,6 +89,10 @@ impl Exchange<'_> {
         node: Option<&Node>,
     ) -> Result<Exchanged, MessageError> {
         let began = Instant::now();
+        if tries.is_grpc {
+            upload.count_messages();
+            tries.messages = Some(log::messages(self.stage, self.told.endpoint.as_ref()));
+        }
         let answer = loop {
             let answer = match self.answer(tries, upload, source).await? {
                 Waited::Answer(answer) => answer,
@@ -143,6 +148,7 @@ impl Exchange<'_> {
                     Poll::Ready(Ok(())) | Poll::Pending => {}
                 }
                 self.told.received = upload.bytes;
+                tries.tell_messages(upload, None);
             }
             match head.as_mut().poll(cx) {
                 Poll::Ready(Ok(answer)) => return Poll::Ready(Ok(Waited::Answer(answer))),
@@ -184,6 +190,9 @@ impl Exchange<'_> {
             upload.switch();
         }
         let mut download = Pump::new(responder.begin(status, &headers, framing)?);
+        if tries.is_grpc {
+            download.count_messages();
+        }
         let mut from = match (source, body) {
             (Source::Http1(input, _), _) => Body::Http1(input, Decoder::new(framing)),
             (Source::Http2(_), Some(body)) => Body::Http2(body),
@@ -208,9 +217,10 @@ impl Exchange<'_> {
             }
             Err(Broke::Pump(PumpError::From(error))) => {
                 download.reset();
-                self.told.flags.raise(Flag::UpstreamTermination);
-                self.told.details =
-                    Cow::Borrowed("upstream_reset_after_response_started{connection_termination}");
+                let reset = reset_of(&error);
+                self.told.flags.raise(reset.flag());
+                let words = reset.as_str().replace(' ', "_");
+                self.told.details = Cow::Owned(format!("upstream_reset_after_response_started{{{words}}}"));
                 self.told.transport = error.to_string();
                 Ok(false)
             }
@@ -286,7 +296,9 @@ async fn both(
                 Poll::Ready(Ok(())) | Poll::Pending => {}
             }
         }
-        if let Poll::Ready(moved) = download.poll(cx, |cx| from.poll_part(cx)) {
+        let moved = download.poll(cx, |cx| from.poll_part(cx));
+        tries.tell_messages(upload, Some(download));
+        if let Poll::Ready(moved) = moved {
             return Poll::Ready(moved.map_err(Broke::Pump));
         }
         if !is_timed && request.is_done() {

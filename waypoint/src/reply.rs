@@ -119,11 +119,11 @@ impl<'a> Responder<'a> {
     }
 }
 
-/// An answer to what is no request; the connection ends behind it.
-pub(crate) async fn malformed(error: &MessageError, output: &mut Writer) {
+/// An answer to what is no request, which is returned; the connection ends behind it.
+pub(crate) async fn malformed(error: &MessageError, output: &mut Writer) -> Option<Reply> {
     let failure = match error {
         MessageError::Head(bad) => failure(*bad),
-        _ => return, // nobody is there, or nobody listens
+        _ => return None, // nobody is there, or nobody listens
     };
     let mut reply = Reply::failure(&failure, false);
     add_server(&mut reply.headers);
@@ -132,6 +132,7 @@ pub(crate) async fn malformed(error: &MessageError, output: &mut Writer) {
     head.extend_from_slice(&reply.body);
     let mut head = head.freeze();
     let _gone = poll_fn(|cx| output.poll_send(cx, &mut head)).await;
+    Some(reply)
 }
 
 fn failure(bad: BadHead) -> Failure {

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use crate::current::{Current, Live};
 use crate::dial::Endpoint;
 use crate::filters::{self, Passed};
-use crate::log;
+use crate::log::{self, Ending};
 use crate::message::{Body, MessageError, Request, Version};
 use crate::replay::Replay;
 use crate::reply::Responder;
@@ -54,7 +54,7 @@ pub(crate) struct Told {
 }
 
 impl Told {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             started: SystemTime::now(),
             began: Instant::now(),
@@ -93,11 +93,12 @@ impl Told {
 /// Serves one request to its end.
 pub(crate) async fn serve(
     stage: &Rc<Stage>,
-    mut request: Request,
+    request: Request,
     body: Body<'_>,
     responder: Responder<'_>,
 ) -> Served {
-    let mut told = Told::new();
+    let mut ending = Ending { stage, told: Told::new(), request, is_over: false };
+    let Ending { told, request, .. } = &mut ending;
     told.heads.0 = log::head_bytes(&request.headers) + (request.path.len() + request.authority.len()) as u64;
     let mut exchange = Exchange {
         stage,
@@ -105,16 +106,15 @@ pub(crate) async fn serve(
         body: Replay::new(body, &stage.worker.shared.budget),
         responder: Some(responder),
         cors: HeaderMap::new(),
-        told: &mut told,
+        told,
     };
-    if let Err(error) = Box::pin(exchange.run(&mut request)).await {
+    if let Err(error) = Box::pin(exchange.run(request)).await {
         tracing::debug!(%error, "a request broke off");
-        exchange.broke_off(&error, &request).await;
+        exchange.broke_off(&error, request).await;
     }
     drop(exchange);
-    log::count(stage, &told);
-    log::write(stage, &told, &request);
-    Served { goes_on: told.goes_on }
+    ending.is_over = true;
+    Served { goes_on: ending.told.goes_on }
 }
 
 /// One request with all that it needs on its way.
@@ -215,7 +215,13 @@ impl<'a> Exchange<'a> {
             RouteAction::Respond(_) | RouteAction::Redirect(_) => (route, None),
         });
         self.told.route = route.map(|route| Arc::clone(&route.name));
-        match filters::run(self.stage, &facts, policies, route, &mut self.cors).await {
+        // Known to the log even of what is denied, as Envoy's is once there is a route.
+        self.told.cluster = chosen.and_then(|(_, backend)| match &backend?.backend {
+            Backend::Cluster(key) => current.cluster(key).map(|live| live.cluster.key.clone()),
+            Backend::Invalid { .. } => None,
+        });
+        let answer = (&mut self.cors, &mut self.told.flags);
+        match filters::run(self.stage, &facts, policies, route, answer).await {
             Passed::On => {}
             Passed::Reply(reply) => return Plan::Reply(reply, chosen),
         }
@@ -250,7 +256,6 @@ impl<'a> Exchange<'a> {
         if live.cluster.refused.is_some() {
             return fail(Failure::Refused, chosen);
         }
-        self.told.cluster = Some(live.cluster.key.clone());
         self.edit(request, (found.route, backend), found.by);
         Plan::Forward(Way { to: To::Cluster(live), route: Some((found.route, backend)) })
     }

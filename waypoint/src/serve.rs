@@ -22,7 +22,7 @@ use crate::message::{Body, Input, MessageError, Request, Version};
 use crate::reply::{self, Responder};
 use crate::tunnel::Client;
 use crate::worker::Worker;
-use crate::{http2, request, tcp};
+use crate::{http2, log, request, tcp};
 
 /// A client that has not said anything for so long may wait for the server to speak.
 const SPEAKS_FIRST: Duration = Duration::from_millis(20);
@@ -166,7 +166,7 @@ async fn sniffed(stage: &Rc<Stage>, mut input: Input, writer: Writer) {
         Err(_) => match tokio::time::timeout(IDLE, tcp::first_word(stage, &mut input)).await {
             Ok(tcp::FirstWord::Client(spoken)) => spoken,
             Ok(tcp::FirstWord::Server(upstream)) => {
-                return tcp::relay(stage, (input, writer), *upstream).await;
+                return tcp::answered(stage, (input, writer), *upstream).await;
             }
             Err(_) => return tracing::debug!("nobody has said anything for too long"),
         },
@@ -271,7 +271,9 @@ async fn http1(stage: &Rc<Stage>, mut input: Input, mut writer: Writer) {
             }
             Err(error) => {
                 tracing::debug!(client = %stage.client.identity, %error, "no request of HTTP/1.1");
-                reply::malformed(&error, &mut writer).await;
+                if let Some(reply) = reply::malformed(&error, &mut writer).await {
+                    log::malformed(stage, &reply);
+                }
                 break;
             }
         };

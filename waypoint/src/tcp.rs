@@ -1,4 +1,4 @@
-//! TCP that is not looked into: route, endpoint, relay.
+//! TCP that is not looked into: route, endpoint, relay; one log line and one closed connection, however it ends.
 
 use std::future::poll_fn;
 use std::pin::pin;
@@ -12,16 +12,20 @@ use culvert_common::crypto::random;
 use culvert_common::hbone::link::{LinkError, Writer};
 
 use culvert_common::authz::http::{Connection, authorize_tcp};
+use culvert_common::l7::Flag;
 use culvert_common::l7::balance::{NoEndpoint, Picked};
 use culvert_common::l7::breaker::{Kind, Permit};
 use culvert_common::l7::by_weight;
 use culvert_common::model::l7::{Backend, ClusterKey, ConnectionPool, TcpMatch, TcpRoute};
+use culvert_common::telemetry::{self, ByteCounts, Flow, Reporter, ResponseFlag, Security};
 use culvert_common::types::ServiceKey;
 use tokio::time::Instant;
 
 use crate::current::{Current, Live};
 use crate::dial::{self, Endpoint, UpstreamError};
+use crate::log;
 use crate::message::Input;
+use crate::request::Told;
 use crate::serve::{Stage, Target};
 
 /// Who spoke first on a connection of which nobody has said what it carries.
@@ -34,6 +38,7 @@ pub(crate) enum FirstWord {
 
 /// A connection to an endpoint.
 pub(crate) struct Upstream {
+    way: Way,
     input: Input,
     output: Writer,
     /// Nothing may move for so long, and all of it take so long.
@@ -42,11 +47,103 @@ pub(crate) struct Upstream {
     _permit: Option<Permit>,
 }
 
+/// Where a connection goes, as far as that was decided.
+#[derive(Default)]
+struct Way {
+    cluster: Option<ClusterKey>,
+    endpoint: Option<Endpoint>,
+}
+
+/// A connection that is under way. It is counted and told of when this is dropped: also when its task is, at the end of a drain.
+struct Ending {
+    stage: Rc<Stage>,
+    told: Told,
+    open: Option<telemetry::Connection>,
+    /// How it ended; none: it was cut.
+    end: Option<ResponseFlag>,
+}
+
+impl Ending {
+    fn new(stage: &Rc<Stage>) -> Self {
+        Self { stage: Rc::clone(stage), told: Told::new(), open: None, end: None }
+    }
+
+    /// It is counted as open from now on.
+    fn open(&mut self, way: Way) -> Rc<ByteCounts> {
+        (self.told.cluster, self.told.endpoint) = (way.cluster, way.endpoint);
+        let stage = &self.stage;
+        let flow = Flow {
+            reporter: Reporter::Waypoint,
+            source: stage.source.clone(),
+            source_identity: Some(stage.client.identity.clone()),
+            destination: self.told.endpoint.as_ref().map(|endpoint| Arc::clone(&endpoint.workload)),
+            destination_identity: None,
+            service: stage.service.clone(),
+            security: Security::MutualTls,
+            src_addr: stage.client.address,
+            dst_addr: stage.destination,
+            hbone_addr: None,
+            trace: None,
+        };
+        let open = stage.worker.shared.telemetry.open(flow, std::time::Instant::now());
+        let counts = open.counts();
+        self.open = Some(open);
+        counts
+    }
+
+    /// It was not carried.
+    fn failed(&mut self, error: &Failed) {
+        let (end, flags): (_, &[Flag]) = match error {
+            Failed::Denied { .. } => (ResponseFlag::None, &[]),
+            Failed::NoRoute(..) => (ResponseFlag::NoRoute, &[Flag::NoRoute]),
+            Failed::Refused(..) => (ResponseFlag::NoCluster, &[Flag::NoCluster]),
+            Failed::NoEndpoint(..) => (ResponseFlag::NoHealthyUpstream, &[Flag::NoHealthyUpstream]),
+            Failed::Overflow(_) => (ResponseFlag::Overflow, &[Flag::UpstreamOverflow]),
+            // As Envoy says it: the one try was the last.
+            Failed::Upstream(_) => {
+                (ResponseFlag::Unreached, &[Flag::UpstreamConnectionFailure, Flag::RetryLimit])
+            }
+        };
+        self.end = Some(end);
+        self.told.flags.extend(flags.iter().copied());
+        match error {
+            Failed::Denied { id, .. } => {
+                self.told.details = format!("rbac_access_denied_matched_policy[{id}]").into();
+            }
+            Failed::Refused(_, reason) => reason.as_ref().clone_into(&mut self.told.transport),
+            Failed::Upstream(error) => self.told.transport = error.to_string(),
+            Failed::NoRoute(..) | Failed::NoEndpoint(..) | Failed::Overflow(_) => {}
+        }
+    }
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        if self.open.is_none() {
+            self.open(Way::default());
+        }
+        let Some(open) = self.open.take() else { return };
+        (self.told.received, self.told.sent) = (open.counts().received(), open.counts().sent());
+        match self.end {
+            Some(ResponseFlag::None) => open.finish(Ok(())),
+            Some(flag) => open.finish(Err(telemetry::Failure { flag, error: String::new(), denial: None })),
+            None => {
+                self.told.details = "cut_by_drain".into();
+                drop(open);
+            }
+        }
+        log::tcp(&self.stage, &self.told);
+    }
+}
+
 /// Dials the server and waits for whoever speaks first. A server that cannot be reached says nothing.
 pub(crate) async fn first_word(stage: &Rc<Stage>, input: &mut Input) -> FirstWord {
     let client = poll_fn(|cx| input.poll_bytes(cx));
     let server = async {
-        let Ok(mut upstream) = dial(stage).await else { return std::future::pending().await };
+        // What fails here is dialled again when the client has spoken, and told of then.
+        let Ok(mut upstream) = dial(stage, &mut Way::default()).await else {
+            return std::future::pending().await;
+        };
         match poll_fn(|cx| upstream.input.poll_bytes(cx)).await {
             Ok(Some(first)) => {
                 upstream.input.put_back(first);
@@ -63,22 +160,37 @@ pub(crate) async fn first_word(stage: &Rc<Stage>, input: &mut Input) -> FirstWor
 }
 
 /// Serves one connection to its end.
-pub(crate) async fn serve(stage: &Rc<Stage>, input: Input, writer: Writer) {
-    match dial(stage).await {
-        Ok(upstream) => relay(stage, (input, writer), upstream).await,
+pub(crate) async fn serve(stage: &Rc<Stage>, input: Input, mut writer: Writer) {
+    let (mut ending, mut way) = (Ending::new(stage), Way::default());
+    match dial(stage, &mut way).await {
+        Ok(mut upstream) => {
+            let counts = ending.open(std::mem::take(&mut upstream.way));
+            relay(&mut ending, (input, writer), upstream, &counts).await;
+        }
         Err(error) => {
-            let mut writer = writer;
             writer.reset();
-            tracing::warn!(client = %stage.client.identity, destination = %stage.destination, "TCP: {error}");
+            if let Failed::Denied { policy, .. } = &error {
+                log::denied_tcp(stage, policy);
+            }
+            tracing::debug!(client = %stage.client.identity, destination = %stage.destination, "TCP: {error}");
+            ending.open(way);
+            ending.failed(&error);
         }
     }
+}
+
+/// Serves one whose server has spoken first.
+pub(crate) async fn answered(stage: &Rc<Stage>, client: (Input, Writer), mut upstream: Upstream) {
+    let mut ending = Ending::new(stage);
+    let counts = ending.open(std::mem::take(&mut upstream.way));
+    relay(&mut ending, client, upstream, &counts).await;
 }
 
 /// Why a connection is not carried.
 #[derive(Debug, thiserror::Error)]
 enum Failed {
-    #[error("a policy denies it: {0}")]
-    Denied(String),
+    #[error("a policy denies it: {policy}")]
+    Denied { policy: String, id: String },
     #[error("nothing leads on from {0} port {1}")]
     NoRoute(ServiceKey, u16),
     #[error("{0} cannot be reached: {1}")]
@@ -91,7 +203,8 @@ enum Failed {
     Upstream(#[from] UpstreamError),
 }
 
-async fn dial(stage: &Rc<Stage>) -> Result<Upstream, Failed> {
+/// Says in `way` how far it came.
+async fn dial(stage: &Rc<Stage>, way: &mut Way) -> Result<Upstream, Failed> {
     let current = stage.worker.shared.current();
     let connection = Connection {
         peer: Some(&stage.client.identity),
@@ -113,13 +226,16 @@ async fn dial(stage: &Rc<Stage>) -> Result<Upstream, Failed> {
             (&bound.policies, Some(at.tcp.iter().find(is_for).ok_or_else(no_route)?))
         }
     };
-    if let Some(denial) = authorize_tcp(policies, &connection).denial() {
-        return Err(Failed::Denied(denial.to_string()));
+    let decision = authorize_tcp(policies, &connection);
+    log::tried_out(stage, None, &decision);
+    if let Some(denial) = decision.denial() {
+        return Err(Failed::Denied { policy: denial.to_string(), id: denial.id() });
     }
     let default = ConnectionPool::default();
     let (endpoint, pool, permit) = match (route, &stage.target) {
         (Some(route), _) => {
             let live = destination(&current, route)?;
+            way.cluster = Some(live.cluster.key.clone());
             let permit = live.breaker.take(Kind::Connections, &live.cluster);
             let permit = permit.ok_or_else(|| Failed::Overflow(live.cluster.key.clone()))?;
             (any(live, stage)?, live.cluster.pool.clone(), Some(permit))
@@ -129,9 +245,11 @@ async fn dial(stage: &Rc<Stage>) -> Result<Upstream, Failed> {
         }
         (None, Target::Service(key, port)) => return Err(Failed::NoRoute(key.clone(), *port)),
     };
+    way.endpoint = Some(endpoint.clone());
     let (reader, output) = dial::connect(&stage.worker, &stage.client, &endpoint, &pool).await?;
     let (idle, most) = (pool.tcp_idle, pool.max_connection_duration);
-    Ok(Upstream { input: Input::new(reader), output, idle, most, _permit: permit })
+    let way = std::mem::take(way);
+    Ok(Upstream { way, input: Input::new(reader), output, idle, most, _permit: permit })
 }
 
 /// One of the route's destinations by weight.
@@ -169,23 +287,14 @@ fn any(live: &Live, stage: &Stage) -> Result<Endpoint, Failed> {
 }
 
 /// Moves bytes until both directions have ended.
-pub(crate) async fn relay(stage: &Rc<Stage>, (input, writer): (Input, Writer), upstream: Upstream) {
-    let mut up = OneWay {
-        from: input,
-        to: upstream.output,
-        waiting: Bytes::new(),
-        ended: false,
-        done: false,
-        moved: 0,
-    };
-    let mut down = OneWay {
-        from: upstream.input,
-        to: writer,
-        waiting: Bytes::new(),
-        ended: false,
-        done: false,
-        moved: 0,
-    };
+async fn relay(
+    ending: &mut Ending,
+    (input, writer): (Input, Writer),
+    upstream: Upstream,
+    counts: &ByteCounts,
+) {
+    let mut up = OneWay::new(input, upstream.output, |bytes| counts.add_received(bytes));
+    let mut down = OneWay::new(upstream.input, writer, |bytes| counts.add_sent(bytes));
     let (began, mut moved_at) = (Instant::now(), Instant::now());
     // One timer for both limits, set anew only when it fires.
     let due = |moved_at: Instant| {
@@ -213,8 +322,13 @@ pub(crate) async fn relay(stage: &Rc<Stage>, (input, writer): (Input, Writer), u
         Poll::Pending
     })
     .await;
+    ending.end = Some(ResponseFlag::None);
     if let Ok(false) = moved {
-        tracing::debug!(destination = %stage.destination, "a TCP connection was idle or open for too long");
+        tracing::debug!(destination = %ending.stage.destination, "a TCP connection was idle or open for too long");
+        if upstream.most.is_some_and(|most| began.elapsed() >= most) {
+            ending.end = Some(ResponseFlag::Duration);
+            ending.told.flags.raise(Flag::DurationTimeout);
+        }
         // Ends that have gone hear nothing of it.
         let _gone = (up.to.finish(), down.to.finish());
     }
@@ -225,9 +339,10 @@ pub(crate) async fn relay(stage: &Rc<Stage>, (input, writer): (Input, Writer), u
     }
 }
 
-struct OneWay {
+struct OneWay<C> {
     from: Input,
     to: Writer,
+    count: C,
     waiting: Bytes,
     ended: bool,
     done: bool,
@@ -235,7 +350,11 @@ struct OneWay {
     moved: u64,
 }
 
-impl OneWay {
+impl<C: Fn(u64)> OneWay<C> {
+    fn new(from: Input, to: Writer, count: C) -> Self {
+        Self { from, to, count, waiting: Bytes::new(), ended: false, done: false, moved: 0 }
+    }
+
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LinkError>> {
         while !self.done {
             ready!(self.to.poll_send(cx, &mut self.waiting))?;
@@ -247,6 +366,7 @@ impl OneWay {
             match ready!(self.from.poll_bytes(cx))? {
                 Some(bytes) => {
                     self.moved += bytes.len() as u64;
+                    (self.count)(bytes.len() as u64);
                     self.waiting = bytes;
                 }
                 None => {

@@ -123,6 +123,12 @@ impl Flags {
     }
 }
 
+impl Extend<Flag> for Flags {
+    fn extend<T: IntoIterator<Item = Flag>>(&mut self, flags: T) {
+        flags.into_iter().for_each(|flag| self.raise(flag));
+    }
+}
+
 impl From<Flag> for Flags {
     fn from(flag: Flag) -> Self {
         Self([Some(flag), None, None, None])

@@ -15,7 +15,7 @@ use super::line::Line;
 use super::logging::{LogFormat, Logger};
 use super::metrics::Metrics;
 use super::pairs::{Known, Parts, known};
-use super::requests::EndedRequest;
+use super::requests::{Between, EndedRequest, GrpcMessages};
 use super::traffic::Pair;
 use crate::model::{Service, Workload};
 use crate::types::SpiffeId;
@@ -181,6 +181,11 @@ impl Telemetry {
     /// Counts an HTTP request that has ended. Costs a look-up in a table of this thread once its kind is known to it.
     pub fn request(&self, ended: &EndedRequest<'_>, now: Instant) {
         self.metrics.requests.count(ended, now);
+    }
+
+    /// Where the messages of a gRPC request are counted as they pass; as cheap as [`Telemetry::request`].
+    pub fn messages(&self, between: &Between<'_>, now: Instant) -> GrpcMessages {
+        self.metrics.requests.messages(between, now)
     }
 
     /// Remembers a refusal, and counts it under its class.

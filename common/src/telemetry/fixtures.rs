@@ -114,10 +114,12 @@ pub(super) fn unknown() -> Flow {
 /// A gRPC request from `source` to nobody.
 pub(super) fn request(source: &Arc<Workload>) -> EndedRequest<'_> {
     EndedRequest {
-        source: Some(source),
-        source_identity: &source.identity,
-        destination: None,
-        service: None,
+        between: Between {
+            source: Some(source),
+            source_identity: &source.identity,
+            destination: None,
+            service: None,
+        },
         status: 503,
         grpc: Some(GrpcStatus::Known(14)),
         flags: "UH",

@@ -1,7 +1,7 @@
 //! Why a connection ended, as metrics and alerts know it.
 
-/// Value of the label `response_flags`. The names are Istio's; those it does not define start with `CULVERT_`, but
-/// for [`Self::NotCaptured`].
+/// Value of the label `response_flags`. The names are Istio's, of a waypoint's connections Envoy's; those that they do not
+/// define start with `CULVERT_`, but for [`Self::NotCaptured`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ResponseFlag {
     /// Nothing went wrong.
@@ -28,11 +28,23 @@ pub enum ResponseFlag {
     NotCaptured,
     /// The peer's certificate was revoked.
     CertRevoked,
+    /// At a waypoint: no connection to the endpoint.
+    Unreached,
+    /// At a waypoint: no endpoint can take it.
+    NoHealthyUpstream,
+    /// At a waypoint: no route leads on.
+    NoRoute,
+    /// At a waypoint: the route leads to what is not there, or cannot be used.
+    NoCluster,
+    /// At a waypoint: a circuit breaker is open.
+    Overflow,
+    /// At a waypoint: it was open for as long as one may.
+    Duration,
 }
 
 impl ResponseFlag {
     /// Every flag, each at the index that is its discriminant.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 18] = [
         Self::None,
         Self::Deny,
         Self::Connect,
@@ -45,6 +57,12 @@ impl ResponseFlag {
         Self::Limit,
         Self::NotCaptured,
         Self::CertRevoked,
+        Self::Unreached,
+        Self::NoHealthyUpstream,
+        Self::NoRoute,
+        Self::NoCluster,
+        Self::Overflow,
+        Self::Duration,
     ];
 
     /// The label's value.
@@ -62,6 +80,12 @@ impl ResponseFlag {
             Self::Limit => "CULVERT_LIMIT",
             Self::NotCaptured => "NOT_CAPTURED",
             Self::CertRevoked => "CERT_REVOKED",
+            Self::Unreached => "UF,URX",
+            Self::NoHealthyUpstream => "UH",
+            Self::NoRoute => "NR",
+            Self::NoCluster => "NC",
+            Self::Overflow => "UO",
+            Self::Duration => "DT",
         }
     }
 
@@ -80,6 +104,9 @@ impl ResponseFlag {
             Self::Limit => "limit",
             Self::NotCaptured => "not-captured",
             Self::CertRevoked => "revoked",
+            Self::Unreached | Self::NoHealthyUpstream => "connect",
+            Self::NoRoute | Self::NoCluster => "destination",
+            Self::Overflow | Self::Duration => "limit",
         }
     }
 }

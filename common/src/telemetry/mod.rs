@@ -38,4 +38,4 @@ pub use flag::ResponseFlag;
 pub use logging::{FilterError, LogFormat, Logger, LoggingError, init};
 pub use metrics::{Counted, Handshake, Metrics, PeerViolations, Side};
 pub use reach::{HoldResult, ReachMetrics};
-pub use requests::{EndedRequest, GrpcStatus};
+pub use requests::{Between, EndedRequest, GrpcMessages, GrpcStatus};

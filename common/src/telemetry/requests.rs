@@ -1,7 +1,8 @@
 //! The families of HTTP requests that a waypoint counts: series of one set of labels each, in a bounded table.
 //!
 //! A worker finds the series of a request in a small table of its thread and adds to a dozen numbers; labels are rendered
-//! once. **Source**: l7.md §8.1, §8.2.
+//! once. Requests are counted when they end, messages of gRPC as they pass, under the labels that are known by then.
+//! **Source**: l7.md §8.1, §8.2; Istio's filter `istio_stats`.
 
 use std::cell::RefCell;
 use std::collections::HashSet;
@@ -40,10 +41,14 @@ const HISTOGRAMS: [(&str, &str); 3] = [
     ("istio_response_bytes", "Bytes of answers, heads included."),
 ];
 const TOTAL: (&str, &str) = ("istio_requests_total", "HTTP requests that have ended.");
+const MESSAGES: [(&str, &str); 2] = [
+    ("istio_request_messages_total", "Messages of gRPC requests."),
+    ("istio_response_messages_total", "Messages of gRPC answers."),
+];
 
-/// A request that has ended.
+/// Between whom a request is.
 #[derive(Clone, Copy, Debug)]
-pub struct EndedRequest<'a> {
+pub struct Between<'a> {
     /// The client's workload.
     pub source: Option<&'a Arc<Workload>>,
     /// The client, as TLS has proven it.
@@ -52,6 +57,13 @@ pub struct EndedRequest<'a> {
     pub destination: Option<&'a Arc<Workload>>,
     /// The service that was asked for.
     pub service: Option<&'a Arc<Service>>,
+}
+
+/// A request that has ended.
+#[derive(Clone, Copy, Debug)]
+pub struct EndedRequest<'a> {
+    /// Between whom it was.
+    pub between: Between<'a>,
     /// Status of the answer; 0: the client had gone before there was one.
     pub status: u16,
     /// Of a gRPC request, what its answer says.
@@ -67,17 +79,42 @@ pub struct EndedRequest<'a> {
 /// How a gRPC request ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum GrpcStatus {
-    /// Nobody said, or something that no status is.
+    /// The client had gone before there was an answer.
+    None,
+    /// The answer has something that no status is.
     Unknown,
     /// 0 to 16.
     Known(u8),
 }
 
-impl From<Option<u32>> for GrpcStatus {
-    fn from(status: Option<u32>) -> Self {
-        match status.and_then(|status| u8::try_from(status).ok()) {
-            Some(status) if status <= 16 => Self::Known(status),
+impl From<u32> for GrpcStatus {
+    fn from(status: u32) -> Self {
+        match u8::try_from(status) {
+            Ok(status) if status <= 16 => Self::Known(status),
             _ => Self::Unknown,
+        }
+    }
+}
+
+/// Where messages of one gRPC request are counted.
+pub struct GrpcMessages(Arc<Series>);
+
+impl GrpcMessages {
+    /// Adds messages of the client.
+    pub fn add_requests(&self, count: u64) {
+        self.add(0, count);
+    }
+
+    /// Adds messages of the server.
+    pub fn add_responses(&self, count: u64) {
+        self.add(1, count);
+    }
+
+    fn add(&self, way: usize, count: u64) {
+        if let Numbers::Messages(both) = &self.0.numbers
+            && let Some(one) = both.get(way)
+        {
+            one.fetch_add(count, Relaxed);
         }
     }
 }
@@ -85,12 +122,22 @@ impl From<Option<u32>> for GrpcStatus {
 /// Numbers of one set of labels.
 struct Series {
     labels: Box<str>,
-    total: AtomicU64,
-    histograms: [Histogram; 3],
+    numbers: Numbers,
     /// Seconds since the start of the table.
     used: AtomicU32,
     /// Counts what found no place of its own.
     is_shared: bool,
+}
+
+/// What is counted under one set of labels.
+#[expect(clippy::large_enum_variant, reason = "nearly all are the large one")]
+enum Numbers {
+    Requests {
+        total: AtomicU64,
+        histograms: [Histogram; 3],
+    },
+    /// Of clients and of servers.
+    Messages([AtomicU64; 2]),
 }
 
 #[derive(Default)]
@@ -124,20 +171,69 @@ impl Histogram {
 }
 
 impl Series {
-    fn new(labels: String, is_shared: bool) -> Self {
-        let (total, used) = (AtomicU64::new(0), AtomicU32::new(0));
-        Self { labels: labels.into(), total, histograms: Default::default(), used, is_shared }
+    fn new(labels: String, numbers: Numbers, is_shared: bool) -> Self {
+        Self { labels: labels.into(), numbers, used: AtomicU32::new(0), is_shared }
     }
 
-    fn add(&self, ended: &EndedRequest<'_>, seconds: u32) {
-        self.total.fetch_add(1, Relaxed);
+    fn add(&self, ended: &EndedRequest<'_>) {
+        let Numbers::Requests { total, histograms } = &self.numbers else { return };
+        total.fetch_add(1, Relaxed);
         let took = u64::try_from(ended.took.as_micros()).unwrap_or(u64::MAX);
         let (request, response) = ended.bytes;
         let values = [took, request.saturating_mul(1000), response.saturating_mul(1000)];
-        for (histogram, value) in self.histograms.iter().zip(values) {
+        for (histogram, value) in histograms.iter().zip(values) {
             histogram.add(value);
         }
-        self.used.store(seconds, Relaxed);
+    }
+
+    /// Its samples of a family; none if it has no part in it.
+    fn write(&self, family: Family, scrape: &mut Scrape) -> Option<()> {
+        let name = family.named().0;
+        match (family, &self.numbers) {
+            (Family::Total, Numbers::Requests { total, .. }) => {
+                scrape.sample(name, &[&self.labels], total.load(Relaxed));
+            }
+            (Family::Histogram(at), Numbers::Requests { histograms, .. }) => {
+                histograms.get(at)?.write(scrape, name, &self.labels);
+            }
+            (Family::Messages(way), Numbers::Messages(both)) => {
+                scrape.sample(name, &[&self.labels], both.get(way)?.load(Relaxed));
+            }
+            _ => return None,
+        }
+        Some(())
+    }
+}
+
+/// One family, by its place among those of its kind.
+#[derive(Clone, Copy)]
+enum Family {
+    Total,
+    Histogram(usize),
+    Messages(usize),
+}
+
+impl Family {
+    const ALL: [Self; 6] = [
+        Self::Total,
+        Self::Histogram(0),
+        Self::Histogram(1),
+        Self::Histogram(2),
+        Self::Messages(0),
+        Self::Messages(1),
+    ];
+
+    /// Its name and help.
+    fn named(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Total => TOTAL,
+            Self::Histogram(at) => HISTOGRAMS.get(at).copied().unwrap_or(TOTAL),
+            Self::Messages(way) => MESSAGES.get(way).copied().unwrap_or(TOTAL),
+        }
+    }
+
+    fn has(self, series: &Series) -> bool {
+        matches!(self, Self::Messages(_)) == matches!(series.numbers, Numbers::Messages(_))
     }
 }
 
@@ -147,31 +243,47 @@ impl Labelled for Series {
     }
 }
 
+/// What is known of a request that has ended; none of this of one whose messages are counted as they pass.
+#[derive(Clone, Copy, PartialEq)]
+struct End<'a> {
+    status: u16,
+    grpc: Option<GrpcStatus>,
+    flags: &'a str,
+}
+
 /// What of a request decides where it is counted.
 struct Slot {
     source: Option<Arc<Workload>>,
     source_identity: SpiffeId,
     destination: Option<Arc<Workload>>,
     service: Option<Arc<Service>>,
-    status: u16,
-    grpc: Option<GrpcStatus>,
-    flags: Box<str>,
+    end: Option<(u16, Option<GrpcStatus>, Box<str>)>,
     /// Weak, so that what the table has given up is looked up anew.
     series: Weak<Series>,
 }
 
 impl Slot {
-    fn is_for(&self, ended: &EndedRequest<'_>) -> bool {
+    fn new(between: &Between<'_>, end: Option<End<'_>>, series: &Arc<Series>) -> Self {
+        Self {
+            source: between.source.cloned(),
+            source_identity: between.source_identity.clone(),
+            destination: between.destination.cloned(),
+            service: between.service.cloned(),
+            end: end.map(|end| (end.status, end.grpc, end.flags.into())),
+            series: Arc::downgrade(series),
+        }
+    }
+
+    fn is_for(&self, between: &Between<'_>, end: Option<End<'_>>) -> bool {
         fn same<T>(a: Option<&Arc<T>>, b: Option<&Arc<T>>) -> bool {
             a.map(Arc::as_ptr) == b.map(Arc::as_ptr)
         }
-        self.status == ended.status
-            && self.grpc == ended.grpc
-            && *self.flags == *ended.flags
-            && same(self.source.as_ref(), ended.source)
-            && same(self.destination.as_ref(), ended.destination)
-            && same(self.service.as_ref(), ended.service)
-            && self.source_identity == *ended.source_identity
+        let own = self.end.as_ref().map(|(status, grpc, flags)| End { status: *status, grpc: *grpc, flags });
+        own == end
+            && same(self.source.as_ref(), between.source)
+            && same(self.destination.as_ref(), between.destination)
+            && same(self.service.as_ref(), between.service)
+            && self.source_identity == *between.source_identity
     }
 }
 
@@ -189,7 +301,8 @@ pub(super) struct Requests {
 #[derive(Default)]
 struct Table {
     series: HashSet<ByLabels<Series>>,
-    overflow: Option<Arc<Series>>,
+    /// Of requests, and of messages.
+    overflow: [Option<Arc<Series>>; 2],
     swept: u32,
 }
 
@@ -200,81 +313,87 @@ impl Requests {
 
     /// Counts a request.
     pub(super) fn count(&self, ended: &EndedRequest<'_>, now: Instant) {
+        let end = End { status: ended.status, grpc: ended.grpc, flags: ended.flags };
+        self.found(&ended.between, Some(end), now).add(ended);
+    }
+
+    /// Where the messages of a gRPC request are counted.
+    pub(super) fn messages(&self, between: &Between<'_>, now: Instant) -> GrpcMessages {
+        GrpcMessages(self.found(between, None, now))
+    }
+
+    fn found(&self, between: &Between<'_>, end: Option<End<'_>>, now: Instant) -> Arc<Series> {
         let seconds = self.seconds(now);
-        CACHE.with_borrow_mut(|(hasher, slots)| {
+        let found = CACHE.with_borrow_mut(|(hasher, slots)| {
             if slots.is_empty() {
                 slots.resize_with(CACHE_SLOTS, || None);
             }
             let key = (
-                ended.source.map(Arc::as_ptr),
-                ended.destination.map(Arc::as_ptr),
-                ended.service.map(Arc::as_ptr),
-                ended.status,
-                ended.grpc,
+                between.source.map(Arc::as_ptr),
+                between.destination.map(Arc::as_ptr),
+                between.service.map(Arc::as_ptr),
+                end.map(|end| (end.status, end.grpc)),
             );
             let at = (hasher.hash_one(key) as usize) % CACHE_SLOTS;
             let slot = slots.get_mut(at);
-            let met = slot.as_deref().and_then(Option::as_ref).filter(|slot| slot.is_for(ended));
+            let met = slot.as_deref().and_then(Option::as_ref).filter(|slot| slot.is_for(between, end));
             if let Some(series) = met.and_then(|slot| slot.series.upgrade()) {
-                return series.add(ended, seconds);
+                return series;
             }
-            let series = self.series(ended, seconds);
-            series.add(ended, seconds);
+            let series = self.series(between, end, seconds);
             if let Some(slot) = slot.filter(|_| !series.is_shared) {
-                *slot = Some(Box::new(Slot {
-                    source: ended.source.cloned(),
-                    source_identity: ended.source_identity.clone(),
-                    destination: ended.destination.cloned(),
-                    service: ended.service.cloned(),
-                    status: ended.status,
-                    grpc: ended.grpc,
-                    flags: ended.flags.into(),
-                    series: Arc::downgrade(&series),
-                }));
+                *slot = Some(Box::new(Slot::new(between, end, &series)));
             }
+            series
         });
+        found.used.store(seconds, Relaxed);
+        found
     }
 
-    fn series(&self, ended: &EndedRequest<'_>, seconds: u32) -> Arc<Series> {
-        let labels = render(ended);
+    fn series(&self, between: &Between<'_>, end: Option<End<'_>>, seconds: u32) -> Arc<Series> {
+        let labels = render(between, end);
+        let numbers = || match end {
+            Some(_) => Numbers::Requests { total: AtomicU64::new(0), histograms: Default::default() },
+            None => Numbers::Messages(Default::default()),
+        };
         let mut table = self.lock();
         if let Some(found) = table.series.get(labels.as_str()) {
             return Arc::clone(&found.0);
         }
         if table.series.len() >= MAX_SERIES && !table.sweep(seconds) {
-            let made = || Arc::new(Series::new(render_overflow(), true));
-            return Arc::clone(table.overflow.get_or_insert_with(made));
+            let made = || Arc::new(Series::new(render_overflow(end.is_some()), numbers(), true));
+            let overflow = table.overflow.get_mut(usize::from(end.is_none()));
+            return overflow.map_or_else(made, |place| Arc::clone(place.get_or_insert_with(made)));
         }
-        let series = Arc::new(Series::new(labels, false));
+        let series = Arc::new(Series::new(labels, numbers(), false));
+        series.used.store(seconds, Relaxed);
         table.series.insert(ByLabels(Arc::clone(&series)));
         series
     }
 
-    /// The four families, in pieces: the text of all would be large.
+    /// The families, in pieces: the text of all would be large.
     pub(super) fn pieces(&self, openmetrics: bool) -> impl Iterator<Item = String> + Send + use<> {
         let seconds = self.seconds(Instant::now());
         let mut all: Vec<Arc<Series>> = {
             let mut table = self.lock();
             table.retain_used_within(FORGET_SECONDS, seconds);
-            table.series.iter().map(|series| &series.0).chain(&table.overflow).cloned().collect()
+            let overflow = table.overflow.iter().flatten();
+            table.series.iter().map(|series| &series.0).chain(overflow).cloned().collect()
         };
         all.sort_by(|a, b| a.labels.cmp(&b.labels));
         let all: Arc<[Arc<Series>]> = all.into();
-        let histograms = HISTOGRAMS.into_iter().enumerate().map(|(at, named)| (Some(at), named));
-        std::iter::once((None, TOTAL)).chain(histograms).flat_map(move |(histogram, (name, help))| {
-            let kind = if histogram.is_some() { Kind::Histogram } else { Kind::Counter };
-            let head = (!all.is_empty()).then(|| {
+        Family::ALL.into_iter().flat_map(move |family| {
+            let (name, help) = family.named();
+            let kind = if matches!(family, Family::Histogram(_)) { Kind::Histogram } else { Kind::Counter };
+            let head = all.iter().any(|series| family.has(series)).then(|| {
                 let mut head = Scrape::new(openmetrics);
                 head.family(name, kind, help);
                 head.part()
             });
             let all = Arc::clone(&all);
             head.into_iter().chain((0..all.len()).filter_map(move |index| {
-                let (series, mut part) = (all.get(index)?, Scrape::new(openmetrics));
-                match histogram.map(|at| series.histograms.get(at)) {
-                    None => part.sample(name, &[&series.labels], series.total.load(Relaxed)),
-                    Some(histogram) => histogram?.write(&mut part, name, &series.labels),
-                }
+                let mut part = Scrape::new(openmetrics);
+                all.get(index)?.write(family, &mut part)?;
                 Some(part.part())
             }))
         })
@@ -301,7 +420,11 @@ impl Table {
     }
 
     fn retain_used_within(&mut self, limit: u32, seconds: u32) {
-        self.series.retain(|series| seconds.saturating_sub(series.0.used.load(Relaxed)) < limit);
+        self.series.retain(|series| {
+            // Who counts messages holds the series; workers' tables hold weak references.
+            let is_held = Arc::strong_count(&series.0) > 1;
+            is_held || seconds.saturating_sub(series.0.used.load(Relaxed)) < limit
+        });
     }
 }
 
@@ -329,16 +452,17 @@ const DESTINATION: [&str; 11] = [
     "destination_cluster",
 ];
 
-fn render(ended: &EndedRequest<'_>) -> String {
+/// **Source**: Istio `istio_stats`: the namespace is that of the identity, a revision that is not known is the latest.
+fn render(between: &Between<'_>, end: Option<End<'_>>) -> String {
     let mut out = String::with_capacity(1400);
     push_label(&mut out, "reporter", "waypoint");
-    let (source, to) = (ended.source.map(|w| &**w), ended.destination.map(|w| &**w));
-    let client = ended.source_identity.to_string();
+    let (source, to) = (between.source.map(|w| &**w), between.destination.map(|w| &**w));
+    let client = between.source_identity.to_string();
     let values = [
         source.map(|w| &*w.workload_name),
         source.map(|w| &*w.canonical_name),
-        source.map(|w| &*w.canonical_revision),
-        source.map(|w| &*w.namespace),
+        source.map(|w| &*w.canonical_revision).or(Some("latest")),
+        Some(between.source_identity.namespace()),
         Some(client.as_str()),
         source.map(|w| &*w.canonical_name),
         source.map(|w| &*w.canonical_revision),
@@ -347,7 +471,7 @@ fn render(ended: &EndedRequest<'_>) -> String {
     for (name, value) in SOURCE.into_iter().zip(values) {
         push_known(&mut out, name, value);
     }
-    let (service, server) = (ended.service.map(|s| &**s), to.map(|w| w.identity.to_string()));
+    let (service, server) = (between.service.map(|s| &**s), to.map(|w| w.identity.to_string()));
     let values = [
         to.map(|w| &*w.workload_name),
         to.map(|w| &*w.namespace),
@@ -364,24 +488,27 @@ fn render(ended: &EndedRequest<'_>) -> String {
     for (name, value) in DESTINATION.into_iter().zip(values) {
         push_known(&mut out, name, value);
     }
-    push_label(&mut out, "request_protocol", if ended.grpc.is_some() { "grpc" } else { "http" });
-    push_label(&mut out, "response_code", &ended.status.to_string());
-    match ended.grpc {
+    let Some(end) = end else { return out };
+    push_label(&mut out, "request_protocol", if end.grpc.is_some() { "grpc" } else { "http" });
+    push_label(&mut out, "response_code", &end.status.to_string());
+    match end.grpc {
         Some(GrpcStatus::Known(status)) => push_label(&mut out, "grpc_response_status", &status.to_string()),
         Some(GrpcStatus::Unknown) => push_label(&mut out, "grpc_response_status", "unknown"),
-        None => {}
+        Some(GrpcStatus::None) | None => {}
     }
-    push_label(&mut out, "response_flags", ended.flags);
+    push_label(&mut out, "response_flags", end.flags);
     push_label(&mut out, "connection_security_policy", Security::MutualTls.as_str());
     out
 }
 
 /// Labels of what is counted together.
-fn render_overflow() -> String {
+fn render_overflow(has_ended: bool) -> String {
+    const REST: [&str; 4] =
+        ["request_protocol", "response_code", "response_flags", "connection_security_policy"];
     let mut out = String::new();
     push_label(&mut out, "reporter", "waypoint");
-    let rest = ["request_protocol", "response_code", "response_flags", "connection_security_policy"];
-    for name in SOURCE.into_iter().chain(DESTINATION).chain(rest) {
+    let rest = if has_ended { &REST[..] } else { &[] };
+    for name in SOURCE.into_iter().chain(DESTINATION).chain(rest.iter().copied()) {
         push_label(&mut out, name, "overflow");
     }
     out

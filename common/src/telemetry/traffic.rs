@@ -249,15 +249,19 @@ fn render(flow: &Flow) -> (String, usize) {
     let service = flow.service.as_deref();
     let mut out = String::with_capacity(1400);
     push_label(&mut out, "reporter", flow.reporter.as_str());
-    push_workload(&mut out, SOURCE, source, source_principal.as_deref());
+    let is_waypoint = flow.reporter == Reporter::Waypoint;
+    // What a waypoint says of a client without a workload, as of requests.
+    let stranger = flow.source_identity.as_ref().filter(|_| is_waypoint);
+    let stranger = stranger.map(|identity| (identity.namespace(), "latest"));
+    push_workload(&mut out, SOURCE, (source, stranger), source_principal.as_deref());
     let of_service =
         [service.map(|s| &*s.key.hostname), service.map(|s| &*s.key.namespace), service.map(|s| &*s.name)];
     for (name, value) in SERVICE.into_iter().zip(of_service) {
         push_known(&mut out, name, value);
     }
-    push_workload(&mut out, DESTINATION, destination, destination_principal.as_deref());
+    push_workload(&mut out, DESTINATION, (destination, None), destination_principal.as_deref());
     let flag_at = push_transport(&mut out, flow.security);
-    if source.is_some() || destination.is_some() {
+    if !is_waypoint && (source.is_some() || destination.is_some()) {
         let (from, to) = (source.map(|w| &w.locality), destination.map(|w| &w.locality));
         push_known(&mut out, "source_region", from.map(|l| &*l.region));
         push_known(&mut out, "source_zone", from.map(|l| &*l.zone));
@@ -301,12 +305,19 @@ const DESTINATION: [&str; 8] = [
     "destination_cluster",
 ];
 
-fn push_workload(out: &mut String, names: [&str; 8], workload: Option<&Workload>, principal: Option<&str>) {
+/// `unknown` is namespace and revision of one that is not known.
+fn push_workload(
+    out: &mut String,
+    names: [&str; 8],
+    (workload, unknown): (Option<&Workload>, Option<(&str, &str)>),
+    principal: Option<&str>,
+) {
+    let (namespace, revision) = (unknown.map(|(namespace, _)| namespace), unknown.map(|(_, last)| last));
     let values = [
         workload.map(|w| &*w.workload_name),
         workload.map(|w| &*w.canonical_name),
-        workload.map(|w| &*w.canonical_revision),
-        workload.map(|w| &*w.namespace),
+        workload.map(|w| &*w.canonical_revision).or(revision),
+        namespace.or(workload.map(|w| &*w.namespace)),
         principal,
         workload.map(|w| &*w.canonical_name),
         workload.map(|w| &*w.canonical_revision),

@@ -32,5 +32,6 @@ mod successor;
 mod two_processes;
 mod waypoint;
 mod waypoint_requests;
+mod waypoint_told;
 mod why;
 mod zds_client;

@@ -8,7 +8,7 @@ use crate::log;
 
 pub(super) fn apply(context: &Context<'_>) -> Passed {
     let decision = authorize(context.policies, context.facts);
-    log::tried_out(context.stage, context.facts, &decision);
+    log::tried_out(context.stage, Some(context.facts), &decision);
     match decision.denial() {
         None => Passed::On,
         Some(denial) => {

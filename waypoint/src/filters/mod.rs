@@ -4,7 +4,7 @@ mod authorize;
 mod cors;
 mod fault;
 
-use culvert_common::l7::{Facts, Reply};
+use culvert_common::l7::{Facts, Flags, Reply};
 use culvert_common::model::l7::{Policies, Route};
 use http::HeaderMap;
 
@@ -18,6 +18,7 @@ struct Context<'a> {
     route: Option<&'a Route>,
     /// Headers for the answer.
     response: &'a mut HeaderMap,
+    flags: &'a mut Flags,
 }
 
 /// Whether a request goes on.
@@ -43,13 +44,13 @@ pub(crate) async fn run(
     facts: &Facts<'_>,
     policies: &Policies,
     route: Option<&Route>,
-    response: &mut HeaderMap,
+    (response, flags): (&mut HeaderMap, &mut Flags),
 ) -> Passed {
-    let mut context = Context { stage, facts, policies, route, response };
+    let mut context = Context { stage, facts, policies, route, response, flags };
     for filter in ORDER {
         let passed = match filter {
             Filter::Authorize => authorize::apply(&context),
-            Filter::Fault => fault::apply(&context).await,
+            Filter::Fault => fault::apply(&mut context).await,
             Filter::Cors => cors::apply(&mut context),
         };
         if let Passed::Reply(reply) = passed {

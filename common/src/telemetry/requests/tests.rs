@@ -9,14 +9,8 @@ fn text(requests: &Requests) -> String {
 fn a_request_is_counted_under_the_labels_of_its_way() {
     let requests = Requests::new();
     let (web, cart, shop) = (workload("front", "web", ""), workload("shop", "cart", ""), service());
-    let ended = EndedRequest {
-        destination: Some(&cart),
-        service: Some(&shop),
-        status: 200,
-        grpc: None,
-        flags: "-",
-        ..request(&web)
-    };
+    let between = Between { destination: Some(&cart), service: Some(&shop), ..request(&web).between };
+    let ended = EndedRequest { between, status: 200, grpc: None, flags: "-", ..request(&web) };
     requests.count(&ended, Instant::now());
     requests.count(&ended, Instant::now());
     let text = text(&requests);
@@ -57,18 +51,17 @@ fn what_is_not_known_says_so() {
     let requests = Requests::new();
     let (stranger, web) = (identity("far", "away"), workload("front", "web", ""));
     let ended = EndedRequest {
-        source: None,
-        source_identity: &stranger,
+        between: Between { source: None, source_identity: &stranger, ..request(&web).between },
         status: 0,
-        grpc: Some(GrpcStatus::from(Some(99))),
+        grpc: Some(GrpcStatus::from(99)),
         flags: "DC",
         ..request(&web)
     };
     requests.count(&ended, Instant::now());
     let text = text(&requests);
     for part in [
-        "source_workload=\"unknown\"",
-        "source_principal=\"spiffe://cluster.local/ns/far/sa/away\"",
+        "source_workload=\"unknown\",source_canonical_service=\"unknown\",source_canonical_revision=\"latest\",\
+         source_workload_namespace=\"far\",source_principal=\"spiffe://cluster.local/ns/far/sa/away\"",
         "destination_service=\"unknown\"",
         "destination_workload=\"unknown\"",
         "request_protocol=\"grpc\",response_code=\"0\",grpc_response_status=\"unknown\",response_flags=\"DC\"",
@@ -103,4 +96,47 @@ fn idle_series_give_way_to_new_ones() {
     let text = text(&requests);
     let line = text.lines().find(|line| line.starts_with("istio_requests_total{")).unwrap();
     assert!(line.ends_with("} 1"), "counted anew: {line}");
+}
+
+#[test]
+fn messages_are_counted_while_a_request_lives() {
+    let requests = Requests::new();
+    let (web, cart) = (workload("front", "web", ""), workload("shop", "cart", ""));
+    let between = Between { destination: Some(&cart), ..request(&web).between };
+    let one = requests.messages(&between, Instant::now());
+    one.add_requests(2);
+    requests.messages(&between, Instant::now()).add_responses(5);
+    let later = Instant::now() + Duration::from_secs(u64::from(FORGET_SECONDS) + 60);
+    requests.lock().retain_used_within(FORGET_SECONDS, requests.seconds(later));
+    let text = text(&requests);
+    assert!(!text.contains("istio_requests_total"), "nothing has ended: {text}");
+    for (name, count) in [("istio_request_messages_total", 2), ("istio_response_messages_total", 5)] {
+        let line = text.lines().find(|line| line.starts_with(&format!("{name}{{"))).unwrap();
+        assert!(line.ends_with(&format!("destination_cluster=\"Kubernetes\"}} {count}")), "{line}");
+        assert!(line.contains("destination_workload=\"cart-deploy\""), "{line}");
+    }
+    drop(one);
+    requests.lock().retain_used_within(FORGET_SECONDS, requests.seconds(later));
+    assert_eq!(self::text(&requests), "", "forgotten once nobody counts");
+}
+
+#[test]
+fn a_grpc_request_has_its_own_labels() {
+    for (grpc, wanted) in [
+        (None, "request_protocol=\"http\",response_code=\"503\",response_flags=\"UH\""),
+        (
+            Some(GrpcStatus::Known(14)),
+            "request_protocol=\"grpc\",response_code=\"503\",grpc_response_status=\"14\",response_flags=\"UH\"",
+        ),
+        (
+            Some(GrpcStatus::from(17)),
+            "request_protocol=\"grpc\",response_code=\"503\",grpc_response_status=\"unknown\",response_flags",
+        ),
+        (Some(GrpcStatus::None), "request_protocol=\"grpc\",response_code=\"503\",response_flags=\"UH\""),
+    ] {
+        let requests = Requests::new();
+        let web = workload("front", "web", "");
+        requests.count(&EndedRequest { grpc, ..request(&web) }, Instant::now());
+        assert!(text(&requests).contains(wanted), "{grpc:?}: {}", text(&requests));
+    }
 }

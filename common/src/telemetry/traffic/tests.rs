@@ -156,3 +156,28 @@ fn what_nobody_uses_for_hours_is_forgotten_unless_it_is_open() {
     traffic.pair(&unknown(), FORGET_SECONDS).open(FORGET_SECONDS);
     assert_eq!(series(), 1);
 }
+
+/// A waypoint's connections have the labels that Istio's waypoint gives them, and none of a locality.
+#[test]
+fn a_waypoint_says_what_istio_says_there() {
+    let traffic = Traffic::new();
+    let known = Flow { reporter: Reporter::Waypoint, ..outbound() };
+    let stranger = Flow { source: None, source_identity: Some(identity("far", "away")), ..known.clone() };
+    for flow in [&known, &stranger] {
+        let pair = traffic.pair(flow, 0);
+        pair.open(0);
+        pair.close(ResponseFlag::NoHealthyUpstream);
+    }
+    let text = text(&traffic);
+    for part in [
+        "reporter=\"waypoint\",source_workload=\"web-deploy\",source_canonical_service=\"web-app\",\
+         source_canonical_revision=\"v2\",source_workload_namespace=\"front\",",
+        "reporter=\"waypoint\",source_workload=\"unknown\",source_canonical_service=\"unknown\",\
+         source_canonical_revision=\"latest\",source_workload_namespace=\"far\",\
+         source_principal=\"spiffe://cluster.local/ns/far/sa/away\",source_app=\"unknown\",source_version=\"unknown\"",
+        "response_flags=\"UH\",connection_security_policy=\"mutual_tls\"} 1",
+    ] {
+        assert!(text.contains(part), "{part} in {text}");
+    }
+    assert!(!text.contains("_region"), "{text}");
+}

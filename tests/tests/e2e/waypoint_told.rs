@@ -1,0 +1,443 @@
+//! What a waypoint tells of requests and connections: lines of the access log, metrics.
+
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr};
+use std::time::Duration;
+
+use culvert::lab::{Pod, http, wait_until};
+use culvert_tests::documents::Service;
+use culvert_tests::mesh::{Mesh, SOON, log_of};
+use culvert_tests::net::{Server, connect};
+use culvert_tests::waypoint::{Waypoint, answering, ask, gateway, get, pod};
+
+const VIP: &str = "10.96.0.20";
+
+const ROUTES: &str = r#"---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: shop, namespace: default}
+spec:
+  hosts: [shop]
+  http:
+  - name: plain
+    match: [{uri: {exact: /ok}}, {uri: {prefix: /echo.Echo/}}, {uri: {exact: /late}}, {uri: {prefix: /admin}}]
+    timeout: 2s
+    route: [{destination: {host: shop}}]
+  - match: [{uri: {prefix: /old}}]
+    rewrite: {uri: /new, authority: other}
+    route: [{destination: {host: shop}}]
+  - match: [{uri: {exact: /v2}}]
+    route: [{destination: {host: shop, subset: v2}}]
+  - match: [{uri: {exact: /direct}}]
+    directResponse: {status: 203, body: {string: hello}}
+  - match: [{uri: {exact: /redirect}}]
+    redirect: {uri: /elsewhere}
+  - match: [{uri: {exact: /fault}}]
+    fault: {delay: {fixedDelay: 1ms, percentage: {value: 100}}, abort: {httpStatus: 418, percentage: {value: 100}}}
+    route: [{destination: {host: shop}}]
+  - match: [{uri: {exact: /slow}}]
+    timeout: 100ms
+    route: [{destination: {host: shop}}]
+  - match: [{uri: {exact: /dead}}]
+    retries: {attempts: 1, retryOn: connect-failure, backoff: 1ms}
+    route: [{destination: {host: dead}}]
+  - match: [{uri: {exact: /empty}}]
+    route: [{destination: {host: empty}}]
+  - match: [{uri: {exact: /subset}}]
+    route: [{destination: {host: shop, subset: none}}]
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: shop, namespace: default}
+spec:
+  host: shop
+  subsets: [{name: v2, labels: {app: shop}}]
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: no-admin, namespace: default}
+spec:
+  targetRefs: [{kind: Service, group: "", name: shop}]
+  action: DENY
+  rules: [{to: [{operation: {paths: ["/admin"]}}]}]
+"#;
+
+const SHOP: &str = "inbound-vip|80|http|shop.default.svc.cluster.local";
+
+type Labels = &'static [(&'static str, &'static str)];
+
+/// Request line; flags, details and reply's bytes; destination and route; labels of its metric.
+struct Told {
+    asked: &'static str,
+    line: &'static str,
+    to: &'static str,
+    labels: Labels,
+}
+
+const PICKED: (&str, &str) = ("destination_workload", "shop");
+const NOBODY: (&str, &str) = ("destination_workload", "unknown");
+
+/// Each refusal of the table in `docs/waypoint.md` that a request can meet here, and what goes well.
+const TABLE: &[Told] = &[
+    Told {
+        asked: "GET /ok",
+        line: "200 - via_upstream - \"-\" 0 4 ",
+        to: "\"10.244.2.10:8080\" inbound-vip|80|http|shop.default.svc.cluster.local ",
+        labels: &[("response_code", "200"), ("response_flags", "-"), ("request_protocol", "http"), PICKED],
+    },
+    Told {
+        asked: "GET /old",
+        line: "200 - via_upstream - \"-\" 0 4 ",
+        to: "\"other\" \"10.244.2.10:8080\" inbound-vip|80|http|shop.default.svc.cluster.local ",
+        labels: &[],
+    },
+    Told {
+        asked: "GET /v2",
+        line: "200 - via_upstream ",
+        to: "\"10.244.2.10:8080\" inbound-vip|80|http/v2|shop.default.svc.cluster.local ",
+        labels: &[],
+    },
+    Told {
+        asked: "GET /admin",
+        line: "403 - rbac_access_denied_matched_policy[ns[default]-policy[no-admin]-rule[0]] - \"-\" 0 19 ",
+        to: "\"-\" inbound-vip|80|http|shop.default.svc.cluster.local ",
+        labels: &[("response_code", "403"), ("response_flags", "-"), NOBODY],
+    },
+    Told {
+        asked: "GET /nowhere",
+        line: "404 NR route_not_found - \"-\" 0 0 ",
+        to: "\"-\" - - ",
+        labels: &[("response_code", "404"), ("response_flags", "NR"), NOBODY],
+    },
+    Told {
+        asked: "GET /direct",
+        line: "203 - direct_response - \"-\" 0 5 ",
+        to: "\"-\" - - ",
+        labels: &[("response_code", "203"), ("response_flags", "-"), NOBODY],
+    },
+    Told {
+        asked: "GET /redirect",
+        line: "301 - direct_response - \"-\" 0 0 ",
+        to: "\"-\" - - ",
+        labels: &[("response_code", "301"), NOBODY],
+    },
+    Told {
+        asked: "GET /fault",
+        line: "418 DI,FI fault_filter_abort - \"-\" 0 18 ",
+        to: "\"-\" inbound-vip|80|http|shop.default.svc.cluster.local ",
+        labels: &[("response_code", "418"), ("response_flags", "DI,FI"), NOBODY],
+    },
+    Told {
+        asked: "GET /slow",
+        line: "504 UT response_timeout - \"-\" 0 24 ",
+        to: "\"10.244.2.10:8080\" inbound-vip|80|http|shop.default.svc.cluster.local ",
+        labels: &[("response_code", "504"), ("response_flags", "UT"), PICKED],
+    },
+    Told {
+        asked: "GET /dead",
+        line: "503 URX,UF upstream_reset_before_response_started{remote_connection_failure} - \"",
+        to: "inbound-vip|80|http|dead.default.svc.cluster.local ",
+        labels: &[("response_code", "503"), ("response_flags", "URX,UF"), PICKED],
+    },
+    Told {
+        asked: "GET /empty",
+        line: "503 UH no_healthy_upstream - \"-\" 0 19 ",
+        to: "\"-\" inbound-vip|80|http|empty.default.svc.cluster.local ",
+        labels: &[("response_code", "503"), ("response_flags", "UH"), NOBODY],
+    },
+    Told {
+        asked: "GET /subset",
+        line: "503 NC cluster_not_found - \"-\" 0 0 ",
+        to: "\"-\" - - ",
+        labels: &[("response_code", "503"), ("response_flags", "NC"), NOBODY],
+    },
+    Told {
+        asked: "GET /%00",
+        line: "400 - path_normalization_failed - \"-\" 0 0 ",
+        to: "\"-\" - - ",
+        labels: &[("response_code", "400"), ("response_flags", "-"), NOBODY],
+    },
+    Told {
+        asked: "OPTIONS *",
+        line: "404 - absolute_path_rejected ",
+        to: "\"-\" - - ",
+        labels: &[("response_code", "404"), ("response_flags", "-"), NOBODY],
+    },
+];
+
+/// What becomes of bytes that are no request, and what is told of them.
+const MALFORMED: &[(&str, &str, Labels)] = &[
+    (
+        "GET / HTTP/1.1\r\nHost: shop\r\nHost: shop\r\n\r\n",
+        "\"- - HTTP/1.1\" 400 DPE http1.codec_error ",
+        &[("response_code", "400"), ("response_flags", "DPE"), NOBODY],
+    ),
+    (
+        "GET / HTTP/1.0\r\nHost: shop\r\n\r\n",
+        "\"- - HTTP/1.1\" 426 - low_version ",
+        &[("response_code", "426"), ("response_flags", "-"), NOBODY],
+    ),
+];
+
+/// A service behind the waypoint; what `ports` says of each port: its name, number and target.
+fn bound(name: &str, vip: &str, app: &str, ports: &[(&str, u16, &str)]) -> String {
+    let service = Service::new(name, &[vip]).selects("app", app);
+    let service = ports.iter().fold(service, |service, (_, port, target)| service.port(*port, target)).yaml();
+    let metadata = format!("metadata: {{name: {name}, namespace: default");
+    let labels = format!("{metadata}, labels: {{istio.io/use-waypoint: waypoint}}");
+    let service = service.replace(&metadata, &labels);
+    ports.iter().fold(service, |text, (own, port, _)| {
+        text.replace(&format!("name: p{port},"), &format!("name: {own},"))
+    })
+}
+
+/// A page of the waypoint's loopback.
+fn page(waypoint: &Waypoint, port: u16, path: &str) -> String {
+    let to = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let answer = waypoint.pod.run(|| http::get(to, path, Duration::from_secs(10))).unwrap();
+    answer.map_or_else(|error| error.to_string(), |answer| answer.body)
+}
+
+/// The sum of a metric's samples that have all of these labels.
+fn metric(text: &str, name: &str, labels: &[(&str, &str)]) -> f64 {
+    let head = format!("{name}{{");
+    let has = |line: &&str| labels.iter().all(|(key, value)| line.contains(&format!("{key}=\"{value}\"")));
+    let values = text.lines().filter(|line| line.starts_with(&head)).filter(has);
+    values.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum()
+}
+
+fn answer(head: &str) -> String {
+    if head.contains("/slow") {
+        culvert::lab::pause(Duration::from_secs(3));
+    }
+    if head.contains("/echo.Echo/") {
+        let body = "\0\0\0\0\u{1}a\0\0\0\0\0\0\0\0\0\u{2}bc";
+        let head = "content-type: application/grpc\r\ngrpc-status: 5";
+        return format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n{head}\r\n\r\n{body}", body.len());
+    }
+    "HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nwell".to_owned()
+}
+
+/// What the waypoint has told, against what it should have.
+fn problems(waypoint: &Waypoint, client: &Pod, metrics: &str) -> Vec<String> {
+    let (log, mut problems) = (waypoint.log(), Vec::new());
+    let mut told = |asked: &str, line: &str, to: &str, labels: &[(&str, &str)]| {
+        let lines: Vec<&str> = log.lines().filter(|text| text.contains(asked)).collect();
+        let [found] = &lines[..] else { return problems.push(format!("{asked}: {lines:#?}")) };
+        let from = format!("{VIP}:80 {}:", client.v4);
+        if ![line, to, &from].iter().all(|part| found.contains(*part)) {
+            problems.push(format!("{line} ... {to} ... {from}\n  {found}"));
+        }
+        let service = ("destination_service", "shop.default.svc.cluster.local");
+        let own = [("reporter", "waypoint"), ("source_workload", "client"), service];
+        let all: Vec<_> = own.into_iter().chain(labels.iter().copied()).collect();
+        if metric(metrics, "istio_requests_total", &all) < 1.0 {
+            problems.push(format!("no istio_requests_total with {all:?}"));
+        }
+    };
+    for case in TABLE {
+        told(&format!("\"{} HTTP/1.1\"", case.asked), case.line, case.to, case.labels);
+    }
+    for (_, line, labels) in MALFORMED {
+        told(line, line, "\"-\" - - ", labels);
+    }
+    let grpc =
+        [("request_protocol", "grpc"), ("response_code", "200"), ("grpc_response_status", "5"), PICKED];
+    told("\"POST /echo.Echo/Say HTTP/1.1\"", "200 - via_upstream - \"-\" 13 18 ", SHOP, &grpc);
+    problems
+}
+
+#[test]
+fn each_request_is_told_as_envoy_and_istio_tell_it() {
+    let mut mesh = Mesh::new();
+    let (client, shop) = (mesh.captured("a", "client"), mesh.captured("b", "shop"));
+    let place = pod(&mut mesh, "b");
+    let _server = answering(&shop, 8080, answer);
+    let services = [
+        bound("shop", VIP, "shop", &[("http", 80, "8080")]),
+        bound("dead", "10.96.0.21", "shop", &[("http", 80, "8090")]),
+        bound("empty", "10.96.0.22", "nobody", &[("http", 80, "8080")]),
+    ];
+    mesh.put("services.yaml", &services.concat());
+    mesh.put("gateway.yaml", &gateway(&place, "all"));
+    mesh.put("routes.yaml", ROUTES);
+    mesh.start(&[]);
+    let waypoint = Waypoint::start(&mesh, place, &[]);
+    let to = (VIP.parse().unwrap(), 80);
+    let logs = || format!("{}\n{}\n{}", waypoint.log(), log_of(mesh.agent("a")), log_of(mesh.agent("b")));
+    let send = |line: &str| {
+        ask(
+            &client,
+            to,
+            &format!("{line} HTTP/1.1\r\nHost: shop\r\nUser-Agent: me\r\nConnection: close\r\n\r\n"),
+        )
+    };
+    let first = || send("GET /late").ok().filter(|answer| answer.contains("200 OK"));
+    wait_until("an answer", SOON, first, logs).unwrap();
+    for told in TABLE {
+        send(told.asked).unwrap();
+    }
+    for (bytes, ..) in MALFORMED {
+        ask(&client, to, bytes).unwrap();
+    }
+    let messages = "\0\0\0\0\u{3}abc\0\0\0\0\0";
+    let grpc = format!(
+        "POST /echo.Echo/Say HTTP/1.1\r\nHost: shop\r\nContent-Type: application/grpc\r\nContent-Length: {}\r\n\
+         Connection: close\r\n\r\n{messages}",
+        messages.len()
+    );
+    ask(&client, to, &grpc).unwrap();
+
+    let last = || waypoint.log().contains("\"POST /echo.Echo/Say HTTP/1.1\"").then_some(());
+    wait_until("the last line", SOON, last, logs).unwrap();
+    let (log, metrics) = (waypoint.log(), page(&waypoint, 15000, "/stats/prometheus"));
+    let problems = problems(&waypoint, &client, &metrics);
+    assert!(problems.is_empty(), "{}\n{metrics}\n{}", problems.join("\n"), logs());
+
+    let well = log.lines().find(|line| line.contains("GET /ok ")).unwrap();
+    assert!(well.ends_with(" - plain") && well.contains(" \"-\" \"me\" \""), "user agent and route: {well}");
+    let id = well.split('"').nth(9).unwrap();
+    assert_eq!((id.len(), id.matches('-').count()), (36, 4), "the id that was made: {well}");
+    assert!(metrics.contains("connection_security_policy=\"mutual_tls\""), "{metrics}");
+    for (name, count) in [("istio_request_messages_total", 2.0), ("istio_response_messages_total", 3.0)] {
+        assert_eq!(metric(&metrics, name, &[("reporter", "waypoint"), PICKED]), count, "{metrics}");
+    }
+    let mirrored = page(&waypoint, 15020, "/metrics");
+    assert!(mirrored.contains("istio_request_duration_milliseconds_bucket"), "the same on port 15020");
+    drop(waypoint); // it keeps connections for the next request
+    mesh.finish();
+}
+
+/// Checks the lines of the connections that the test has made.
+fn lines_of_tcp(waypoint: &Waypoint, shop: &Pod) {
+    let lines = || {
+        let log = waypoint.log();
+        let lines = log.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+        let lines: Vec<_> = lines.filter(|line| line.get("upstream_cluster").is_some()).collect();
+        let is_told = |to: &str| lines.iter().any(|line| line["downstream_local_address"] == to);
+        let all = ["10.96.0.23:9000", "10.96.0.23:9001", "10.96.0.23:9003", "10.96.0.24:9000"];
+        all.into_iter().all(is_told).then_some(lines)
+    };
+    let lines = wait_until("a line of each", SOON, lines, || waypoint.log()).unwrap();
+    let of = |cluster: &str| {
+        let mut found = lines.iter().filter(|line| line["upstream_cluster"] == cluster);
+        found.next().unwrap_or_else(|| panic!("a line of {cluster}: {lines:#?}"))
+    };
+    let well = of("inbound-vip|9000|tcp|raw.default.svc.cluster.local");
+    for (key, value) in [
+        ("response_flags", "-".into()),
+        ("response_code", 0.into()),
+        ("bytes_received", 5.into()),
+        ("bytes_sent", 5.into()),
+        ("upstream_host", format!("{}:9000", shop.v4).into()),
+        ("downstream_local_address", "10.96.0.23:9000".into()),
+        ("method", serde_json::Value::Null),
+        ("connection_termination_details", serde_json::Value::Null),
+    ] {
+        assert_eq!(well[key], value, "{key} of {well}");
+    }
+    assert_eq!(of("inbound-vip|9003|tcp|raw.default.svc.cluster.local")["bytes_sent"], 9);
+    let unreached = of("inbound-vip|9001|tcp|raw.default.svc.cluster.local");
+    assert_eq!(unreached["response_flags"], "UF,URX", "{unreached}");
+    assert!(unreached["upstream_transport_failure_reason"].is_string(), "{unreached}");
+    let denied = lines.iter().find(|line| line["downstream_local_address"] == "10.96.0.24:9000").unwrap();
+    let reason = "rbac_access_denied_matched_policy[ns[default]-policy[nobody]-rule[0]]";
+    assert_eq!(denied["connection_termination_details"], reason, "{denied}");
+}
+
+#[test]
+fn tcp_connections_are_told_while_they_live_and_once_at_their_end() {
+    let mut mesh = Mesh::new();
+    let (client, shop) = (mesh.captured("a", "client"), mesh.captured("b", "raw"));
+    let place = pod(&mut mesh, "b");
+    let _echo = Server::echo(&shop, 9000);
+    let _greeting = Server::greeting(&shop, 9003, "220 hello");
+    let ports = [("tcp-echo", 9000, "9000"), ("tcp-none", 9001, "9001"), ("mine", 9003, "9003")];
+    let shut = bound("shut", "10.96.0.24", "raw", &[("tcp-echo", 9000, "9000")]);
+    mesh.put("services.yaml", &format!("{}{shut}", bound("raw", "10.96.0.23", "raw", &ports)));
+    mesh.put("gateway.yaml", &gateway(&place, "all"));
+    let deny = "targetRefs: [{kind: Service, group: \"\", name: shut}]\naction: DENY\nrules: [{}]\n";
+    let deny = culvert_tests::documents::policy("AuthorizationPolicy", "default", "nobody", deny);
+    mesh.put("policy.yaml", &deny);
+    mesh.start(&[]);
+    let waypoint = Waypoint::start(&mesh, place, &["--access-log", "json"]);
+    let vip = |last: u8| [10, 96, 0, last].into();
+    let named = |service: &str| format!("{service}.default.svc.cluster.local");
+    let count = |metrics: &str, name: &str, service: &str, labels: &[(&str, &str)]| {
+        let host = named(service);
+        let own =
+            [("reporter", "waypoint"), ("destination_service", host.as_str()), ("request_protocol", "tcp")];
+        let all: Vec<_> = own.into_iter().chain(labels.iter().copied()).collect();
+        metric(metrics, name, &all)
+    };
+    let mut stream = connect(&client, (vip(23), 9000)).unwrap();
+    stream.write_all(b"hello").unwrap();
+    let mut heard = [0; 5];
+    stream.read_exact(&mut heard).unwrap();
+    let metrics = page(&waypoint, 15020, "/stats/prometheus");
+    let to = ("destination_workload", "raw");
+    for (name, value) in [
+        ("istio_tcp_connections_opened_total", 1.0),
+        ("istio_tcp_connections_closed_total", 0.0),
+        ("istio_tcp_received_bytes_total", 5.0),
+        ("istio_tcp_sent_bytes_total", 5.0),
+    ] {
+        assert_eq!(
+            count(&metrics, name, "raw", &[to, ("source_workload", "client")]),
+            value,
+            "{name} {metrics}"
+        );
+    }
+    stream.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(stream.read(&mut heard).unwrap(), 0);
+    let _refused = ask(&client, (vip(23), 9001), "hello");
+    let _denied = ask(&client, (vip(24), 9000), "hello");
+    let mut first = connect(&client, (vip(23), 9003)).unwrap();
+    let mut said = String::new();
+    first.read_to_string(&mut said).unwrap();
+    assert_eq!(said, "220 hello");
+    drop(first);
+
+    lines_of_tcp(&waypoint, &shop);
+    let metrics = page(&waypoint, 15000, "/stats/prometheus");
+    let closed = |service, flag| {
+        count(&metrics, "istio_tcp_connections_closed_total", service, &[("response_flags", flag)])
+    };
+    assert_eq!(closed("raw", "-"), 2.0, "{metrics}");
+    // The client's agent may try these again.
+    assert!(closed("raw", "UF,URX") >= 1.0 && closed("shut", "-") >= 1.0, "{metrics}");
+    let refusals =
+        metric(&metrics, "culvert_refusals_total", &[("class", "policy"), ("reporter", "waypoint")]);
+    assert_eq!(refusals, closed("shut", "-"), "{metrics}");
+    assert_eq!(metric(&metrics, "istio_requests_total", &[]), 0.0, "no request was one");
+    drop(waypoint);
+    mesh.finish();
+}
+
+/// What a waypoint has under way when it is ended is told of too.
+#[test]
+fn a_drain_tells_of_what_it_cuts() {
+    let mut mesh = Mesh::new();
+    let (client, shop) = (mesh.captured("a", "client"), mesh.captured("b", "shop"));
+    let place = pod(&mut mesh, "b");
+    let silent = Server::start(&shop, 8080, |mut stream, seen| {
+        let mut head = [0; 64];
+        seen.add(stream.read(&mut head).unwrap_or(0));
+        let _rest = stream.read_to_end(&mut Vec::new());
+    });
+    mesh.put("services.yaml", &bound("shop", VIP, "shop", &[("http", 80, "8080")]));
+    mesh.put("gateway.yaml", &gateway(&place, "all"));
+    mesh.start(&[]);
+    let mut waypoint = Waypoint::start(&mesh, place, &["--termination-deadline", "1s"]);
+    let mut stream = connect(&client, (VIP.parse().unwrap(), 80)).unwrap();
+    stream.write_all(get("/under-way", "").as_bytes()).unwrap();
+    let arrived = || (silent.seen.bytes() > 0).then_some(());
+    wait_until("the request", SOON, arrived, || waypoint.log()).unwrap();
+    waypoint.process.terminate(SOON).unwrap();
+    let log = waypoint.log();
+    let told: Vec<&str> =
+        log.lines().filter(|line| line.contains("\"GET /under-way HTTP/1.1\" 0 ")).collect();
+    assert_eq!(told.len(), 1, "{log}");
+    drop((stream, waypoint));
+    mesh.finish();
+}
