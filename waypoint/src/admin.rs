@@ -4,10 +4,13 @@
 //! row in `docs/admin.md`.
 
 mod dump;
+mod policies;
+mod routes;
+mod why;
 
 use std::sync::Arc;
 
-use culvert_common::admin::{Route, Routes, denials_page, json_answer, logging_page, text};
+use culvert_common::admin::{Route, Routes, denials_page, json_answer, logging_page, text, why_page};
 use http::StatusCode;
 
 use crate::shared::Shared;
@@ -24,6 +27,8 @@ pub(crate) fn routes(shared: &Arc<Shared>) -> Arc<Routes> {
         Route::read("/clusters", "destinations, their endpoints and what is under way there", move |_| {
             std::future::ready(json_answer(StatusCode::OK, &dump::clusters(&clusters.current())))
         }),
+        why_page(&shared.state, &shared.telemetry),
+        why::page(shared),
         Route::read("/culvert/statuses", "what a controller writes back of the objects", move |_| {
             std::future::ready(json_answer(StatusCode::OK, &dump::statuses(&statuses.current().waypoint)))
         }),
@@ -33,5 +38,5 @@ pub(crate) fn routes(shared: &Arc<Shared>) -> Arc<Routes> {
         }),
         logging_page(&shared.telemetry),
     ];
-    Routes::new(routes, Arc::clone(&shared.metrics))
+    Routes::new("waypoint", routes, Arc::clone(&shared.metrics))
 }

@@ -7,13 +7,12 @@
 
 mod config;
 mod connections;
-mod why;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use culvert_common::admin::{
-    Answer, DumpParts, Route, Routes, denials_page, dump, dump_certificates, logging_page, text,
+    Answer, DumpParts, Route, Routes, denials_page, dump, dump_certificates, logging_page, text, why_page,
 };
 use http::StatusCode;
 use serde_json::Value;
@@ -86,7 +85,7 @@ pub(crate) fn routes(
         Route::read("/culvert/connections", "open connections, with bytes and age", move |_| {
             connections::page(listed.clone())
         }),
-        why::page(shared),
+        why_page(&shared.state, &shared.telemetry),
         denials_page(&shared.telemetry),
         logging_page(&shared.telemetry),
         Route::change("/quitquitquit", "drain and end the agent, as SIGTERM does", QUIT, move |_| {
@@ -99,7 +98,7 @@ pub(crate) fn routes(
             text(StatusCode::INTERNAL_SERVER_ERROR, HEAP)
         }),
     ];
-    Routes::new(routes, Arc::clone(shared.telemetry.metrics()))
+    Routes::new("node agent", routes, Arc::clone(shared.telemetry.metrics()))
 }
 
 const QUIT: &str = "only POST is answered here

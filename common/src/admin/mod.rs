@@ -19,7 +19,7 @@ mod stats;
 pub use denials::{RefusalPage, RefusalView, recent_of, refusals};
 pub use dump::{DumpParts, dump, dump_certificates, json_answer, json_list};
 pub use http::{Answer, Answering, Body, Request, text, typed};
-pub use pages::{denials_page, logging_page};
+pub use pages::{denials_page, logging_page, why_page};
 pub use readiness::{Pending, Readiness, serve_readiness};
 pub use routes::{Route, Routes, serve_admin};
 pub use stats::serve_stats;

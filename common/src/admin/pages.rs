@@ -1,13 +1,15 @@
-//! Pages that every proxy of the mesh has: the levels of its log, recent refusals.
+//! Pages that every proxy of the mesh has: the levels of its log, recent refusals, why a pair can or cannot talk.
 
 use std::sync::Arc;
 
 use http::StatusCode;
 
-use super::denials::refusals;
+use super::denials::{recent_of, refusals};
 use super::dump::json_answer;
 use super::http::{Answer, Request, text};
 use super::routes::Route;
+use crate::decide::explain::explain;
+use crate::state::State;
 use crate::telemetry::{Logger, Telemetry};
 
 /// Refusals of a listing that says no number.
@@ -58,4 +60,28 @@ fn denials(telemetry: &Telemetry, request: &Request) -> Answer {
         None => COUNT,
     };
     json_answer(StatusCode::OK, &refusals(telemetry.denials(), request.query("id").as_deref(), count))
+}
+
+/// The page that explains a pair, as this proxy's state has it.
+pub fn why_page(state: &Arc<State>, telemetry: &Arc<Telemetry>) -> Route {
+    let (state, telemetry) = (Arc::clone(state), Arc::clone(telemetry));
+    Route::read(
+        "/culvert/why",
+        "why one pod can or cannot talk to another (?source=&destination=)",
+        move |request| std::future::ready(why(&state, &telemetry, &request)),
+    )
+}
+
+fn why(state: &State, telemetry: &Telemetry, request: &Request) -> Answer {
+    let (Some(source), Some(destination)) = (request.query("source"), request.query("destination")) else {
+        let help = "say who and where to: /culvert/why?source=shop/web-0&destination=cart.shop:80\n";
+        return text(StatusCode::BAD_REQUEST, help);
+    };
+    match explain(&state.snapshot(), &source, &destination) {
+        Ok(mut explanation) => {
+            explanation.recent = recent_of(telemetry.denials(), &explanation);
+            json_answer(StatusCode::OK, &explanation)
+        }
+        Err(error) => text(StatusCode::BAD_REQUEST, format!("{error}\n")),
+    }
 }

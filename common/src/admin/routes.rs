@@ -58,6 +58,8 @@ impl Route {
 
 /// All pages of the admin server.
 pub struct Routes {
+    /// Whose they are.
+    of: &'static str,
     routes: Vec<Route>,
     metrics: Arc<Metrics>,
     /// When a refusal was last logged.
@@ -65,9 +67,9 @@ pub struct Routes {
 }
 
 impl Routes {
-    /// The pages, in the order of the index; of two with one path the first is served.
-    pub fn new(routes: Vec<Route>, metrics: Arc<Metrics>) -> Arc<Self> {
-        Arc::new(Self { routes, metrics, said: Mutex::default() })
+    /// The pages of a program, in the order of the index; of two with one path the first is served.
+    pub fn new(of: &'static str, routes: Vec<Route>, metrics: Arc<Metrics>) -> Arc<Self> {
+        Arc::new(Self { of, routes, metrics, said: Mutex::default() })
     }
 
     fn answer(&self, request: Request) -> Answering {
@@ -109,15 +111,19 @@ impl Routes {
             };
             let _infallible = writeln!(rows, "<tr><td>{name}</td><td>{about}</td></tr>");
         }
-        typed(StatusCode::OK, "text/html; charset=utf-8", INDEX.replace("{rows}", &rows))
+        typed(
+            StatusCode::OK,
+            "text/html; charset=utf-8",
+            INDEX.replace("{of}", self.of).replace("{rows}", &rows),
+        )
     }
 }
 
 const INDEX: &str = "<!doctype html>
-<html lang=\"en\"><head><meta charset=\"utf-8\"><title>Culvert node agent</title>
+<html lang=\"en\"><head><meta charset=\"utf-8\"><title>Culvert {of}</title>
 <style>body{font-family:sans-serif;margin:2em}td{padding:.3em 1.5em .3em 0;vertical-align:top}
 td:first-child{font-family:monospace;white-space:nowrap}</style></head>
-<body><h1>Culvert node agent</h1>
+<body><h1>Culvert {of}</h1>
 <table>
 {rows}</table>
 <p>Metrics are on port 15020 at /metrics, readiness on port 15021 at /healthz/ready.</p>

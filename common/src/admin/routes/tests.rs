@@ -15,7 +15,7 @@ async fn start() -> (Server, Arc<Metrics>) {
         }),
         Route::change("/change", "changes", "POST /change\n", |_| async { text(StatusCode::OK, "changed") }),
     ];
-    let routes = Routes::new(routes, Arc::clone(&metrics));
+    let routes = Routes::new("waypoint", routes, Arc::clone(&metrics));
     let server = Server::start(move |listener, scope| async move {
         serve_admin(listener, routes, Duration::ZERO, &scope).await;
     })
