@@ -58,6 +58,11 @@ impl UpstreamError {
                 | Self::Late(_)
         )
     }
+
+    /// Whether the endpoint's agent could not, or would not, reach the application.
+    pub(crate) fn is_refusal(&self) -> bool {
+        matches!(self, Self::Tunnel(OpenError::Refused { .. }))
+    }
 }
 
 /// A connection to an endpoint's application.

@@ -165,8 +165,7 @@ impl<'a> Exchange<'a> {
 
     /// What every request is given before it goes on; routes may take it away again.
     pub(crate) fn dress(&self, request: &mut Request) {
-        let scheme = if request.is_https { "https" } else { "http" };
-        add_request_headers(&mut request.headers, scheme, random());
+        add_request_headers(&mut request.headers, random());
         let waypoint = &self.current.waypoint;
         if waypoint.forwards_identity
             && let Some(identity) = &waypoint.identity
@@ -269,7 +268,7 @@ impl<'a> Exchange<'a> {
         let need = Need { worker, client, endpoint, live, pool: &pool };
         let mut fresh = false;
         loop {
-            let (mut connection, is_new) = match self.within(tries, upstream::http1(need, fresh)).await? {
+            let (mut connection, has_waited) = match self.within(tries, upstream::http1(need, fresh)).await? {
                 None => return Ok(self.timed_out(tries, node)),
                 Some(Err(error)) => return Ok(self.unreached(&error, tries, node)),
                 Some(Ok(connected)) => connected,
@@ -288,7 +287,7 @@ impl<'a> Exchange<'a> {
                     return Ok(ended);
                 }
                 // The server has ended a connection that waited before it saw the request.
-                Exchanged::Broken(error) if !is_new && is_stale(&error) && self.is_repeatable(request) => {
+                Exchanged::Broken(error) if has_waited && is_stale(&error) && self.is_repeatable(request) => {
                     self.body.rewind();
                     fresh = true;
                 }
@@ -338,12 +337,19 @@ impl<'a> Exchange<'a> {
         }
         let (reason, outcome) = if error.is_timeout() {
             (Reset::ConnectionTimeout, Outcome::TimedOut)
+        } else if error.is_refusal() {
+            // As Envoy has it: there was a tunnel, and it ended.
+            (Reset::ConnectionTermination, Outcome::Failed)
         } else {
             (Reset::ConnectionFailure, Outcome::Failed)
         };
-        self.told.transport = error.to_string();
+        if error.is_refusal() {
+            tracing::debug!(%error, "a tunnel was refused");
+        } else {
+            self.told.transport = error.to_string();
+        }
         self.record(tries, node, outcome);
-        self.failed(reason, false, tries)
+        self.failed(reason, error.is_refusal(), tries)
     }
 
     /// The connection broke before an answer came.
@@ -355,7 +361,7 @@ impl<'a> Exchange<'a> {
         node: Option<&Node>,
     ) -> Ended {
         let reason = reset_of(error);
-        self.told.transport = error.to_string();
+        tracing::debug!(%error, "a try broke off");
         self.record(tries, node, Outcome::Failed);
         self.failed(reason, was_sent, tries)
     }

@@ -166,8 +166,11 @@ impl Body<'_> {
         match self {
             Self::Empty => Poll::Ready(Ok(Part::End(None))),
             Self::Http1(input, decoder) => loop {
-                if let Some(part) = decoder.next(&mut input.held)? {
-                    return Poll::Ready(Ok(part));
+                match decoder.next(&mut input.held)? {
+                    // As Envoy has it, trailers are for HTTP/2.
+                    Some(Part::End(_)) => return Poll::Ready(Ok(Part::End(None))),
+                    Some(part) => return Poll::Ready(Ok(part)),
+                    None => {}
                 }
                 match ready!(input.reader.poll_chunk(cx))? {
                     Some(chunk) => input.held = chunk,
@@ -175,14 +178,17 @@ impl Body<'_> {
                     None => return Poll::Ready(Err(MessageError::Short)),
                 }
             },
-            Self::Http2(stream) => match ready!(stream.poll_data(cx)) {
-                Some(data) => {
-                    let data = data?;
-                    // Its sender may go on once it is taken: who polls this has room for one part.
-                    stream.flow_control().release_capacity(data.len())?;
-                    Poll::Ready(Ok(Part::Data(data)))
+            Self::Http2(stream) => loop {
+                let Some(data) = ready!(stream.poll_data(cx)) else {
+                    return Poll::Ready(Ok(Part::End(ready!(stream.poll_trailers(cx))?)));
+                };
+                let data = data?;
+                // Its sender may go on once it is taken: who polls this has room for one part.
+                stream.flow_control().release_capacity(data.len())?;
+                // Many clients end a stream with an empty frame.
+                if !data.is_empty() {
+                    return Poll::Ready(Ok(Part::Data(data)));
                 }
-                None => Poll::Ready(Ok(Part::End(ready!(stream.poll_trailers(cx))?))),
             },
         }
     }
@@ -253,6 +259,19 @@ impl<'a> Sink<'a> {
             Ok(_) => Poll::Ready(MessageError::Short),
             Err(error) => Poll::Ready(error.into()),
         }
+    }
+
+    /// Breaks off an answer: its client gets what has come of it, and sees that this is not all.
+    fn break_off(&mut self) {
+        if let Self::Http1 { output, framing: Framing::Length(_) | Framing::Chunked, pending } = self {
+            let mut cx = Context::from_waker(std::task::Waker::noop());
+            if let Poll::Ready(Ok(())) = output.poll_send(&mut cx, pending)
+                && output.finish().is_ok()
+            {
+                return;
+            }
+        }
+        self.reset();
     }
 
     /// Breaks off: the receiver must not take what it has for a whole message.
@@ -411,6 +430,11 @@ impl<'a> Pump<'a> {
         self.sink.reset();
     }
 
+    /// As [`Sink::break_off`].
+    pub(crate) fn break_off(&mut self) {
+        self.sink.break_off();
+    }
+
     /// As [`Sink::poll_gone`].
     pub(crate) fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<MessageError> {
         self.sink.poll_gone(cx)
@@ -483,5 +507,45 @@ impl tokio::io::AsyncWrite for LinkIo {
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
         ready!(self.as_mut().poll_flush(cx))?;
         Poll::Ready(self.output.finish().map_err(|error| broken(&error)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What gRPC clients send: a message, then an empty frame that ends the stream.
+    #[tokio::test]
+    async fn an_empty_frame_is_no_part_of_a_body() {
+        let (client, server) = tokio::io::duplex(64 * 1024);
+        let (sender, connection) = h2::client::handshake(client).await.unwrap();
+        let run = async {
+            let mut server = h2::server::handshake(server).await.unwrap();
+            let (request, _respond) = server.accept().await.unwrap().unwrap();
+            let mut body = Body::Http2(request.into_body());
+            let mut parts = Vec::new();
+            while !matches!(parts.last(), Some(Part::End(_))) {
+                tokio::select! {
+                    part = poll_fn(|cx| body.poll_part(cx)) => parts.push(part.unwrap()),
+                    accepted = server.accept() => assert!(accepted.is_none()),
+                }
+            }
+            parts
+        };
+        let send = async {
+            let head = http::Request::post("http://shop/").body(()).unwrap();
+            let mut sender = sender.ready().await.unwrap();
+            let (_response, mut stream) = sender.send_request(head, false).unwrap();
+            stream.send_data(Bytes::from_static(b"message"), false).unwrap();
+            stream.send_data(Bytes::new(), false).unwrap();
+            stream.send_data(Bytes::new(), true).unwrap();
+            std::future::pending::<()>().await;
+        };
+        let parts = tokio::select! {
+            parts = run => parts,
+            ended = connection => panic!("{ended:?}"),
+            () = send => unreachable!(),
+        };
+        assert_eq!(parts, [Part::Data(Bytes::from_static(b"message")), Part::End(None)]);
     }
 }

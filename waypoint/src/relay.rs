@@ -7,7 +7,9 @@ use std::task::{Context, Poll};
 
 use culvert_common::l7::outlier::Outcome;
 use culvert_common::l7::retry::{self, Tried};
-use culvert_common::l7::{Edits, Flag, Switch, add_server, add_service_time, clean_response, http_status};
+use culvert_common::l7::{
+    Edits, Flag, Reset, Switch, add_server, add_service_time, clean_response, http_status,
+};
 use http::{HeaderMap, Method, StatusCode};
 use tokio::time::{Instant, Sleep};
 
@@ -216,12 +218,17 @@ impl Exchange<'_> {
                 Ok(false)
             }
             Err(Broke::Pump(PumpError::From(error))) => {
-                download.reset();
-                let reset = reset_of(&error);
+                download.break_off();
+                // As Envoy has it: what ends too soon is no message.
+                let reset = if matches!(error, MessageError::Short) {
+                    Reset::ProtocolError
+                } else {
+                    reset_of(&error)
+                };
                 self.told.flags.raise(reset.flag());
                 let words = reset.as_str().replace(' ', "_");
                 self.told.details = Cow::Owned(format!("upstream_reset_after_response_started{{{words}}}"));
-                self.told.transport = error.to_string();
+                tracing::debug!(%error, "an answer broke off");
                 Ok(false)
             }
             Err(Broke::Pump(PumpError::To(error))) => {

@@ -22,6 +22,7 @@ pub(crate) struct Replay<'a> {
     end: Option<Option<HeaderMap>>,
     at: usize,
     keeps: bool,
+    taken: u64,
 }
 
 /// What is kept counts against the memory budget.
@@ -56,7 +57,20 @@ impl Drop for Held<'_> {
 impl<'a> Replay<'a> {
     /// Kept until it is said that there will be no other try.
     pub(crate) fn new(body: Body<'a>, budget: &'a Budget) -> Self {
-        Self { body, kept: Vec::new(), held: Held { budget, bytes: 0 }, end: None, at: 0, keeps: true }
+        Self {
+            body,
+            kept: Vec::new(),
+            held: Held { budget, bytes: 0 },
+            end: None,
+            at: 0,
+            keeps: true,
+            taken: 0,
+        }
+    }
+
+    /// Bytes that have come.
+    pub(crate) fn taken(&self) -> u64 {
+        self.taken
     }
 
     /// Whether it can be sent again.
@@ -83,6 +97,9 @@ impl<'a> Replay<'a> {
             self.drop_sent();
         }
         let part = ready!(self.body.poll_part(cx))?;
+        if let Part::Data(data) = &part {
+            self.taken += data.len() as u64;
+        }
         match &part {
             Part::End(trailers) => self.end = Some(trailers.clone()),
             Part::Data(data) if self.keeps => {

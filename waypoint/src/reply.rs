@@ -6,6 +6,7 @@ use std::task::{Context, Poll, ready};
 use bytes::{Bytes, BytesMut};
 use culvert_common::hbone::link::Writer;
 use culvert_common::l7::{Failure, Reply, add_server};
+use http::header::CONTENT_LENGTH;
 use http::{HeaderMap, Method, Response, StatusCode};
 
 use crate::http1::encode;
@@ -44,7 +45,7 @@ impl<'a> Responder<'a> {
     ) -> Result<(), MessageError> {
         match &mut self.to {
             To::Http1(output) => {
-                let mut head = encode::response(status, &headers, Framing::Empty, false, true).freeze();
+                let mut head = encode::response(status, &headers, Framing::Empty, false, false).freeze();
                 poll_fn(|cx| output.poll_send(cx, &mut head)).await?;
             }
             To::Http2(respond) => {
@@ -76,17 +77,19 @@ impl<'a> Responder<'a> {
         headers: &HeaderMap,
         framing: Framing,
     ) -> Result<Sink<'a>, MessageError> {
-        let no_body = self.is_head || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-        let is_empty = no_body || framing == Framing::Empty;
+        let is_empty = self.is_head || encode::is_bodiless(status) || framing == Framing::Empty;
         match self.to {
             To::Http1(output) => {
-                // What ends with the upstream's connection has no length: chunks say where it ends.
+                // What ends with the upstream's connection, or whose length a route takes away, has none: chunks say where
+                // it ends. What follows a switch of protocols has no end of its own.
                 let framing = match framing {
+                    _ if status == StatusCode::SWITCHING_PROTOCOLS => framing,
                     _ if is_empty => Framing::Empty,
                     Framing::Close => Framing::Chunked,
+                    Framing::Length(_) if !headers.contains_key(CONTENT_LENGTH) => Framing::Chunked,
                     framing => framing,
                 };
-                let head = encode::response(status, headers, framing, !self.keep_alive, no_body);
+                let head = encode::response(status, headers, framing, !self.keep_alive, self.is_head);
                 Ok(Sink::http1(output, framing, head))
             }
             To::Http2(respond) => {
@@ -107,10 +110,10 @@ impl<'a> Responder<'a> {
         headers: &HeaderMap,
         body: Bytes,
     ) -> Result<(), MessageError> {
-        let is_head = self.is_head;
+        let has_no_body = self.is_head || encode::is_bodiless(status);
         let framing = if body.is_empty() { Framing::Empty } else { Framing::Length(body.len() as u64) };
         let mut sink = self.begin(status, headers, framing)?;
-        let data = (!is_head && !body.is_empty()).then_some(crate::http1::body::Part::Data(body));
+        let data = (!has_no_body && !body.is_empty()).then_some(crate::http1::body::Part::Data(body));
         for part in [data, Some(crate::http1::body::Part::End(None))] {
             let mut part = part;
             poll_fn(|cx| sink.poll_part(cx, &mut part)).await?;

@@ -10,20 +10,24 @@ use culvert_common::crypto::random;
 use culvert_common::l7::retry::grpc_status;
 use culvert_common::l7::{
     AboveRoot, Connection, Edits, Facts, Failure, Flag, Flags, Reply, Switch, Values, add_original_path,
-    add_server, clean_request, find, location, new_authority, normalize, path_rewrite, pick, rewritten,
+    add_server, clean_request, find, location, new_authority, normalize, own_location, path_rewrite, pick,
+    rewritten,
 };
 use culvert_common::model::l7::{Backend, ClusterKey, RequestMatch, Route, RouteAction, Weighted};
-use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use tokio::time::Instant;
 
 use crate::current::{Current, Live};
 use crate::dial::Endpoint;
 use crate::filters::{self, Passed};
+use crate::http1::head::Framing;
 use crate::log::{self, Ending};
 use crate::message::{Body, MessageError, Request, Version};
 use crate::replay::Replay;
 use crate::reply::Responder;
 use crate::serve::{Stage, Target};
+
+const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
 /// What became of a request, for its connection.
 pub(crate) struct Served {
@@ -224,6 +228,7 @@ impl<'a> Exchange<'a> {
         match filters::run(self.stage, &facts, policies, route, answer).await {
             Passed::On => {}
             Passed::Reply(reply) => return Plan::Reply(reply, chosen),
+            Passed::Untouched(reply) => return Plan::Reply(reply, None),
         }
         if let Target::Workload(workload) = &self.stage.target {
             let endpoint = Endpoint { workload: Arc::clone(workload), address: self.stage.destination };
@@ -235,7 +240,10 @@ impl<'a> Exchange<'a> {
         match &found.route.action {
             RouteAction::Respond(direct) => {
                 let body = Bytes::copy_from_slice(&direct.body);
-                return Plan::Reply(Reply::direct(direct.status, body, is_grpc), chosen);
+                let mut reply = Reply::direct(direct.status, body, is_grpc);
+                let at = own_location(direct.status, &facts).and_then(|at| HeaderValue::try_from(at).ok());
+                reply.headers.extend(at.map(|at| (http::header::LOCATION, at)));
+                return Plan::Reply(reply, chosen);
             }
             RouteAction::Redirect(redirect) => {
                 let mut reply = Reply::direct(redirect.status, Bytes::new(), is_grpc);
@@ -284,12 +292,13 @@ impl<'a> Exchange<'a> {
         request: &Request,
     ) -> Result<(), MessageError> {
         let Some(mut responder) = self.responder.take() else { return Ok(()) };
-        let Reply { status, mut headers, body, details, flag } = reply;
+        let mut reply = reply;
         if let Some((route, backend)) = chosen {
             let facts = facts(self.stage, request);
             let edits = Edits::of_response(route, backend, &values(&facts, request.version, self.told));
-            edits.apply(&mut headers);
+            reply.edit(|headers| edits.apply(headers));
         }
+        let Reply { status, mut headers, body, details, flag } = reply;
         headers.extend(std::mem::take(&mut self.cors));
         add_server(&mut headers);
         if let Some(flag) = flag {
@@ -297,10 +306,17 @@ impl<'a> Exchange<'a> {
         }
         (self.told.status, self.told.details) = (Some(status), details);
         self.told.answered(&headers);
-        self.told.sent = body.len() as u64;
+        self.told.sent = if request.method == Method::HEAD { 0 } else { body.len() as u64 };
+        // As Envoy has it, an answer that does not wait for the request's body is the last of its connection.
+        let was_awaited = self.told.endpoint.is_some() || self.told.flags.has(Flag::DelayInjected);
+        let is_early = !was_awaited && !matches!(request.framing, Framing::Empty | Framing::Length(0));
         // What the client still sends would be read as its next request.
         let drains = self.stage.worker.scope.is_draining();
-        responder.keep_alive &= !drains && self.body.take_rest().await;
+        let is_whole = self.body.take_rest().await;
+        if !is_early {
+            self.told.received = self.body.taken();
+        }
+        responder.keep_alive &= is_whole && !drains && !is_early;
         let keep_alive = responder.keep_alive;
         responder.whole(status, &headers, body).await?;
         self.told.goes_on = keep_alive;
@@ -323,6 +339,12 @@ fn prepare(request: &mut Request, current: &Current) -> Result<(), Failure> {
     if request.method == Method::CONNECT {
         return Err(Failure::NoRoute);
     }
+    // What a client of HTTP/1.1 does not say, who sent it on may have.
+    request.is_https |= request.version == Version::Http1
+        && request
+            .headers
+            .get(FORWARDED_PROTO)
+            .is_some_and(|proto| proto.as_bytes().eq_ignore_ascii_case(b"https"));
     if request.path == "*" {
         return Err(Failure::NotAPath);
     }

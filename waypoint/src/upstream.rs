@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use bytes::Bytes;
 use culvert_common::hbone::link::Writer;
@@ -95,8 +96,12 @@ impl Drop for DialGuard<'_> {
 
 struct Idle {
     connection: Http1,
+    since: Instant,
     until: Instant,
 }
+
+/// A server ends connections that nobody has used for a while. One that has waited no longer than this was hardly ended for that.
+const HARDLY_WAITED: Duration = Duration::from_secs(1);
 
 /// A connection of HTTP/1.1 to an endpoint.
 pub(crate) struct Http1 {
@@ -211,13 +216,13 @@ impl Pool {
         drop((idle, shared));
     }
 
-    /// A connection of HTTP/1.1 that waits, the last used first.
-    fn waiting(&self) -> Option<Http1> {
+    /// A connection of HTTP/1.1 that waits, the last used first, and whether it did so for long.
+    fn waiting(&self) -> Option<(Http1, bool)> {
         let now = Instant::now();
         loop {
             let mut one = self.idle.borrow_mut().pop()?;
             if one.until > now && !one.connection.input.has_ended() {
-                return Some(one.connection);
+                return Some((one.connection, now - one.since > HARDLY_WAITED));
             }
         }
     }
@@ -259,19 +264,20 @@ pub(crate) struct Need<'a> {
     pub(crate) pool: &'a ConnectionPool,
 }
 
-/// A connection of HTTP/1.1: one that waited, unless it must be `fresh`, or a new one; whether it is new.
+/// A connection of HTTP/1.1: one that waited, unless it must be `fresh`, or a new one; whether it waited for so long that its
+/// server may be ending it.
 ///
 /// **Errors**: see [`UpstreamError`]. **Cancel safety**: dropping it gives up.
 pub(crate) async fn http1(need: Need<'_>, fresh: bool) -> Result<(Http1, bool), UpstreamError> {
     let place = need.worker.connections.at(need.endpoint, need.live);
     let waiting = || if fresh { None } else { place.waiting() };
-    if let Some(connection) = waiting() {
-        return Ok((connection, false));
+    if let Some(found) = waiting() {
+        return Ok(found);
     }
     let _pending = pending(need.live)?;
     let counted = loop {
-        if let Some(connection) = waiting() {
-            return Ok((connection, false));
+        if let Some(found) = waiting() {
+            return Ok(found);
         }
         match place.count(need.live) {
             Some(counted) => break counted,
@@ -282,7 +288,7 @@ pub(crate) async fn http1(need: Need<'_>, fresh: bool) -> Result<(Http1, bool), 
     };
     let (reader, output) = connect(need.worker, need.client, need.endpoint, need.pool).await?;
     let (input, opened) = (Input::new(reader), Instant::now());
-    Ok((Http1 { input, output, served: 0, opened, _counted: counted }, true))
+    Ok((Http1 { input, output, served: 0, opened, _counted: counted }, false))
 }
 
 /// Keeps a connection for another request.
@@ -297,7 +303,8 @@ pub(crate) fn keep(need: Need<'_>, connection: Http1) {
     let place = worker.connections.at(need.endpoint, need.live);
     let mut idle = place.idle.borrow_mut();
     if idle.len() < IDLE_MAX {
-        idle.push(Idle { connection, until: Instant::now() + pool.http_idle });
+        let since = Instant::now();
+        idle.push(Idle { connection, since, until: since + pool.http_idle });
         drop(idle);
         place.counts.freed.notify_one();
     }
@@ -387,7 +394,7 @@ async fn new_http2(need: Need<'_>, place: &Rc<Pool>, counted: Counted) -> Result
 }
 
 /// Sends PINGs; ready when one is not answered in time.
-async fn unanswered(mut pings: h2::PingPong, (every, limit): (std::time::Duration, std::time::Duration)) {
+async fn unanswered(mut pings: h2::PingPong, (every, limit): (Duration, Duration)) {
     let mut tick = interval_at(Instant::now() + every, every);
     loop {
         tick.tick().await;

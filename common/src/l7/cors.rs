@@ -5,7 +5,7 @@
 use http::header::{
     ACCESS_CONTROL_ALLOW_CREDENTIALS, ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS,
     ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE,
-    ACCESS_CONTROL_REQUEST_METHOD, ORIGIN,
+    ACCESS_CONTROL_REQUEST_HEADERS, ACCESS_CONTROL_REQUEST_METHOD, HeaderName, ORIGIN,
 };
 use http::{HeaderMap, HeaderValue, Method};
 
@@ -38,15 +38,22 @@ pub fn check<'a>(cors: &Cors, facts: &Facts<'a>) -> Origin<'a> {
     }
 }
 
-/// Headers of the answer to a preflight; that of a foreign origin does not say that it may ask.
-pub fn preflight(cors: &Cors, origin: Option<&HeaderValue>) -> HeaderMap {
+/// Headers of the answer to a preflight; that of a foreign origin does not say that it may ask. Where credentials go with
+/// requests a `*` would say nothing to browsers: what was asked for stands in its place.
+pub fn preflight(cors: &Cors, origin: Option<&HeaderValue>, facts: &Facts<'_>) -> HeaderMap {
     let mut headers = HeaderMap::with_capacity(8);
+    let said_of = |configured: &Option<HeaderValue>, asked: HeaderName| match configured {
+        Some(any) if any == "*" && cors.credentials => {
+            Some(facts.headers.get(asked).cloned().unwrap_or(HeaderValue::from_static("")))
+        }
+        configured => configured.clone(),
+    };
     let max_age = cors.max_age.map(|age| HeaderValue::from(age.as_secs()));
     let said = [
         (ACCESS_CONTROL_ALLOW_ORIGIN, origin.cloned()),
         (ACCESS_CONTROL_ALLOW_CREDENTIALS, credentials(cors)),
-        (ACCESS_CONTROL_ALLOW_METHODS, cors.methods.clone()),
-        (ACCESS_CONTROL_ALLOW_HEADERS, cors.headers.clone()),
+        (ACCESS_CONTROL_ALLOW_METHODS, said_of(&cors.methods, ACCESS_CONTROL_REQUEST_METHOD)),
+        (ACCESS_CONTROL_ALLOW_HEADERS, said_of(&cors.headers, ACCESS_CONTROL_REQUEST_HEADERS)),
         (ACCESS_CONTROL_MAX_AGE, max_age),
         (ACCESS_CONTROL_EXPOSE_HEADERS, origin.and(cors.expose.clone())),
     ];
@@ -106,7 +113,7 @@ mod tests {
             "access-control-expose-headers: eh",
             "access-control-max-age: 7",
         ];
-        assert_eq!(lines(&preflight(&policy(), Some(origin))), want);
+        assert_eq!(lines(&preflight(&policy(), Some(origin), &request.facts())), want);
 
         let request = preflight_from("http://no");
         assert!(matches!(check(&policy(), &request.facts()), Origin::Preflight(None)));
@@ -116,11 +123,31 @@ mod tests {
             "access-control-allow-methods: GET",
             "access-control-max-age: 7",
         ];
-        assert_eq!(lines(&preflight(&policy(), None)), want);
+        assert_eq!(lines(&preflight(&policy(), None, &request.facts())), want);
         let forward = Cors { unmatched: UnmatchedPreflight::Forward, ..policy() };
         assert!(matches!(check(&forward, &request.facts()), Origin::None));
         let request = preflight_from("http://ok");
         assert!(matches!(check(&forward, &request.facts()), Origin::Preflight(Some(_))));
+    }
+
+    /// What Envoy 1.40 answers.
+    #[test]
+    fn a_star_beside_credentials_stands_for_what_was_asked() {
+        let star = Some(HeaderValue::from_static("*"));
+        let any = Cors { methods: star.clone(), headers: star, expose: None, max_age: None, ..policy() };
+        let request = asked("OPTIONS /").with("origin: http://ok").with("access-control-request-method: PUT");
+        let got = lines(&preflight(&any, None, &request.facts()));
+        let credentials = "access-control-allow-credentials: true";
+        assert_eq!(got, [credentials, "access-control-allow-headers: ", "access-control-allow-methods: PUT"]);
+        let request = request.with("access-control-request-headers: x-y");
+        let got = lines(&preflight(&any, None, &request.facts()));
+        assert_eq!(
+            got,
+            [credentials, "access-control-allow-headers: x-y", "access-control-allow-methods: PUT"]
+        );
+        let without = Cors { credentials: false, ..any };
+        let got = lines(&preflight(&without, None, &request.facts()));
+        assert_eq!(got, ["access-control-allow-headers: *", "access-control-allow-methods: *"]);
     }
 
     #[test]

@@ -202,7 +202,8 @@ impl<'a> Substitution<'a> {
             Self::StartTime(format) => Cow::Owned(time(values.started, format).into_bytes()),
             Self::ResponseCode => match values.response {
                 Some((status, _)) => Cow::Owned(status.as_str().as_bytes().to_vec()),
-                None => Cow::Borrowed(b""),
+                // As Envoy has it, as long as there is none.
+                None => Cow::Borrowed(b"0"),
             },
             Self::RouteName => text(values.route),
             Self::ServerName => text(facts.connection.server_name.unwrap_or_default()),

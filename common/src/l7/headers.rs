@@ -63,7 +63,8 @@ impl<'r> Edits<'r> {
                     }
                 }
                 Change::Add(name, configured) => {
-                    if let Some(value) = value(configured) {
+                    // To add nothing is to add no line, as Envoy has it.
+                    if let Some(value) = value(configured).filter(|value| !value.is_empty()) {
                         headers.append(name, value);
                     }
                 }
@@ -149,6 +150,7 @@ mod tests {
                 "=kept: %REQ(missing)%",
                 "=empty: ",
                 "+not: %RESP(x)%",
+                "+nothing: ",
             ],
             &[&[]],
         );

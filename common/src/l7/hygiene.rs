@@ -163,7 +163,7 @@ fn is_referer(value: &[u8]) -> bool {
 /// Gives a request an id and a scheme if it has none.
 ///
 /// **Shape**: `random` makes the id, a UUID of version 4; a client's own is kept.
-pub fn add_request_headers(headers: &mut HeaderMap, scheme: &str, random: u128) {
+pub fn add_request_headers(headers: &mut HeaderMap, random: u128) {
     if !headers.contains_key(REQUEST_ID) {
         let mut id = String::with_capacity(36);
         let bits = random & !(0xf << 76) & !(0x3 << 62) | (0x4 << 76) | (0x2 << 62);
@@ -176,8 +176,8 @@ pub fn add_request_headers(headers: &mut HeaderMap, scheme: &str, random: u128) 
         headers.extend(HeaderValue::try_from(id).ok().map(|id| (REQUEST_ID, id)));
     }
     if !headers.contains_key(FORWARDED_PROTO) {
-        let scheme = if scheme == "https" { "https" } else { "http" };
-        headers.insert(FORWARDED_PROTO, HeaderValue::from_static(scheme));
+        // What came through the tunnel had no TLS of its own, whatever the client calls it.
+        headers.insert(FORWARDED_PROTO, HeaderValue::from_static("http"));
     }
 }
 
@@ -293,20 +293,20 @@ mod tests {
     #[test]
     fn a_request_gets_an_id_and_a_scheme_unless_it_has_them() {
         let mut got = HeaderMap::new();
-        add_request_headers(&mut got, "http", u128::MAX);
+        add_request_headers(&mut got, u128::MAX);
         assert_eq!(
             lines(&got),
             ["x-forwarded-proto: http", "x-request-id: ffffffff-ffff-4fff-bfff-ffffffffffff"]
         );
         let mut got = HeaderMap::new();
-        add_request_headers(&mut got, "https", 0x0123_4567_89ab_cdef_0123_4567_89ab_cdef);
+        add_request_headers(&mut got, 0x0123_4567_89ab_cdef_0123_4567_89ab_cdef);
         assert_eq!(
             lines(&got),
-            ["x-forwarded-proto: https", "x-request-id: 01234567-89ab-4def-8123-456789abcdef"]
+            ["x-forwarded-proto: http", "x-request-id: 01234567-89ab-4def-8123-456789abcdef"]
         );
         let own = ["x-forwarded-proto: ftp", "x-request-id: mine"];
         let mut got = headers(&own);
-        add_request_headers(&mut got, "http", 1);
+        add_request_headers(&mut got, 1);
         assert_eq!(lines(&got), own);
     }
 

@@ -41,6 +41,6 @@ pub use hygiene::{
 };
 pub use matching::{Found, by_weight, find, is_match, pick};
 pub use path::{AboveRoot, BadPath, normalize};
-pub use redirect::location;
+pub use redirect::{location, own_location};
 pub use reply::{Reply, grpc_status, http_status};
 pub use rewrite::{new_authority, path_rewrite, rewritten};

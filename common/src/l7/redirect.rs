@@ -8,6 +8,7 @@ use super::rewrite::{parts, prefix_replaced, segments_replaced};
 use crate::authz::http::{Facts, host_and_port};
 use crate::model::l7::{Redirect, RedirectPath, RedirectPort, RequestMatch};
 use crate::types::push_number;
+use http::StatusCode;
 
 /// The address to go to, whole: scheme, authority, path and query.
 ///
@@ -16,6 +17,7 @@ pub fn location(redirect: &Redirect, by: Option<&RequestMatch>, facts: &Facts<'_
     let scheme = redirect.scheme.as_deref().unwrap_or(facts.scheme);
     let (host, port) = authority(redirect, scheme, facts);
     let path = path(&redirect.path, by, facts.target);
+    let is_open = matches!(redirect.path, RedirectPath::Full(_)) && !path.starts_with('/');
     let mut location = String::with_capacity(scheme.len() + host.len() + path.len() + 9);
     location.push_str(scheme);
     location.push_str("://");
@@ -24,8 +26,19 @@ pub fn location(redirect: &Redirect, by: Option<&RequestMatch>, facts: &Facts<'_
         location.push(':');
         push_number(&mut location, port.into());
     }
+    // A path that does not say where it begins begins at the root.
+    if is_open {
+        location.push('/');
+    }
     location.push_str(&path);
     location
+}
+
+/// Where an answer of a route's own says that its request is to be found, as Envoy has it: of one that created something, or
+/// leads elsewhere.
+pub fn own_location(status: StatusCode, facts: &Facts<'_>) -> Option<String> {
+    let has_one = status == StatusCode::CREATED || status.is_redirection();
+    has_one.then(|| format!("{}://{}{}", facts.scheme, facts.authority, facts.target))
 }
 
 /// Host, or authority, and the port to write behind it.
@@ -105,6 +118,24 @@ mod tests {
         check(&host, "svc:8080", "/a", "http://other:81/a");
         let both = Redirect { scheme: Some("https".into()), ..host };
         check(&both, "svc", "/a", "https://other:81/a");
+    }
+
+    #[test]
+    fn a_path_begins_at_the_root() {
+        let full = |path: &str| Redirect { path: RedirectPath::Full(path.into()), ..to() };
+        check(&full("/x"), "svc", "/a?q", "http://svc/x?q");
+        check(&full("x"), "svc", "/a?q", "http://svc/x?q");
+    }
+
+    #[test]
+    fn answers_of_a_route_say_where_the_request_is() {
+        let request = asked("GET /a?q").host("svc");
+        for (status, want) in
+            [(200, None), (201, Some("http://svc/a?q")), (302, Some("http://svc/a?q")), (404, None)]
+        {
+            let status = StatusCode::from_u16(status).unwrap();
+            assert_eq!(own_location(status, &request.facts()).as_deref(), want, "{status}");
+        }
     }
 
     #[test]

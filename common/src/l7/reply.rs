@@ -17,7 +17,7 @@ use crate::model::l7::Abort;
 pub struct Reply {
     /// Its status; 200 for gRPC, whose own is among the headers.
     pub status: StatusCode,
-    /// Its headers, `content-length` among them.
+    /// Its headers; a `content-length` among them if it has a body.
     pub headers: HeaderMap,
     /// Its body.
     pub body: Bytes,
@@ -75,15 +75,36 @@ impl Reply {
         if !body.is_empty() {
             headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
             headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
-        } else if !(status.is_informational() || status == StatusCode::NO_CONTENT) {
-            headers.insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
         }
         Self { status, headers, body, details: "".into(), flag: None }
+    }
+
+    /// Lets a route edit the headers. What is said of the body, and to gRPC, is not theirs to change; of a body's type they may
+    /// say another one.
+    pub fn edit(&mut self, edits: impl FnOnce(&mut HeaderMap)) {
+        let headers = &mut self.headers;
+        let said = OF_THE_BODY.map(|name| (headers.remove(&name), name));
+        edits(headers);
+        headers.remove(CONTENT_LENGTH);
+        for (value, name) in said {
+            let is_other =
+                name == CONTENT_TYPE && !self.body.is_empty() && headers.contains_key(CONTENT_TYPE);
+            match value {
+                Some(value) if !is_other => {
+                    headers.insert(name, value);
+                }
+                None if name == CONTENT_TYPE => {
+                    headers.remove(CONTENT_TYPE);
+                }
+                Some(_) | None => {}
+            }
+        }
     }
 }
 
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+const OF_THE_BODY: [HeaderName; 4] = [CONTENT_LENGTH, CONTENT_TYPE, GRPC_STATUS, GRPC_MESSAGE];
 
 /// What a gRPC client is told of an HTTP status.
 pub fn grpc_status(status: StatusCode) -> u8 {
@@ -152,11 +173,33 @@ mod tests {
         assert_eq!(lines(&grpc.headers), want);
         assert_eq!(grpc.details, "rbac_access_denied_matched_policy[none]");
         let empty = Reply::failure(&Failure::NoRoute, false);
-        assert_eq!(lines(&empty.headers), ["content-length: 0"]);
+        assert_eq!(lines(&empty.headers), [""; 0]);
         let empty = Reply::failure(&Failure::NoRoute, true);
         assert_eq!(lines(&empty.headers), ["content-type: application/grpc", "grpc-status: 12"]);
         let timeout = Reply::failure(&Failure::Timeout, true);
         assert_eq!(timeout.headers["grpc-status"], "14");
+    }
+
+    /// What Envoy 1.40 answers.
+    #[test]
+    fn a_route_edits_what_is_not_said_of_the_body() {
+        let edited = |mut reply: Reply, edits: &[(&'static str, &'static str)]| {
+            reply.edit(|headers| {
+                for (name, value) in edits {
+                    headers.append(*name, HeaderValue::from_static(value));
+                }
+            });
+            lines(&reply.headers)
+        };
+        let body = || Reply::direct(StatusCode::OK, Bytes::from_static(b"hello"), false);
+        let json = ("content-type", "application/json");
+        assert_eq!(edited(body(), &[json]), ["content-length: 5", "content-type: application/json"]);
+        let got = edited(body(), &[("content-length", "9"), ("x", "y")]);
+        assert_eq!(got, ["content-length: 5", "content-type: text/plain", "x: y"]);
+        let empty = Reply::failure(&Failure::NoRoute, false);
+        assert_eq!(edited(empty, &[json, ("content-length", "9"), ("x", "y")]), ["x: y"]);
+        let grpc = edited(Reply::failure(&Failure::NoRoute, true), &[json, ("x", "y")]);
+        assert_eq!(grpc, ["content-type: application/grpc", "grpc-status: 12", "x: y"]);
     }
 
     #[test]

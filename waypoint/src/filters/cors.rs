@@ -22,8 +22,9 @@ pub(super) fn apply(context: &mut Context<'_>) -> Passed {
         }
         Origin::Preflight(origin) => {
             let mut reply = Reply::new(StatusCode::OK, Bytes::new(), false);
-            reply.headers.extend(preflight(cors, origin));
-            Passed::Reply(reply)
+            reply.headers.extend(preflight(cors, origin, context.facts));
+            reply.details = "cors_response".into();
+            Passed::Untouched(reply)
         }
     }
 }

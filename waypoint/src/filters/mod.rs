@@ -26,6 +26,8 @@ pub(crate) enum Passed {
     On,
     /// It is answered here.
     Reply(Reply),
+    /// It is answered here, and no route changes the answer.
+    Untouched(Reply),
 }
 
 /// All filters, in their order.
@@ -53,8 +55,8 @@ pub(crate) async fn run(
             Filter::Fault => fault::apply(&mut context).await,
             Filter::Cors => cors::apply(&mut context),
         };
-        if let Passed::Reply(reply) = passed {
-            return Passed::Reply(reply);
+        if !matches!(passed, Passed::On) {
+            return passed;
         }
     }
     Passed::On

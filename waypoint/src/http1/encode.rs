@@ -21,32 +21,50 @@ pub(crate) fn request(
     out.put_slice(b" HTTP/1.1\r\nhost: ");
     out.put_slice(authority.as_bytes());
     out.put_slice(b"\r\n");
-    // A request whose length is 0 says so where a body would be expected.
-    let says_zero =
-        framing == Framing::Empty && matches!(*method, Method::POST | Method::PUT | Method::PATCH);
-    fields(&mut out, headers, framing, says_zero);
+    // A request whose length is 0 says so where a body could be expected.
+    let has_none =
+        matches!(*method, Method::GET | Method::HEAD | Method::DELETE | Method::TRACE | Method::CONNECT);
+    fields(&mut out, headers, framing, !has_none);
     out
 }
 
-/// A response's head; `no_body` where the request, or the status, allows none: then a length is only told.
+/// A response's head; of one to a HEAD that says no length it says that chunks would come.
 pub(crate) fn response(
     status: StatusCode,
     headers: &HeaderMap,
     framing: Framing,
     close: bool,
-    no_body: bool,
+    is_head: bool,
 ) -> BytesMut {
     let mut out = BytesMut::with_capacity(512);
     out.put_slice(b"HTTP/1.1 ");
     out.put_slice(status.as_str().as_bytes());
     out.put_u8(b' ');
-    out.put_slice(status.canonical_reason().unwrap_or("Unknown").as_bytes());
+    out.put_slice(reason(status).as_bytes());
     out.put_slice(b"\r\n");
     if close {
         out.put_slice(b"connection: close\r\n");
     }
-    fields(&mut out, headers, framing, !no_body);
+    let has_no_length = is_bodiless(status);
+    let is_told_in_chunks = is_head && !has_no_length && !headers.contains_key(CONTENT_LENGTH);
+    let framing = if is_told_in_chunks { Framing::Chunked } else { framing };
+    fields(&mut out, headers, framing, !is_head && !has_no_length);
     out
+}
+
+/// Whether an answer with this status has neither a body nor, unless it is said, a length.
+pub(crate) fn is_bodiless(status: StatusCode) -> bool {
+    status.is_informational() || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
+}
+
+/// The words behind a status, as Envoy has them.
+fn reason(status: StatusCode) -> &'static str {
+    match status.as_u16() {
+        102 | 103 | 418 | 451 => "Unknown",
+        203 => "Non-Authoritative Information",
+        599 => "Last Unassigned Server Error Code",
+        _ => status.canonical_reason().unwrap_or("Unknown"),
+    }
 }
 
 fn fields(out: &mut BytesMut, headers: &HeaderMap, framing: Framing, says_zero: bool) {
@@ -110,6 +128,41 @@ mod tests {
             assert_eq!(read.headers.get_all("a").iter().count(), 2);
             let text = response(StatusCode::OK, &headers, framing, false, false);
             assert_eq!(head::response(&text, &Method::GET).unwrap().framing, framing);
+        }
+    }
+
+    /// What Envoy 1.40 writes.
+    #[test]
+    fn answers_say_their_length_as_they_must() {
+        let mut said = HeaderMap::new();
+        said.insert(CONTENT_LENGTH, HeaderValue::from_static("7"));
+        let none = HeaderMap::new();
+        for (status, headers, is_head, want) in [
+            (200, &none, false, "200 OK\r\ncontent-length: 0\r\n\r\n"),
+            (200, &none, true, "200 OK\r\ntransfer-encoding: chunked\r\n\r\n"),
+            (200, &said, true, "200 OK\r\ncontent-length: 7\r\n\r\n"),
+            (204, &none, false, "204 No Content\r\n\r\n"),
+            (204, &none, true, "204 No Content\r\n\r\n"),
+            (304, &none, false, "304 Not Modified\r\n\r\n"),
+            (103, &none, false, "103 Unknown\r\n\r\n"),
+            (418, &none, false, "418 Unknown\r\ncontent-length: 0\r\n\r\n"),
+            (203, &none, false, "203 Non-Authoritative Information\r\ncontent-length: 0\r\n\r\n"),
+        ] {
+            let status = StatusCode::from_u16(status).unwrap();
+            let head = response(status, headers, Framing::Empty, false, is_head);
+            assert_eq!(head, format!("HTTP/1.1 {want}"), "{status} {is_head}");
+        }
+    }
+
+    #[test]
+    fn requests_say_that_they_have_no_body_where_one_could_be() {
+        let authority = HeaderValue::from_static("shop");
+        for (method, says) in
+            [("GET", false), ("HEAD", false), ("DELETE", false), ("POST", true), ("OPTIONS", true)]
+        {
+            let method = Method::from_bytes(method.as_bytes()).unwrap();
+            let head = request(&method, "/", &authority, &HeaderMap::new(), Framing::Empty);
+            assert_eq!(String::from_utf8_lossy(&head).contains("content-length: 0\r\n"), says, "{method}");
         }
     }
 

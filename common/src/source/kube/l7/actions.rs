@@ -350,7 +350,7 @@ pub(super) fn cors(field: &Field<'_>) -> Cors {
     Cors {
         origins,
         methods: joined(field, "allowMethods", |name| {
-            let known = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "CONNECT", "OPTIONS", "TRACE"];
+            let known = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "CONNECT", "OPTIONS", "TRACE", "*"];
             known.contains(&name)
         }),
         headers: joined(field, "allowHeaders", is_header),

@@ -233,6 +233,7 @@ fn cross_origin_requests() {
     );
     for (fields, wanted) in [
         ("allowMethods: [GET, PUT]", r#"methods: Some("GET,PUT")"#),
+        (r#"allowMethods: ["*"]"#, r#"methods: Some("*")"#),
         ("allowHeaders: [X-A, '*']", r#"headers: Some("X-A,*")"#),
         ("exposeHeaders: [x-b]", r#"expose: Some("x-b")"#),
         ("maxAge: 24h", "max_age: Some(86400s)"),
