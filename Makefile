@@ -19,7 +19,7 @@ demo: setup ## Build, then show the mesh at work (needs root; ARGS=--keep leaves
 
 # The recording names the commit also when the program has left its working tree.
 bench: setup ## Build optimised, then compare with sidecars and with no mesh (needs root; ARGS=--quick takes two minutes)
-	CULVERT_COMMIT=$$(git describe --always --dirty --abbrev=12 2>/dev/null) $(CARGO) build --profile dist --locked -p ztunnel -p culvert
+	CULVERT_COMMIT=$$(git describe --always --dirty --abbrev=12 2>/dev/null) $(CARGO) build --profile dist --locked -p ztunnel -p waypoint -p culvert
 	$(SUDO) $(TARGET)/dist/culvert bench $(ARGS)
 
 # The end-to-end tests run the agent's binary; tests of namespaces need root, the build does not.

@@ -93,7 +93,7 @@ fn states(running: &Running<'_>, scene: &Scene, (step, idle): (Step, u32)) -> an
     settle(&proxies)?;
     keep(MEMORY_IDLE)?;
     let length = Duration::from_secs(running.seconds().into());
-    let run = between(&scene.stage, length);
+    let run = between(scene, length);
     let held = work::hold_idle(idle, &run).context("hold idle connections")?;
     settle(&proxies)?;
     keep(MEMORY_CONNECTIONS)?;

@@ -119,8 +119,10 @@ impl Running<'_> {
     /// What runs in the scene's namespaces is no foreign load.
     fn adopt(&mut self, scene: &Scene) {
         let stage = &scene.stage;
-        let hosts = stage.nodes.iter().filter_map(|node| stage.lab.host(*node).ok());
-        let places = hosts.chain([stage.lab.wire(), &stage.client, &stage.server]);
+        let nodes = stage.nodes.iter().copied().chain(stage.beside.as_ref().map(|pod| pod.node));
+        let hosts = nodes.filter_map(|node| stage.lab.host(node).ok());
+        let pods = [&stage.client, &stage.server].into_iter().chain(&stage.beside).map(|pod| &**pod);
+        let places = hosts.chain([stage.lab.wire()]).chain(pods);
         for place in places {
             self.own.add_namespace(&place.netns_path());
         }
@@ -144,7 +146,7 @@ impl Running<'_> {
         for index in 0..self.slots.len() {
             let Some(Slot { name, scene: Ok(scene) }) = self.slots.get(index) else { continue };
             self.progress.doing(&format!("warming up {name}"));
-            let run = sample::between(&scene.stage, WARM_UP_TIME);
+            let run = sample::between(scene, WARM_UP_TIME);
             if let Err(e) = work::perform(&warm, &run) {
                 self.lose(index, &format!("warm-up: {e:#}"));
             }

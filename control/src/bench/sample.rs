@@ -1,20 +1,18 @@
 //! One sample: load, what the load program saw, and what it cost.
 
-use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::ensure;
 
 use super::account::{Cost, Own};
-use super::mode::Stage;
 use super::record::{Measure, Sample};
 use super::run::readings;
 use super::stage::Scene;
 use super::work::{self, Kind, Outcome, Run, Work};
 
-/// From the client's pod to the server's own IPv4 address.
-pub(super) fn between(stage: &Stage, duration: Duration) -> Run<'_> {
-    Run { client: &stage.client, server: IpAddr::V4(stage.server.v4), duration }
+/// From the client's pod to where the mode has the server.
+pub(super) fn between(scene: &Scene, duration: Duration) -> Run<'_> {
+    Run { client: &scene.stage.client, server: scene.mode.address(&scene.stage), duration }
 }
 
 /// Puts the figures of one load into `sample`.
@@ -26,7 +24,7 @@ pub(super) fn take(
     (own, length): (&Own, Duration),
     sample: &mut Sample,
 ) -> anyhow::Result<()> {
-    let run = between(&scene.stage, length);
+    let run = between(scene, length);
     let (outcome, cost) = readings(scene, own, || work::perform(work, &run))?;
     ensure!(outcome.units > 0.0, "nothing came through");
     sample.disturbed.clone_from(&cost.disturbed);

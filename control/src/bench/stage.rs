@@ -41,6 +41,13 @@ impl Scene {
         let last = *nodes.last().context("a node")?;
         let client = lab.pod(first, PodSpec::new("client").captured(true))?;
         let server = lab.pod(last, PodSpec::new("server").captured(true))?;
+        let beside = match mode.beside() {
+            Some(spec) => {
+                let own = lab.node("node-c")?;
+                Some(lab.pod(own, spec)?)
+            }
+            None => None,
+        };
         lab.publish()?;
         let scratch = lab.dir().join("scratch");
         fs::create_dir(&scratch).with_context(|| format!("create {}", scratch.display()))?;
@@ -48,7 +55,7 @@ impl Scene {
         for port in [HTTP_PORT, BULK_PORT] {
             server.wait_for(port, UP_MAX)?;
         }
-        let stage = Stage { client, server, nodes, ztunnel: ztunnel.to_owned(), scratch, lab };
+        let stage = Stage { client, server, beside, nodes, ztunnel: ztunnel.to_owned(), scratch, lab };
         Ok(Self { mode, _servers: servers, stage })
     }
 

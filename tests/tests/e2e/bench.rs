@@ -187,6 +187,35 @@ fn a_short_run_measures_every_mode() {
     assert!(page.contains("<svg") && page.contains("culvert-one-node"));
 }
 
+/// Both waypoints do all works, and what their processes take is told apart from the agents'.
+#[test]
+fn waypoints_are_measured_side_by_side() {
+    let dir = Dir::new("waypoints");
+    binary::waypoint();
+    let modes = ["culvert+waypoint", "envoy-waypoint"];
+    let args = "--modes culvert+waypoint,envoy-waypoint --works c16,new,bulk1,start-0 --rounds 1 --seconds 1";
+    let mut bench = Bench::start(&dir, args);
+    let status = bench.end();
+    assert!(status.success(), "{status}: {}", bench.stderr());
+    bench.left_nothing();
+    let recording = dir.recording();
+    for mode in modes {
+        for work in ["c16", "new", "bulk1", "start-0"] {
+            let sample = of(&recording, mode, work);
+            assert!(sample.failed.is_none(), "{sample:?}");
+            assert_eq!(sample.values.get(&Measure::Failed).copied().unwrap_or_default(), 0.0, "{sample:?}");
+            let names: Vec<&str> = sample.by_process.keys().map(String::as_str).collect();
+            assert_eq!(names, ["node-a", "node-b", "waypoint"], "{mode} {work}");
+            assert!(sample.by_process.values().all(|cost| *cost > 0.0), "each took part: {sample:?}");
+        }
+        let record = recording.modes.iter().find(|m| m.name == mode).unwrap();
+        assert!(!record.deviations.is_empty(), "what differs is said");
+    }
+    let table = bench.stdout();
+    assert!(table.contains("waypoints: the waypoint's process alone"), "{table}");
+    assert!(table.contains("new: CPU µs/connection"), "{table}");
+}
+
 /// Ctrl-C while the first modes come up: nothing was measured, nothing is kept.
 #[test]
 fn a_signal_during_start_up_leaves_nothing() {

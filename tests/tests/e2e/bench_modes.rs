@@ -27,7 +27,7 @@ fn stage() -> (Stage, Process) {
     let nginx = server.command("nginx").arg("-c").arg(&config).arg("-e").arg(scratch.join("nginx.err"));
     let nginx = nginx.spawn().unwrap();
     server.wait_for(HTTP_PORT, SOON).unwrap();
-    let stage = Stage { client, server, nodes, ztunnel: find_ztunnel().unwrap(), scratch, lab };
+    let stage = Stage { client, server, beside: None, nodes, ztunnel: find_ztunnel().unwrap(), scratch, lab };
     (stage, nginx)
 }
 

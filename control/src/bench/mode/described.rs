@@ -102,7 +102,7 @@ impl Described {
         } else if self.description.capture {
             redirect::on(&[&stage.client, &stage.server])?;
         }
-        proof::check(stage, self.description.encrypted)?;
+        proof::check(stage, stage.server.v4.into(), self.description.encrypted)?;
         Ok(took)
     }
 

@@ -5,7 +5,7 @@
 //! differs from Envoy's and from Istio's defaults is said in [`Mode::deviations`].
 
 mod bootstrap;
-mod install;
+pub(super) mod install;
 #[cfg(test)]
 mod tests;
 
@@ -24,6 +24,9 @@ use crate::bench::work::{Kind, Work};
 use crate::lab::{LabError, Pod, Process, wait_until};
 
 const ADMIN_PORT: u16 = 15000;
+/// How an Envoy is started; the file of its configuration follows.
+pub(super) const START: [&str; 6] =
+    ["--disable-hot-restart", "--concurrency", "2", "--log-level", "warning", "-c"];
 const STOP_MAX: Duration = Duration::from_secs(5);
 
 const FILTERS: &str = "RBAC, fault, CORS and gRPC statistics as in Istio, but without its own filters (peer metadata, \
@@ -78,7 +81,7 @@ impl Sidecars {
             pod.ip("addr replace ::6/128 dev lo nodad\n")?;
             let process = pod
                 .command(&envoy.binary.to_string_lossy())
-                .args(["--disable-hot-restart", "--concurrency", "2", "--log-level", "warning", "-c"])
+                .args(START)
                 .arg(&config)
                 .spawn()?;
             self.running.push((name, process));
@@ -89,7 +92,7 @@ impl Sidecars {
         }
         let took = begin.elapsed();
         redirect::on(&[&stage.client, &stage.server])?;
-        proof::check(stage, true)?;
+        proof::check(stage, stage.server.v4.into(), true)?;
         Ok(took)
     }
 }
@@ -182,17 +185,21 @@ impl Mode for Sidecars {
     }
 }
 
+/// Whether the Envoy of the pod takes traffic.
+pub(super) fn ready_now(pod: &Pod) -> bool {
+    let to = SocketAddr::from((Ipv4Addr::LOCALHOST, ADMIN_PORT));
+    matches!(proof::status(pod, to, "/ready"), Ok(Ok(200)))
+}
+
 /// Waits until the sidecar takes traffic.
 fn ready(name: &str, pod: &Pod, process: &mut Process) -> anyhow::Result<()> {
-    let to = SocketAddr::from((Ipv4Addr::LOCALHOST, ADMIN_PORT));
     let mut ended = None;
     let waited = wait_until(
         &format!("{name} ready"),
         READY_MAX,
         || {
             ended = process.ended();
-            let ready = || matches!(proof::status(pod, to, "/ready"), Ok(Ok(200)));
-            (ended.is_some() || ready()).then_some(())
+            (ended.is_some() || ready_now(pod)).then_some(())
         },
         String::new,
     );

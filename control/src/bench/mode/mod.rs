@@ -1,7 +1,8 @@
 //! Ways of connecting two pods. Each is a file of its own; the runner knows only [`Mode`] and the list [`built_in`].
 //!
-//! [`envoy::modes`] are real sidecars, [`described::read`] is whatever a file describes.
+//! [`envoy::modes`] are real sidecars, [`waypoint::modes`] have a waypoint between the agents, [`described::read`] is whatever a file describes.
 
+mod agents;
 mod certificates;
 mod culvert;
 pub mod described;
@@ -10,11 +11,13 @@ pub mod envoy;
 mod outside;
 mod proof;
 mod redirect;
+pub mod waypoint;
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::lab::{Lab, NodeId, Pod};
+use crate::lab::{Lab, NodeId, Pod, PodSpec};
 
 pub use culvert::Culvert;
 pub use direct::Direct;
@@ -23,6 +26,7 @@ pub use direct::Direct;
 pub fn built_in() -> Vec<Box<dyn Mode>> {
     let mut modes: Vec<Box<dyn Mode>> =
         vec![Box::new(Direct), Box::new(Culvert::two_nodes()), Box::new(Culvert::one_node())];
+    modes.extend(waypoint::modes());
     modes.extend(envoy::modes());
     modes
 }
@@ -34,7 +38,9 @@ pub struct Stage {
     pub client: Pod,
     /// Runs nginx on [`HTTP_PORT`] and iperf3 on [`BULK_PORT`]; they are up before the mode is started.
     pub server: Pod,
-    /// The nodes, one or two; the client is on the first, the server on the last.
+    /// A pod that the mode runs something in, on a node of its own; see [`Mode::beside`].
+    pub beside: Option<Pod>,
+    /// The nodes of client and server, one or two; the client is on the first, the server on the last.
     pub nodes: Vec<NodeId>,
     /// The agent's binary.
     pub ztunnel: PathBuf,
@@ -90,6 +96,16 @@ pub trait Mode {
         false
     }
 
+    /// A pod beside client and server that the mode needs. It gets a node of its own.
+    fn beside(&self) -> Option<PodSpec> {
+        None
+    }
+
+    /// What the client connects to.
+    fn address(&self, stage: &Stage) -> IpAddr {
+        stage.server.v4.into()
+    }
+
     /// Whether there are proxies to be started and accounted.
     fn has_proxies(&self) -> bool {
         true
@@ -111,8 +127,8 @@ pub trait Mode {
     /// Nobody waits longer than this for [`Mode::prepare`].
     fn hurry(&mut self, _limit: Duration) {}
 
-    /// Starts the proxies for `stage` and returns once they are ready and what the client sends to the server's own
-    /// address goes through them. The documents of nodes, pods and `world` are in the lab's configuration directory.
+    /// Starts the proxies for `stage` and returns once they are ready and what the client sends to
+    /// [`Mode::address`] goes through them. The documents of nodes, pods and `world` are in the lab's configuration directory.
     ///
     /// **Shape:** from the start of the first program until all have said that they are ready.
     ///

@@ -1,7 +1,7 @@
 //! Whether a mode does what it says: requests get through, and between the nodes nobody can read them.
 
 use std::io::{self, Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
@@ -15,12 +15,12 @@ const ANSWER_MAX: u64 = 1 << 20;
 /// What must not be read on the wire.
 const MARKER: &str = "culvert-bench-plain-text-marker";
 
-/// Sends a request from the client to the server's own address until it is answered, and looks at the wire meanwhile.
+/// Sends requests from the client to `to` until one is answered, and looks at the wire meanwhile.
 ///
 /// **Errors:** no good answer in [`READY_MAX`]; with `encrypted`, the request could be read between the nodes.
-pub(super) fn check(stage: &Stage, encrypted: bool) -> anyhow::Result<()> {
+pub(super) fn check(stage: &Stage, to: IpAddr, encrypted: bool) -> anyhow::Result<()> {
     let tap = stage.lab.tap(&[MARKER.as_bytes()]).context("watch the wire")?;
-    let to = SocketAddr::from((stage.server.v4, HTTP_PORT));
+    let to = SocketAddr::new(to, HTTP_PORT);
     // A page that the benchmark's server has.
     let path = format!("/19?{MARKER}");
     let start = Instant::now();
@@ -51,11 +51,20 @@ pub(super) fn check(stage: &Stage, encrypted: bool) -> anyhow::Result<()> {
 ///
 /// **Errors:** outer: the namespace cannot be entered; inner: no HTTP answer in time.
 pub(super) fn status(place: &Place, to: SocketAddr, path: &str) -> anyhow::Result<io::Result<u16>> {
-    let get = || {
+    status_of(place, "GET", (to, path))
+}
+
+/// The same with any method.
+pub(super) fn status_of(
+    place: &Place,
+    method: &str,
+    (to, path): (SocketAddr, &str),
+) -> anyhow::Result<io::Result<u16>> {
+    let ask = || {
         let mut stream = TcpStream::connect_timeout(&to, ASK_MAX)?;
         stream.set_read_timeout(Some(ASK_MAX))?;
         stream.set_write_timeout(Some(ASK_MAX))?;
-        let text = format!("GET {path} HTTP/1.1\r\nHost: {to}\r\nConnection: close\r\n\r\n");
+        let text = format!("{method} {path} HTTP/1.1\r\nHost: {to}\r\nConnection: close\r\n\r\n");
         stream.write_all(text.as_bytes())?;
         // To its end: a connection that is cut would stand in the proxies' logs as an error.
         let mut answer = Vec::new();
@@ -63,5 +72,5 @@ pub(super) fn status(place: &Place, to: SocketAddr, path: &str) -> anyhow::Resul
         let status = answer.get(9..12).and_then(|s| std::str::from_utf8(s).ok()).and_then(|s| s.parse().ok());
         status.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the answer is no HTTP"))
     };
-    Ok(place.run(get)?)
+    Ok(place.run(ask)?)
 }

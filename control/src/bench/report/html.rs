@@ -8,7 +8,7 @@ use super::plots::{Section, sections};
 use super::svg::{Frame, escape, theme};
 use super::table::{left_out_title, marked};
 use super::view::{Kind, View, WorkView, share_of_added};
-use super::{quote, verdict};
+use super::{quote, verdict, waypoints};
 use crate::bench::record::{Measure, ModeRecord};
 use crate::bench::statistics::{Series, Spread};
 
@@ -131,6 +131,28 @@ impl Page<'_> {
         for work in &self.view.works {
             self.push(format_args!("<h3>{}: {}</h3>", escape(&work.record.name), escape(&work.record.title)));
             self.work(work);
+        }
+        self.waypoints();
+    }
+
+    /// What waypoints take alone, then their modes as a whole.
+    fn waypoints(&mut self) {
+        let modes = waypoints::modes(self.view);
+        let Some(first) = modes.first().map(|mode| escape(&mode.name)) else { return };
+        let parts = [
+            ("Waypoints: the waypoint's process alone", waypoints::alone(self.view)),
+            ("Waypoints: all proxies of the mode", waypoints::together(self.view)),
+        ];
+        for (title, lines) in parts {
+            let others = modes.iter().skip(1).map(|mode| {
+                format!("<th scope=\"col\">{}</th><th scope=\"col\">{first} is</th>", escape(&mode.name))
+            });
+            let head: String = others.collect();
+            let rows: Vec<String> = lines.iter().map(|line| waypoints_row(line, &modes)).collect();
+            self.push(format_args!(
+                "<h3>{title}</h3>\n<div class=\"scroll\" tabindex=\"0\" role=\"region\" aria-label=\"{title}\"><table>\n<thead><tr><th scope=\"col\">work</th><th scope=\"col\">{first}</th>{head}</tr></thead>\n<tbody>\n{}\n</tbody>\n</table></div>",
+                rows.join("\n")
+            ));
         }
     }
 
@@ -299,6 +321,23 @@ impl Page<'_> {
             self.push(format_args!("<h3>Notes</h3>\n<ul>\n{}\n</ul>", notes.join("\n")));
         }
     }
+}
+
+/// A line of the tables of waypoints.
+fn waypoints_row(line: &waypoints::Line, modes: &[&ModeRecord]) -> String {
+    let mut row = format!("<th scope=\"row\">{}</th>", escape(&line.label));
+    for (nth, (series, mode)) in line.figures.iter().zip(modes).enumerate() {
+        row.push_str(&cell(series.spread().map(|s| marked(with_small(&s, number), series)), ""));
+        let Some(theirs) = line.figures.first().filter(|_| nth > 0) else { continue };
+        let is_weak = series.only_disturbed || theirs.only_disturbed;
+        let share = line.share(nth);
+        let class = share.map_or("", |share| verdict(&share, line.measure, mode).class());
+        row.push_str(&cell(
+            share.map(|share| if is_weak { format!("~{}", with_small(&share, ratio)) } else { with_small(&share, ratio) }),
+            if is_weak { "" } else { class },
+        ));
+    }
+    format!("<tr>{row}</tr>")
 }
 
 /// One column of the tables.

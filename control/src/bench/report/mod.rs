@@ -6,7 +6,7 @@
 //!
 //! Start at `view`: which works are of a kind, which measure is the cost, who is compared with whom. `table` and `grid`
 //! write for the terminal; `html` puts `plots` (which there are), `charts` (bars and lines) and `svg` (elements, colours,
-//! escaping) on a page; `quote` makes the sentences.
+//! escaping) on a page; `quote` makes the sentences, `waypoints` holds those of a run against each other.
 
 mod charts;
 pub(super) mod figures;
@@ -17,6 +17,7 @@ mod quote;
 mod svg;
 mod table;
 mod view;
+mod waypoints;
 
 use self::svg::Frame;
 use self::view::{DIRECT, View};

@@ -5,6 +5,7 @@ use std::fmt;
 use super::figures::{duration, many, number, plain, ratio, when};
 use super::plots::{busiest, constant_rate};
 use super::view::{DIRECT, Kind, View, WorkView, share_of_added};
+use super::waypoints;
 use crate::bench::record::{Measure, ModeRecord};
 use crate::bench::statistics::Spread;
 
@@ -12,6 +13,9 @@ use crate::bench::statistics::Spread;
 /// beside it the one that sees bytes only.
 const FAMILY: &str = "envoy-sidecar";
 const BYTES_ONLY: &str = "tcp";
+/// Names of modes with a waypoint end so. They do more than those without, and are compared with each other and with
+/// sidecars.
+const WAYPOINT: &str = "waypoint";
 /// Rivals in one sentence.
 const RIVALS_MAX: usize = 4;
 /// With fewer rounds a sentence says that it is an indication.
@@ -34,13 +38,16 @@ impl fmt::Display for Quote {
 /// Sentences, then their conditions; empty where the recording does not support any.
 pub(super) fn quotes(view: &View<'_>) -> Vec<Quote> {
     let Some(reference) = view.reference.filter(|r| r.name != DIRECT) else { return Vec::new() };
-    let quoted = Quoted { view, reference };
-    let requests = [constant_rate(view), busiest(view)].into_iter().flatten();
-    let works = requests.map(|work| (work, Measure::CpuUsPerRequest)).chain(quoted.others());
+    let waypoint = waypoints::modes(view).first().copied().filter(|mode| mode.name != reference.name);
     let (mut told, mut widest) = (Vec::new(), 0.0_f64);
-    for (quote, shares) in works.filter_map(|(work, measure)| quoted.sentence(work, measure)) {
-        told.push(quote);
-        widest = shares.iter().map(|(_, share)| share.relative()).fold(widest, f64::max);
+    for reference in [reference].into_iter().chain(waypoint) {
+        let quoted = Quoted { view, reference };
+        let requests = [constant_rate(view), busiest(view)].into_iter().flatten();
+        let works = requests.map(|work| (work, Measure::CpuUsPerRequest)).chain(quoted.others());
+        for (quote, shares) in works.filter_map(|(work, measure)| quoted.sentence(work, measure)) {
+            told.push(quote);
+            widest = shares.iter().map(|(_, share)| share.relative()).fold(widest, f64::max);
+        }
     }
     if !told.is_empty() {
         told.push(conditions(view, widest));
@@ -78,8 +85,16 @@ impl<'a> Quoted<'a> {
             series.spread().filter(|_| !series.only_disturbed).map(|s| s.median)
         };
         let own = self.reference.name.as_str();
-        let others =
-            self.view.recording.modes.iter().filter(|m| m.name != DIRECT && !m.name.starts_with(own));
+        let has_waypoint = own.ends_with(WAYPOINT);
+        // What sees bytes only, and one of ours that does less, is no rival of a waypoint's.
+        let is_rival = |m: &&ModeRecord| match has_waypoint {
+            true => {
+                let sees_requests = m.name.starts_with(FAMILY) && !m.name.ends_with(BYTES_ONLY);
+                m.name != own && (sees_requests || m.name.ends_with(WAYPOINT))
+            }
+            false => m.name != DIRECT && !m.name.starts_with(own) && !m.name.ends_with(WAYPOINT),
+        };
+        let others = self.view.recording.modes.iter().filter(is_rival);
         let (family, alone): (Vec<_>, Vec<_>) = others.partition(|m| m.name.starts_with(FAMILY));
         let cheapest = |sees_bytes_only: bool| {
             let those = family.iter().filter(|m| m.name.ends_with(BYTES_ONLY) == sees_bytes_only);

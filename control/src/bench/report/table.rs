@@ -6,7 +6,7 @@ use super::figures::{
 use super::grid::{Cell, Grid, Tone, WIDTH};
 use super::plots::phase;
 use super::view::{DIRECT, Kind, View, WorkView, share_of_added};
-use super::{Style, quote, verdict};
+use super::{Style, quote, verdict, waypoints};
 use crate::bench::record::{Measure, ModeRecord, Recording};
 use crate::bench::statistics::{Series, Spread};
 
@@ -22,6 +22,7 @@ pub(super) fn table(recording: &Recording, style: Style) -> String {
         out.work(work);
     }
     out.memory();
+    out.waypoints();
     out.left_out();
     out.modes();
     out.list("Notes", recording.about.notes.iter().map(String::as_str));
@@ -192,6 +193,32 @@ impl Out<'_> {
             grid.row(cells);
         }
         grid.write(&mut self.text, self.style);
+    }
+
+    /// What waypoints take alone, then their modes as a whole.
+    fn waypoints(&mut self) {
+        let modes = waypoints::modes(self.view);
+        let Some(first) = modes.first().map(|mode| plain(&mode.name)) else { return };
+        let parts = [
+            ("waypoints: the waypoint's process alone", waypoints::alone(self.view)),
+            ("waypoints: all proxies of the mode", waypoints::together(self.view)),
+        ];
+        for (title, lines) in parts {
+            self.line(Tone::Plain, "");
+            self.line(Tone::Strong, title);
+            let others = modes.iter().skip(1).flat_map(|mode| [plain(&mode.name), format!("{first} is")]);
+            let mut grid = Grid::new(["work".to_owned(), first.clone()].into_iter().chain(others));
+            for line in &lines {
+                let mut cells = vec![Cell::new(line.label.clone())];
+                for (nth, (series, mode)) in line.figures.iter().zip(&modes).enumerate() {
+                    cells.push(figure(series));
+                    let theirs = line.figures.first().filter(|_| nth > 0);
+                    cells.extend(theirs.map(|theirs| share_cell(line.share(nth), (series, theirs), line.measure, mode)));
+                }
+                grid.row(cells);
+            }
+            grid.write(&mut self.text, self.style);
+        }
     }
 
     fn has(&self, mode: &ModeRecord, work: &WorkView<'_>) -> bool {

@@ -109,7 +109,7 @@ pub enum Kind {
 pub struct Run<'a> {
     /// Where the client's program runs.
     pub client: &'a Pod,
-    /// The server pod's address.
+    /// The server's address: its pod's own, or its service's.
     pub server: IpAddr,
     /// How long.
     pub duration: Duration,

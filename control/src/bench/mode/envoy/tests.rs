@@ -19,7 +19,7 @@ fn stage() -> Stage {
         let listener = server.run(|| TcpListener::bind(("::", port))).unwrap().unwrap();
         std::thread::spawn(move || answer(&listener));
     }
-    Stage { client, server, nodes, ztunnel: PathBuf::new(), scratch, lab }
+    Stage { client, server, beside: None, nodes, ztunnel: PathBuf::new(), scratch, lab }
 }
 
 /// Tells in HTTP who asks and what the sidecar says of them.
