@@ -79,11 +79,7 @@ impl Sidecars {
                 .with_context(|| format!("write {}", config.display()))?;
             // The address from which Istio's sidecars talk to their own app; IPv4 has it on every loopback.
             pod.ip("addr replace ::6/128 dev lo nodad\n")?;
-            let process = pod
-                .command(&envoy.binary.to_string_lossy())
-                .args(START)
-                .arg(&config)
-                .spawn()?;
+            let process = pod.command(&envoy.binary.to_string_lossy()).args(START).arg(&config).spawn()?;
             self.running.push((name, process));
         }
         for (index, pod) in [&stage.client, &stage.server].into_iter().enumerate() {

@@ -68,7 +68,13 @@ pub(super) fn status_of(
         stream.write_all(text.as_bytes())?;
         // To its end: a connection that is cut would stand in the proxies' logs as an error.
         let mut answer = Vec::new();
-        stream.take(ANSWER_MAX).read_to_end(&mut answer)?;
+        match stream.take(ANSWER_MAX).read_to_end(&mut answer) {
+            // An Envoy that closes behind its answer resets the tunnel's stream.
+            Err(error) if answer.is_empty() || error.kind() != io::ErrorKind::ConnectionReset => {
+                return Err(error);
+            }
+            _ => {}
+        }
         let status = answer.get(9..12).and_then(|s| std::str::from_utf8(s).ok()).and_then(|s| s.parse().ok());
         status.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the answer is no HTTP"))
     };

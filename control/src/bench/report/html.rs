@@ -333,7 +333,9 @@ fn waypoints_row(line: &waypoints::Line, modes: &[&ModeRecord]) -> String {
         let share = line.share(nth);
         let class = share.map_or("", |share| verdict(&share, line.measure, mode).class());
         row.push_str(&cell(
-            share.map(|share| if is_weak { format!("~{}", with_small(&share, ratio)) } else { with_small(&share, ratio) }),
+            share.map(|share| {
+                if is_weak { format!("~{}", with_small(&share, ratio)) } else { with_small(&share, ratio) }
+            }),
             if is_weak { "" } else { class },
         ));
     }

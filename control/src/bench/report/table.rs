@@ -213,7 +213,10 @@ impl Out<'_> {
                 for (nth, (series, mode)) in line.figures.iter().zip(&modes).enumerate() {
                     cells.push(figure(series));
                     let theirs = line.figures.first().filter(|_| nth > 0);
-                    cells.extend(theirs.map(|theirs| share_cell(line.share(nth), (series, theirs), line.measure, mode)));
+                    cells.extend(
+                        theirs
+                            .map(|theirs| share_cell(line.share(nth), (series, theirs), line.measure, mode)),
+                    );
                 }
                 grid.row(cells);
             }

@@ -59,7 +59,8 @@ fn lines(view: &View<'_>, figure: impl Fn(&str, &WorkView<'_>, Measure) -> Serie
     let of = |work: &WorkView<'_>| {
         // Start-up is told in milliseconds, its processes in MiB, and memory has works of its own.
         let measure = work.kind.cost().filter(|measure| *measure != Measure::StartMs)?;
-        let label = format!("{}: {} {}", plain(&work.record.name), super::figures::name(measure), measure.unit());
+        let label =
+            format!("{}: {} {}", plain(&work.record.name), super::figures::name(measure), measure.unit());
         let figures = modes.iter().map(|mode| figure(&mode.name, work, measure)).collect();
         Some(Line { label, measure, is_added: false, figures })
     };

@@ -23,7 +23,8 @@ fn stage() -> (Stage, Process) {
     let nginx = server.command("nginx").arg("-c").arg(&config).arg("-e").arg(scratch.join("nginx.err"));
     let nginx = nginx.spawn().unwrap();
     server.wait_for(HTTP_PORT, Duration::from_secs(10)).unwrap();
-    let stage = Stage { client, server, beside: None, nodes, ztunnel: PathBuf::from("/bin/false"), scratch, lab };
+    let stage =
+        Stage { client, server, beside: None, nodes, ztunnel: PathBuf::from("/bin/false"), scratch, lab };
     (stage, nginx)
 }
 

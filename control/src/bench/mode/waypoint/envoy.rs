@@ -110,8 +110,20 @@ fn fill(client: &str, (address, identity): (&str, &str), material: &Material) ->
         ("@CANARY@", CANARY.0),
         ("@CANARY_VALUE@", CANARY.1),
         ("@ADMIN@", ADMIN),
-        ("@CLIENT@", &format!("{{filter_state: {{key: io.istio.peer_principal, string_match: {{exact: {client:?}}}}}}}")),
-        ("@TLS_SERVER@", &tls("DownstreamTlsContext, require_client_certificate: true", material, "prefix: \"spiffe://cluster.local/\"")),
+        (
+            "@CLIENT@",
+            &format!(
+                "{{filter_state: {{key: io.istio.peer_principal, string_match: {{exact: {client:?}}}}}}}"
+            ),
+        ),
+        (
+            "@TLS_SERVER@",
+            &tls(
+                "DownstreamTlsContext, require_client_certificate: true",
+                material,
+                "prefix: \"spiffe://cluster.local/\"",
+            ),
+        ),
         ("@TLS_CLIENT@", &tls("UpstreamTlsContext", material, &format!("exact: {identity:?}"))),
     ] {
         text = text.replace(key, value);
