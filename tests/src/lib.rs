@@ -17,4 +17,5 @@ pub mod net;
 pub mod peer;
 pub mod traffic;
 pub mod waypoint;
+pub mod wire;
 pub mod zds_agent;

@@ -232,6 +232,9 @@ impl<'a> Exchange<'a> {
         tries: &mut Tries<'_>,
         (endpoint, node): (&Endpoint, Option<&Node>),
     ) -> Result<Ended, MessageError> {
+        if !can_be_http2(request) {
+            return Ok(Ended::Failed(Failure::BadRequest));
+        }
         let (live, pool) = (tries.live, tries.pool.clone());
         let (worker, client) = (&self.stage.worker, &self.stage.client);
         let need = Need { worker, client, endpoint, live, pool: &pool };
@@ -439,6 +442,13 @@ fn overflow() -> Failure {
 /// Whether a connection that waited ended before anything of an answer came.
 fn is_stale(error: &MessageError) -> bool {
     matches!(error, MessageError::Closed | MessageError::Link(_))
+}
+
+/// Whether HTTP/2 has words for a request that came in HTTP/1.1: its rules for hosts and paths are narrower.
+fn can_be_http2(request: &Request) -> bool {
+    request.version == Version::Http2
+        || (http::uri::Authority::try_from(request.authority.as_bytes()).is_ok()
+            && http::uri::PathAndQuery::try_from(request.path.as_str()).is_ok())
 }
 
 /// Which version of HTTP an endpoint is spoken to with.

@@ -3,12 +3,13 @@
 use std::rc::Rc;
 
 use bytes::Bytes;
+use culvert_common::crypto::random;
 use culvert_common::hbone::link::Writer;
-use http::header::COOKIE;
+use http::header::{COOKIE, HOST, SEC_WEBSOCKET_KEY};
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue};
+use http::{HeaderMap, HeaderValue, Method};
 
-use crate::http1::head::{FIELDS_MAX, Framing};
+use crate::http1::head::{FIELDS_MAX, Framing, is_authority};
 use crate::message::{Body, Input, LinkIo, Request, Version};
 use crate::reply::Responder;
 use crate::request;
@@ -35,6 +36,7 @@ pub(crate) async fn serve(stage: &Rc<Stage>, input: Input, writer: Writer) {
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_header_list_size(HEADERS)
         .max_send_buffer_size(SEND_BUFFER)
+        .enable_connect_protocol()
         .handshake::<_, Bytes>(LinkIo::new(input, writer));
     let mut connection = match tokio::time::timeout(PREFACE, handshake).await {
         Ok(Ok(connection)) => connection,
@@ -73,39 +75,53 @@ async fn one(
         return respond.send_reset(h2::Reason::PROTOCOL_ERROR);
     };
     let responder = Responder::http2(&mut respond, &request);
-    let body = if request.framing == Framing::Empty { Body::Empty } else { Body::Http2(body) };
+    let body = match request.framing {
+        // What comes before the upgrade is granted must not be taken for another request.
+        _ if request.upgrade.is_some() => Body::Later(body),
+        Framing::Empty => Body::Empty,
+        Framing::Length(_) | Framing::Chunked | Framing::Close => Body::Http2(body),
+    };
     request::serve(stage, request, body, responder).await;
 }
 
 /// None: it is no request of HTTP/2, or has more headers than are taken.
 fn read(parts: Parts, has_ended: bool) -> Option<Request> {
-    let Parts { method, uri, mut headers, .. } = parts;
-    if headers.len() > FIELDS_MAX {
+    let Parts { mut method, uri, mut headers, extensions, .. } = parts;
+    if headers.len() > FIELDS_MAX || headers.get_all(HOST).iter().count() > 1 {
         return None;
     }
     join_cookies(&mut headers);
     let authority = uri.authority().and_then(|authority| HeaderValue::from_str(authority.as_str()).ok());
-    let host = headers.remove(http::header::HOST);
-    let authority = authority.or(host)?;
+    let host = headers.remove(HOST);
+    let authority = authority.or(host).filter(|authority| is_authority(authority.as_bytes()))?;
+    let mut upgrade = None;
+    if let Some(protocol) = extensions.get::<h2::ext::Protocol>() {
+        // As HTTP/1.1 asks for it. Source: RFC 8441 §5.
+        (method, upgrade) = (Method::GET, Some(HeaderValue::from_str(protocol.as_str()).ok()?));
+        headers.entry(SEC_WEBSOCKET_KEY).or_insert_with(|| websocket_key(random()));
+    }
     let path = uri.path_and_query().map_or(String::new(), |path| path.as_str().to_owned());
     let length =
         headers.get(http::header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
-    let framing = match (has_ended, length) {
+    let framing = match (has_ended || upgrade.is_some(), length) {
         (true, _) => Framing::Empty,
         (false, Some(length)) => Framing::Length(length),
         (false, None) => Framing::Chunked,
     };
     let is_https = uri.scheme() == Some(&http::uri::Scheme::HTTPS);
-    Some(Request {
-        method,
-        is_https,
-        authority,
-        path,
-        headers,
-        version: Version::Http2,
-        framing,
-        upgrade: None,
-    })
+    Some(Request { method, is_https, authority, path, headers, version: Version::Http2, framing, upgrade })
+}
+
+/// Any 16 bytes in base64; a client of HTTP/2 has none, and servers of HTTP/1.1 want one. Source: RFC 6455 §4.1.
+fn websocket_key(random: u128) -> HeaderValue {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let digit = |at: u32| {
+        // The last digit has two bits.
+        let bits = if at < 21 { random >> (122 - at * 6) } else { random << 4 };
+        DIGITS.get(usize::try_from(bits & 63).unwrap_or_default()).copied().unwrap_or(b'A')
+    };
+    let key: Vec<u8> = (0..22).map(digit).chain(*b"==").collect();
+    HeaderValue::from_bytes(&key).unwrap_or(HeaderValue::from_static("AAAAAAAAAAAAAAAAAAAAAA=="))
 }
 
 /// Clients may send cookies in pieces; servers of HTTP/1.1 expect one line. Source: RFC 9113 §8.2.3.
@@ -119,5 +135,21 @@ fn join_cookies(headers: &mut HeaderMap) {
     }
     if let Ok(joined) = HeaderValue::from_bytes(&joined) {
         headers.insert(COOKIE, joined);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_of_websocket_is_sixteen_bytes_in_base64() {
+        for (bytes, key) in [
+            (0, "AAAAAAAAAAAAAAAAAAAAAA=="),
+            (u128::MAX, "/////////////////////w=="),
+            (u128::from_be_bytes(*b"the sample nonce"), "dGhlIHNhbXBsZSBub25jZQ=="),
+        ] {
+            assert_eq!(websocket_key(bytes), key);
+        }
     }
 }

@@ -156,6 +156,8 @@ impl Input {
 /// The body of a message that arrives.
 pub(crate) enum Body<'a> {
     Empty,
+    /// None, until the upgrade that its stream asks for is granted; what comes earlier waits.
+    Later(h2::RecvStream),
     Http1(&'a mut Input, Decoder),
     Http2(h2::RecvStream),
 }
@@ -164,7 +166,7 @@ impl Body<'_> {
     /// The next part. After the end it is not asked again.
     pub(crate) fn poll_part(&mut self, cx: &mut Context<'_>) -> Poll<Result<Part, MessageError>> {
         match self {
-            Self::Empty => Poll::Ready(Ok(Part::End(None))),
+            Self::Empty | Self::Later(_) => Poll::Ready(Ok(Part::End(None))),
             Self::Http1(input, decoder) => loop {
                 match decoder.next(&mut input.held)? {
                     // As Envoy has it, trailers are for HTTP/2.
@@ -185,7 +187,7 @@ impl Body<'_> {
                 let data = data?;
                 // Its sender may go on once it is taken: who polls this has room for one part.
                 stream.flow_control().release_capacity(data.len())?;
-                // Many clients end a stream with an empty frame.
+                // Many clients end a stream with an empty frame; as a chunk of HTTP/1.1 it would end the body.
                 if !data.is_empty() {
                     return Poll::Ready(Ok(Part::Data(data)));
                 }
@@ -197,14 +199,23 @@ impl Body<'_> {
     pub(crate) fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<MessageError> {
         match self {
             Self::Http1(input, decoder) if decoder.is_done() => input.poll_gone(cx),
-            Self::Http1(..) | Self::Empty | Self::Http2(_) => Poll::Pending,
+            Self::Http1(..) | Self::Empty | Self::Later(_) | Self::Http2(_) => Poll::Pending,
         }
+    }
+
+    /// From now on its bytes are no body but what another protocol says.
+    pub(crate) fn switch(&mut self) {
+        *self = match std::mem::replace(self, Self::Empty) {
+            Self::Later(stream) => Self::Http2(stream),
+            Self::Http1(input, _) => Self::Http1(input, Decoder::new(Framing::Close)),
+            other => other,
+        };
     }
 
     /// Whether nothing more is to come.
     pub(crate) fn is_done(&self) -> bool {
         match self {
-            Self::Empty => true,
+            Self::Empty | Self::Later(_) => true,
             Self::Http1(_, decoder) => decoder.is_done(),
             Self::Http2(stream) => stream.is_end_stream(),
         }
@@ -271,15 +282,15 @@ impl<'a> Sink<'a> {
                 return;
             }
         }
-        self.reset();
+        self.reset(h2::Reason::INTERNAL_ERROR);
     }
 
     /// Breaks off: the receiver must not take what it has for a whole message.
-    pub(crate) fn reset(&mut self) {
+    pub(crate) fn reset(&mut self, reason: h2::Reason) {
         match self {
             Self::Nothing => {}
             Self::Http1 { output, .. } => output.reset(),
-            Self::Http2(stream) => stream.send_reset(h2::Reason::INTERNAL_ERROR),
+            Self::Http2(stream) => stream.send_reset(reason),
         }
     }
 }
@@ -426,8 +437,9 @@ impl<'a> Pump<'a> {
         self.part = Some(part);
     }
 
-    pub(crate) fn reset(&mut self) {
-        self.sink.reset();
+    /// As [`Sink::reset`].
+    pub(crate) fn reset(&mut self, reason: h2::Reason) {
+        self.sink.reset(reason);
     }
 
     /// As [`Sink::break_off`].

@@ -10,6 +10,7 @@ use culvert_common::l7::retry::{self, Tried};
 use culvert_common::l7::{
     Edits, Flag, Reset, Switch, add_server, add_service_time, clean_response, http_status,
 };
+use h2::Reason;
 use http::{HeaderMap, Method, StatusCode};
 use tokio::time::{Instant, Sleep};
 
@@ -49,7 +50,19 @@ impl Source<'_> {
                 Ok(Answer { status, headers, framing, keep_alive, body: None })
             }
             Self::Http2(response) => {
-                let (parts, body) = response.await?.into_parts();
+                let interim = |head: http::Response<()>| {
+                    let (parts, ()) = head.into_parts();
+                    let (status, headers) = (parts.status, parts.headers);
+                    Answer { status, headers, framing: Framing::Empty, keep_alive: true, body: None }
+                };
+                let next = poll_fn(|cx| match response.poll_informational(cx) {
+                    Poll::Ready(Some(head)) => Poll::Ready(head.map(Err)),
+                    Poll::Ready(None) | Poll::Pending => Pin::new(&mut *response).poll(cx).map_ok(Ok),
+                });
+                let (parts, body) = match next.await? {
+                    Ok(response) => response.into_parts(),
+                    Err(head) => return Ok(interim(head)),
+                };
                 let length = parts.headers.get(http::header::CONTENT_LENGTH);
                 let length = length.and_then(|value| value.to_str().ok()?.parse().ok());
                 let framing = match (body.is_end_stream(), length) {
@@ -108,7 +121,9 @@ impl Exchange<'_> {
                 break answer;
             }
             if let Some(responder) = &mut self.responder {
-                responder.interim(answer.status, answer.headers).await?;
+                let mut headers = answer.headers;
+                clean_response(&mut headers, Switch::No);
+                responder.interim(answer.status, headers).await?;
             }
         };
         let status = match tries.is_grpc.then(|| retry::grpc_status(&answer.headers)).flatten() {
@@ -184,7 +199,8 @@ impl Exchange<'_> {
         self.told.status = Some(status);
         self.told.answered(&headers);
         let Some(mut responder) = self.responder.take() else { return Ok(false) };
-        responder.keep_alive &= !self.stage.worker.scope.is_draining();
+        // The rest of a request that is answered early may never come: no other one is waited for behind it.
+        responder.keep_alive &= !self.stage.worker.scope.is_draining() && self.body.is_done();
         let client_keeps = responder.keep_alive && !switches;
         let framing = if switches { Framing::Close } else { framing };
         if switches {
@@ -208,11 +224,12 @@ impl Exchange<'_> {
         match moved {
             Ok(()) => {
                 self.told.goes_on = client_keeps && self.body.take_rest().await;
-                Ok(keep_alive && upload.is_done && !switches)
+                // Who was asked for another protocol may yet speak it.
+                Ok(keep_alive && upload.is_done && request.upgrade.is_none())
             }
             Err(Broke::Time) => {
-                download.reset();
-                upload.reset();
+                download.reset(Reason::INTERNAL_ERROR);
+                upload.reset(Reason::CANCEL);
                 self.told.flags.raise(Flag::UpstreamTimeout);
                 self.told.details = Cow::Borrowed("response_timeout");
                 Ok(false)
@@ -232,7 +249,7 @@ impl Exchange<'_> {
                 Ok(false)
             }
             Err(Broke::Pump(PumpError::To(error))) => {
-                upload.reset();
+                upload.reset(Reason::CANCEL);
                 Err(error)
             }
         }

@@ -7,8 +7,7 @@ use bytes::Bytes;
 use culvert_common::hbone::budget::Budget;
 use http::HeaderMap;
 
-use crate::http1::body::{Decoder, Part};
-use crate::http1::head::Framing;
+use crate::http1::body::Part;
 use crate::message::{Body, MessageError};
 
 /// Bytes of a request's body that are kept for another try.
@@ -148,9 +147,7 @@ impl<'a> Replay<'a> {
     /// From now on its bytes are no body but what another protocol says.
     pub(crate) fn switch(&mut self) {
         self.end = None;
-        if let Body::Http1(_, decoder) = &mut self.body {
-            *decoder = Decoder::new(Framing::Close);
-        }
+        self.body.switch();
     }
 
     /// Takes what has come of the rest and is needed by nobody; whether that was all of it.
@@ -179,6 +176,8 @@ mod tests {
     use tokio::net::{TcpListener, TcpStream};
 
     use super::*;
+    use crate::http1::body::Decoder;
+    use crate::http1::head::Framing;
     use crate::message::Input;
 
     async fn pair() -> (TcpStream, Input, link::Writer) {

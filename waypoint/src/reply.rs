@@ -6,7 +6,7 @@ use std::task::{Context, Poll, ready};
 use bytes::{Bytes, BytesMut};
 use culvert_common::hbone::link::Writer;
 use culvert_common::l7::{Failure, Reply, add_server};
-use http::header::CONTENT_LENGTH;
+use http::header::{CONNECTION, CONTENT_LENGTH, SEC_WEBSOCKET_ACCEPT, UPGRADE};
 use http::{HeaderMap, Method, Response, StatusCode};
 
 use crate::http1::encode;
@@ -77,13 +77,16 @@ impl<'a> Responder<'a> {
         headers: &HeaderMap,
         framing: Framing,
     ) -> Result<Sink<'a>, MessageError> {
-        let is_empty = self.is_head || encode::is_bodiless(status) || framing == Framing::Empty;
+        // Behind a switch of protocols comes what no framing knows.
+        let switches = status == StatusCode::SWITCHING_PROTOCOLS;
+        let is_empty =
+            !switches && (self.is_head || encode::is_bodiless(status) || framing == Framing::Empty);
         match self.to {
             To::Http1(output) => {
                 // What ends with the upstream's connection, or whose length a route takes away, has none: chunks say where
                 // it ends. What follows a switch of protocols has no end of its own.
                 let framing = match framing {
-                    _ if status == StatusCode::SWITCHING_PROTOCOLS => framing,
+                    _ if switches => framing,
                     _ if is_empty => Framing::Empty,
                     Framing::Close => Framing::Chunked,
                     Framing::Length(_) if !headers.contains_key(CONTENT_LENGTH) => Framing::Chunked,
@@ -95,6 +98,13 @@ impl<'a> Responder<'a> {
             To::Http2(respond) => {
                 let mut response = Response::new(());
                 (*response.status_mut(), *response.headers_mut()) = (status, headers.clone());
+                if switches {
+                    // HTTP/2 says it by accepting the CONNECT. Source: RFC 8441 §5.
+                    *response.status_mut() = StatusCode::OK;
+                    for name in [CONNECTION, UPGRADE, SEC_WEBSOCKET_ACCEPT] {
+                        response.headers_mut().remove(name);
+                    }
+                }
                 let stream = respond.send_response(response, is_empty)?;
                 Ok(if is_empty { Sink::Nothing } else { Sink::Http2(stream) })
             }
@@ -143,8 +153,11 @@ fn failure(bad: BadHead) -> Failure {
         BadHead::OldVersion | BadHead::Version => Failure::LowVersion,
         BadHead::Coding => Failure::BadCoding,
         BadHead::TooLarge => Failure::HeadersTooLarge,
-        BadHead::Line | BadHead::Field | BadHead::Target | BadHead::Host | BadHead::Length => {
-            Failure::BadRequest
-        }
+        BadHead::Line
+        | BadHead::Field
+        | BadHead::Target
+        | BadHead::Host
+        | BadHead::Length
+        | BadHead::Upgrade => Failure::BadRequest,
     }
 }

@@ -27,7 +27,7 @@ use crate::{http2, log, request, tcp};
 /// A client that has not said anything for so long may wait for the server to speak.
 const SPEAKS_FIRST: Duration = Duration::from_millis(20);
 /// A connection on which no request comes is ended.
-const IDLE: Duration = Duration::from_secs(3600);
+pub(crate) const IDLE: Duration = Duration::from_secs(3600);
 /// HTTP/2's first bytes. Source: RFC 9113 §3.4.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -111,7 +111,8 @@ pub(crate) async fn connect(worker: &Rc<Worker>, client: &Rc<Client>, request: B
     let stage = Rc::new(Stage { worker, client, target, destination, source, service });
     let input = Input::new(reader);
     match protocol {
-        Protocol::Tcp | Protocol::Tls => Box::pin(tcp::serve(&stage, input, writer)).await,
+        Protocol::Tcp => Box::pin(tcp::serve(&stage, input, writer)).await,
+        Protocol::Tls => Box::pin(tcp::serve_tls(&stage, input, writer)).await,
         Protocol::Http1 | Protocol::Http2 => Box::pin(http(&stage, input, writer)).await,
         Protocol::Unknown => Box::pin(sniffed(&stage, input, writer)).await,
     }
@@ -180,7 +181,11 @@ async fn sniffed(stage: &Rc<Stage>, mut input: Input, writer: Writer) {
         Ok(first) => {
             let is_http = is_http(&first);
             input.put_back(first);
-            if is_http { http(stage, input, writer).await } else { tcp::serve(stage, input, writer).await }
+            if is_http {
+                http(stage, input, writer).await
+            } else {
+                tcp::serve_tls(stage, input, writer).await
+            }
         }
         Err(error) => tracing::debug!(%error, "a connection broke before it had said what it speaks"),
     }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use culvert_common::crypto::random;
 use culvert_common::hbone::link::{LinkError, Writer};
 
@@ -21,12 +21,13 @@ use culvert_common::telemetry::{self, ByteCounts, Flow, Reporter, ResponseFlag, 
 use culvert_common::types::ServiceKey;
 use tokio::time::Instant;
 
+use crate::client_hello::{self, Hello};
 use crate::current::{Current, Live};
 use crate::dial::{self, Endpoint, UpstreamError};
 use crate::log;
 use crate::message::Input;
 use crate::request::Told;
-use crate::serve::{Stage, Target};
+use crate::serve::{IDLE, Stage, Target};
 
 /// Who spoke first on a connection of which nobody has said what it carries.
 pub(crate) enum FirstWord {
@@ -99,6 +100,9 @@ impl Ending {
             Failed::Refused(..) => (ResponseFlag::NoCluster, &[Flag::NoCluster]),
             Failed::NoEndpoint(..) => (ResponseFlag::NoHealthyUpstream, &[Flag::NoHealthyUpstream]),
             Failed::Overflow(_) => (ResponseFlag::Overflow, &[Flag::UpstreamOverflow]),
+            Failed::Hello => (ResponseFlag::TlsFailure, &[Flag::DownstreamProtocol]),
+            Failed::Silent => (ResponseFlag::None, &[Flag::StreamIdle]),
+            Failed::Broken(_) => (ResponseFlag::Connect, &[Flag::DownstreamTermination]),
             // As Envoy says it: the one try was the last.
             Failed::Upstream(_) => {
                 (ResponseFlag::Unreached, &[Flag::UpstreamConnectionFailure, Flag::RetryLimit])
@@ -112,7 +116,12 @@ impl Ending {
             }
             Failed::Refused(_, reason) => reason.as_ref().clone_into(&mut self.told.transport),
             Failed::Upstream(error) => self.told.transport = error.to_string(),
-            Failed::NoRoute(..) | Failed::NoEndpoint(..) | Failed::Overflow(_) => {}
+            Failed::NoRoute(..)
+            | Failed::NoEndpoint(..)
+            | Failed::Overflow(_)
+            | Failed::Hello
+            | Failed::Silent
+            | Failed::Broken(_) => {}
         }
     }
 }
@@ -140,8 +149,9 @@ impl Drop for Ending {
 pub(crate) async fn first_word(stage: &Rc<Stage>, input: &mut Input) -> FirstWord {
     let client = poll_fn(|cx| input.poll_bytes(cx));
     let server = async {
-        // What fails here is dialled again when the client has spoken, and told of then.
-        let Ok(mut upstream) = dial(stage, &mut Way::default()).await else {
+        // What fails here is dialled again when the client has spoken, and told of then. A server of TLS does not speak first:
+        // whoever asks for its name is not let past here.
+        let Ok(mut upstream) = dial(stage, None, &mut Way::default()).await else {
             return std::future::pending().await;
         };
         match poll_fn(|cx| upstream.input.poll_bytes(cx)).await {
@@ -160,9 +170,28 @@ pub(crate) async fn first_word(stage: &Rc<Stage>, input: &mut Input) -> FirstWor
 }
 
 /// Serves one connection to its end.
-pub(crate) async fn serve(stage: &Rc<Stage>, input: Input, mut writer: Writer) {
-    let (mut ending, mut way) = (Ending::new(stage), Way::default());
-    match dial(stage, &mut way).await {
+pub(crate) async fn serve(stage: &Rc<Stage>, input: Input, writer: Writer) {
+    go_on(Ending::new(stage), (input, writer), Ok(None)).await;
+}
+
+/// Serves one connection whose client speaks first and may speak TLS.
+pub(crate) async fn serve_tls(stage: &Rc<Stage>, mut input: Input, writer: Writer) {
+    let ending = Ending::new(stage);
+    let name = tokio::time::timeout(IDLE, server_name(&mut input)).await;
+    go_on(ending, (input, writer), name.unwrap_or(Err(Failed::Silent))).await;
+}
+
+async fn go_on(
+    mut ending: Ending,
+    (input, mut writer): (Input, Writer),
+    name: Result<Option<String>, Failed>,
+) {
+    let (stage, mut way) = (Rc::clone(&ending.stage), Way::default());
+    let dialled = match name {
+        Ok(name) => dial(&stage, name.as_deref(), &mut way).await,
+        Err(error) => Err(error),
+    };
+    match dialled {
         Ok(mut upstream) => {
             let counts = ending.open(std::mem::take(&mut upstream.way));
             relay(&mut ending, (input, writer), upstream, &counts).await;
@@ -170,7 +199,7 @@ pub(crate) async fn serve(stage: &Rc<Stage>, input: Input, mut writer: Writer) {
         Err(error) => {
             writer.reset();
             if let Failed::Denied { policy, .. } = &error {
-                log::denied_tcp(stage, policy);
+                log::denied_tcp(&stage, policy);
             }
             tracing::debug!(client = %stage.client.identity, destination = %stage.destination, "TCP: {error}");
             ending.open(way);
@@ -186,6 +215,25 @@ pub(crate) async fn answered(stage: &Rc<Stage>, client: (Input, Writer), mut ups
     relay(&mut ending, client, upstream, &counts).await;
 }
 
+/// The name of the server that a TLS client asks for; what it has said is still to be read.
+async fn server_name(input: &mut Input) -> Result<Option<String>, Failed> {
+    let mut said = BytesMut::new();
+    let hello = loop {
+        let Some(more) = poll_fn(|cx| input.poll_bytes(cx)).await? else { break Hello::Other };
+        said.extend_from_slice(&more);
+        match client_hello::read(&said) {
+            Hello::Open => {}
+            hello => break hello,
+        }
+    };
+    input.put_back(said.freeze());
+    match hello {
+        Hello::Tls(name) => Ok(name),
+        Hello::Open | Hello::Other => Ok(None),
+        Hello::Bad => Err(Failed::Hello),
+    }
+}
+
 /// Why a connection is not carried.
 #[derive(Debug, thiserror::Error)]
 enum Failed {
@@ -199,19 +247,25 @@ enum Failed {
     NoEndpoint(ClusterKey, NoEndpoint),
     #[error("{0}: its circuit is open")]
     Overflow(ClusterKey),
+    #[error("the client speaks TLS, but its first message cannot be read, nor whom it asks for")]
+    Hello,
+    #[error("nobody has said anything for too long")]
+    Silent,
+    #[error("it broke off: {0}")]
+    Broken(#[from] LinkError),
     #[error(transparent)]
     Upstream(#[from] UpstreamError),
 }
 
 /// Says in `way` how far it came.
-async fn dial(stage: &Rc<Stage>, way: &mut Way) -> Result<Upstream, Failed> {
+async fn dial(stage: &Rc<Stage>, server_name: Option<&str>, way: &mut Way) -> Result<Upstream, Failed> {
     let current = stage.worker.shared.current();
     let connection = Connection {
         peer: Some(&stage.client.identity),
         source: stage.client.address,
         remote: stage.client.address.ip(),
         destination: stage.destination,
-        server_name: None,
+        server_name,
     };
     let (policies, route) = match &stage.target {
         Target::Workload(..) => (&current.waypoint.policies, None),
@@ -220,7 +274,7 @@ async fn dial(stage: &Rc<Stage>, way: &mut Way) -> Result<Upstream, Failed> {
             let bound = current.waypoint.services.get(key).ok_or_else(no_route)?;
             let at = bound.ports.get(port).ok_or_else(no_route)?;
             let is_for = |route: &&TcpRoute| {
-                let is_match = |one: &TcpMatch| one.is_match(stage.destination.ip(), *port, None);
+                let is_match = |one: &TcpMatch| one.is_match(stage.destination.ip(), *port);
                 route.matches.is_empty() || route.matches.iter().any(is_match)
             };
             (&bound.policies, Some(at.tcp.iter().find(is_for).ok_or_else(no_route)?))

@@ -33,5 +33,6 @@ mod two_processes;
 mod waypoint;
 mod waypoint_requests;
 mod waypoint_told;
+mod waypoint_wire;
 mod why;
 mod zds_client;

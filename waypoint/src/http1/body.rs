@@ -12,7 +12,7 @@ const TRAILERS_MAX: usize = 16 * 1024;
 
 /// Takes one body apart.
 #[derive(Debug)]
-pub(crate) struct Decoder {
+pub struct Decoder {
     state: State,
 }
 
@@ -32,7 +32,7 @@ enum State {
 
 /// A part of a body.
 #[derive(Debug, PartialEq)]
-pub(crate) enum Part {
+pub enum Part {
     /// Some of its bytes, never none.
     Data(Bytes),
     /// It is over, with these trailers.
@@ -42,10 +42,11 @@ pub(crate) enum Part {
 /// The bytes are no such body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a chunk or trailer that breaks HTTP/1.1")]
-pub(crate) struct BadBody;
+pub struct BadBody;
 
 impl Decoder {
-    pub(crate) fn new(framing: Framing) -> Self {
+    /// Of a body that ends so.
+    pub fn new(framing: Framing) -> Self {
         let state = match framing {
             Framing::Empty | Framing::Length(0) => State::Done,
             Framing::Length(length) => State::Length(length),
@@ -56,19 +57,19 @@ impl Decoder {
     }
 
     /// Whether the body is over.
-    pub(crate) fn is_done(&self) -> bool {
+    pub fn is_done(&self) -> bool {
         matches!(self.state, State::Done)
     }
 
     /// Whether the end of the connection is the body's end too.
-    pub(crate) fn ends_with_connection(&self) -> bool {
+    pub fn ends_with_connection(&self) -> bool {
         matches!(self.state, State::Close)
     }
 
     /// The next part, out of `input`; none: more must come. What is behind the end stays in `input`.
     ///
     /// **Errors**: the connection cannot be used any more.
-    pub(crate) fn next(&mut self, input: &mut Bytes) -> Result<Option<Part>, BadBody> {
+    pub fn next(&mut self, input: &mut Bytes) -> Result<Option<Part>, BadBody> {
         loop {
             match &mut self.state {
                 State::Done => return Ok(Some(Part::End(None))),
@@ -161,7 +162,7 @@ fn trailers_of(text: &[u8]) -> Result<Option<HeaderMap>, BadBody> {
         let colon = line.iter().position(|byte| *byte == b':').ok_or(BadBody)?;
         let (name, value) = line.split_at(colon);
         let name = http::HeaderName::from_bytes(name).map_err(|_| BadBody)?;
-        let value = value.get(1..).unwrap_or_default().trim_ascii();
+        let value = super::trim(value.get(1..).unwrap_or_default());
         trailers.append(name, http::HeaderValue::from_bytes(value).map_err(|_| BadBody)?);
         if trailers.len() > FIELDS_MAX {
             return Err(BadBody);
@@ -222,6 +223,17 @@ mod tests {
             "0\r\nA b\r\n\r\n",
             "0\r\n A: b\r\n\r\n",
             "0\r\nA: b\n\r\n",
+            "0\r\nA: b\rc\r\n\r\n",
+            "0\r\nA : b\r\n\r\n",
+            "0\r\nA: \u{c}\r\n\r\n",
+            "-1\r\nhello\r\n0\r\n\r\n",
+            "5,5\r\nhello\r\n0\r\n\r\n",
+            "5\rhello\n",
+            " 5\r\nhello\r\n0\r\n\r\n",
+            "5\t\r\nhello\r\n0\r\n\r\n",
+            "5;a=\"\n\"\r\nhello\r\n0\r\n\r\n",
+            "\u{ff15}\r\nhello\r\n0\r\n\r\n",
+            "10000000000000000\r\nhello\r\n0\r\n\r\n",
         ] {
             assert_eq!(all(Framing::Chunked, &[bad.as_bytes()]), Err(BadBody), "{bad:?}");
         }

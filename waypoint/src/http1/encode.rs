@@ -1,13 +1,14 @@
 //! Heads and bodies on their way out.
 
 use bytes::{BufMut as _, Bytes, BytesMut};
+use culvert_common::types::push_number;
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 
 use super::head::Framing;
 
 /// A request's head: `authority` becomes the Host header. Headers must be free of connection-specific ones.
-pub(crate) fn request(
+pub fn request(
     method: &Method,
     path: &str,
     authority: &HeaderValue,
@@ -21,15 +22,22 @@ pub(crate) fn request(
     out.put_slice(b" HTTP/1.1\r\nhost: ");
     out.put_slice(authority.as_bytes());
     out.put_slice(b"\r\n");
-    // A request whose length is 0 says so where a body could be expected.
     let has_none =
         matches!(*method, Method::GET | Method::HEAD | Method::DELETE | Method::TRACE | Method::CONNECT);
-    fields(&mut out, headers, framing, !has_none);
+    let length = match framing {
+        // A request whose length is 0 says so where a body could be expected.
+        Framing::Empty if has_none && !headers.contains_key(CONTENT_LENGTH) => Length::None,
+        Framing::Empty => Length::Is(0),
+        Framing::Close => Length::None,
+        Framing::Length(length) => Length::Is(length),
+        Framing::Chunked => Length::Chunked,
+    };
+    fields(&mut out, headers, length);
     out
 }
 
 /// A response's head; of one to a HEAD that says no length it says that chunks would come.
-pub(crate) fn response(
+pub fn response(
     status: StatusCode,
     headers: &HeaderMap,
     framing: Framing,
@@ -45,15 +53,21 @@ pub(crate) fn response(
     if close {
         out.put_slice(b"connection: close\r\n");
     }
-    let has_no_length = is_bodiless(status);
-    let is_told_in_chunks = is_head && !has_no_length && !headers.contains_key(CONTENT_LENGTH);
-    let framing = if is_told_in_chunks { Framing::Chunked } else { framing };
-    fields(&mut out, headers, framing, !is_head && !has_no_length);
+    let length = match framing {
+        _ if is_bodiless(status) => Length::AsTold,
+        _ if is_head && !headers.contains_key(CONTENT_LENGTH) => Length::Chunked,
+        _ if is_head => Length::AsTold,
+        Framing::Empty => Length::Is(0),
+        Framing::Length(length) => Length::Is(length),
+        Framing::Chunked => Length::Chunked,
+        Framing::Close => Length::None,
+    };
+    fields(&mut out, headers, length);
     out
 }
 
 /// Whether an answer with this status has neither a body nor, unless it is said, a length.
-pub(crate) fn is_bodiless(status: StatusCode) -> bool {
+pub fn is_bodiless(status: StatusCode) -> bool {
     status.is_informational() || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
 }
 
@@ -67,9 +81,19 @@ fn reason(status: StatusCode) -> &'static str {
     }
 }
 
-fn fields(out: &mut BytesMut, headers: &HeaderMap, framing: Framing, says_zero: bool) {
+/// What a head says of its body's length. Only one may say it: a header that says otherwise is left out.
+#[derive(Clone, Copy, PartialEq)]
+enum Length {
+    /// What the headers say: nothing follows, and they tell what would have.
+    AsTold,
+    None,
+    Is(u64),
+    Chunked,
+}
+
+fn fields(out: &mut BytesMut, headers: &HeaderMap, length: Length) {
     for (name, value) in headers {
-        if *name == TRANSFER_ENCODING || (framing == Framing::Chunked && *name == CONTENT_LENGTH) {
+        if *name == TRANSFER_ENCODING || (length != Length::AsTold && *name == CONTENT_LENGTH) {
             continue;
         }
         out.reserve(name.as_str().len() + value.len() + 4);
@@ -78,28 +102,32 @@ fn fields(out: &mut BytesMut, headers: &HeaderMap, framing: Framing, says_zero: 
         out.put_slice(value.as_bytes());
         out.put_slice(b"\r\n");
     }
-    match framing {
-        Framing::Chunked => out.put_slice(b"transfer-encoding: chunked\r\n"),
-        Framing::Length(length) if !headers.contains_key(CONTENT_LENGTH) => {
-            out.put_slice(format!("content-length: {length}\r\n").as_bytes());
+    match length {
+        Length::Chunked => out.put_slice(b"transfer-encoding: chunked\r\n"),
+        Length::Is(length) => {
+            let mut line = String::with_capacity(40);
+            line.push_str("content-length: ");
+            push_number(&mut line, length);
+            line.push_str("\r\n");
+            out.put_slice(line.as_bytes());
         }
-        Framing::Empty if says_zero && !headers.contains_key(CONTENT_LENGTH) => {
-            out.put_slice(b"content-length: 0\r\n")
-        }
-        Framing::Empty | Framing::Length(_) | Framing::Close => {}
+        Length::AsTold | Length::None => {}
     }
     out.put_slice(b"\r\n");
 }
 
-/// `data` as one chunk, behind what `out` has.
-pub(crate) fn chunk(out: &mut BytesMut, data: &Bytes) {
+/// `data` as one chunk, behind what `out` has; nothing is none, as an empty chunk would be the last one.
+pub fn chunk(out: &mut BytesMut, data: &Bytes) {
+    if data.is_empty() {
+        return;
+    }
     out.put_slice(format!("{:x}\r\n", data.len()).as_bytes());
     out.put_slice(data);
     out.put_slice(b"\r\n");
 }
 
 /// The last chunk, with the trailers.
-pub(crate) fn last_chunk(out: &mut BytesMut, trailers: Option<&HeaderMap>) {
+pub fn last_chunk(out: &mut BytesMut, trailers: Option<&HeaderMap>) {
     out.put_slice(b"0\r\n");
     for (name, value) in trailers.into_iter().flatten() {
         out.put_slice(name.as_str().as_bytes());
@@ -166,10 +194,37 @@ mod tests {
         }
     }
 
+    /// Two readers must not find two lengths, whatever a client or a route says.
+    #[test]
+    fn a_head_has_one_length() {
+        let mut headers = HeaderMap::new();
+        headers.append(CONTENT_LENGTH, HeaderValue::from_static("5"));
+        headers.append(CONTENT_LENGTH, HeaderValue::from_static("6"));
+        headers.append(TRANSFER_ENCODING, HeaderValue::from_static("gzip"));
+        let authority = HeaderValue::from_static("a");
+        for (framing, method, want) in [
+            (Framing::Length(5), Method::POST, "content-length: 5"),
+            (Framing::Empty, Method::GET, "content-length: 0"),
+            (Framing::Chunked, Method::POST, "transfer-encoding: chunked"),
+        ] {
+            let text = request(&method, "/", &authority, &headers, framing);
+            let text = String::from_utf8(text.to_vec()).unwrap();
+            let lines = text.lines().filter(|line| line.contains("length") || line.contains("encoding"));
+            assert_eq!(lines.collect::<Vec<_>>(), [want]);
+            let text = response(StatusCode::OK, &headers, framing, false, false);
+            let text = String::from_utf8(text.to_vec()).unwrap();
+            let lines = text.lines().filter(|line| line.contains("length") || line.contains("encoding"));
+            assert_eq!(lines.collect::<Vec<_>>(), [want]);
+        }
+        let text = request(&Method::GET, "/", &authority, &HeaderMap::new(), Framing::Empty);
+        assert!(!text.windows(6).any(|word| word == b"length"));
+    }
+
     #[test]
     fn chunks_are_framed() {
         let mut out = BytesMut::new();
         chunk(&mut out, &Bytes::from_static(b"hello world, sixteen"));
+        chunk(&mut out, &Bytes::new());
         let mut trailers = HeaderMap::new();
         trailers.insert("grpc-status", HeaderValue::from_static("0"));
         last_chunk(&mut out, Some(&trailers));

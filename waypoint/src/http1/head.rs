@@ -3,16 +3,18 @@
 use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 
+use super::trim;
+
 /// Bytes of a request's head, and of its request line alone.
-pub(crate) const REQUEST_MAX: usize = 60 * 1024;
+pub const REQUEST_MAX: usize = 60 * 1024;
 /// Bytes of a response's head.
-pub(crate) const RESPONSE_MAX: usize = 80 * 1024;
+pub const RESPONSE_MAX: usize = 80 * 1024;
 /// Header lines of a message.
-pub(crate) const FIELDS_MAX: usize = 100;
+pub const FIELDS_MAX: usize = 100;
 
 /// Where a body ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Framing {
+pub enum Framing {
     /// There is none.
     Empty,
     /// After so many bytes.
@@ -25,58 +27,76 @@ pub(crate) enum Framing {
 
 /// A request's head as it came.
 #[derive(Debug)]
-pub(crate) struct RequestHead {
-    pub(crate) method: Method,
+pub struct RequestHead {
+    /// Any token.
+    pub method: Method,
     /// Authority: of an absolute target, else the Host header.
-    pub(crate) authority: HeaderValue,
+    pub authority: HeaderValue,
     /// Path and query, not yet made plain; `*` of `OPTIONS *`.
-    pub(crate) path: String,
-    pub(crate) is_https: bool,
+    pub path: String,
+    /// Whether an absolute target says so.
+    pub is_https: bool,
     /// Without Host, which is [`RequestHead::authority`].
-    pub(crate) headers: HeaderMap,
-    pub(crate) framing: Framing,
+    pub headers: HeaderMap,
+    /// Where its body ends.
+    pub framing: Framing,
     /// Whether another request may follow on the connection.
-    pub(crate) keep_alive: bool,
-    /// What the client wants to speak instead.
-    pub(crate) upgrade: Option<HeaderValue>,
+    pub keep_alive: bool,
+    /// What the client wants to speak instead; HTTP/2 is not what one can change to.
+    pub upgrade: Option<HeaderValue>,
 }
 
 /// A response's head as it came.
 #[derive(Debug)]
-pub(crate) struct ResponseHead {
-    pub(crate) status: StatusCode,
-    pub(crate) headers: HeaderMap,
-    pub(crate) framing: Framing,
+pub struct ResponseHead {
+    /// Its status.
+    pub status: StatusCode,
+    /// Without Transfer-Encoding.
+    pub headers: HeaderMap,
+    /// Where its body ends.
+    pub framing: Framing,
     /// Whether another request may follow on the connection.
-    pub(crate) keep_alive: bool,
+    pub keep_alive: bool,
 }
 
 /// A head that is not taken; the connection ends with the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum BadHead {
+pub enum BadHead {
+    /// The first line, or how a line ends.
     #[error("a line that is not of HTTP/1.1, or does not end in CR LF")]
     Line,
+    /// A header line.
     #[error("a header line that is not `name: value`")]
     Field,
+    /// The request target.
     #[error("a request target that is no path and no absolute address")]
     Target,
-    #[error("no Host, several, or one that differs from the target's")]
+    /// Host.
+    #[error("no Host, several, one that is none, or one that differs from the target's")]
     Host,
+    /// Content-Length, or what it stands beside.
     #[error("lengths that contradict each other, or are none")]
     Length,
+    /// Transfer-Encoding.
     #[error("a transfer coding other than chunked")]
     Coding,
+    /// A body that would be read as what comes after the upgrade.
+    #[error("an upgrade with a body")]
+    Upgrade,
+    /// HTTP/1.0 and 0.9.
     #[error("HTTP/1.0 or older")]
     OldVersion,
+    /// Another version.
     #[error("a version that is not spoken here")]
     Version,
+    /// Too many bytes, or lines.
     #[error("more than {} KiB of headers, or more than {FIELDS_MAX} of them", REQUEST_MAX / 1024)]
     TooLarge,
 }
 
 /// The search for the end of a head that comes in pieces: each byte is looked at once.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct End {
+pub struct End {
     at: usize,
     line: usize,
 }
@@ -86,7 +106,7 @@ impl End {
     /// and more.
     ///
     /// **Errors**: a line that ends otherwise than in CR LF, or `max` bytes without an end.
-    pub(crate) fn find(&mut self, input: &[u8], max: usize) -> Result<Option<usize>, BadHead> {
+    pub fn find(&mut self, input: &[u8], max: usize) -> Result<Option<usize>, BadHead> {
         for (at, byte) in input.iter().enumerate().take(max).skip(self.at) {
             match byte {
                 b'\n' if at.checked_sub(1).and_then(|before| input.get(before)) != Some(&b'\r') => {
@@ -115,7 +135,7 @@ fn lines(head: &[u8]) -> impl Iterator<Item = Result<&[u8], BadHead>> {
 /// The request whose head is all of `head`, as [`End::find`] found it.
 ///
 /// **Errors**: see [`BadHead`].
-pub(crate) fn request(head: &[u8]) -> Result<RequestHead, BadHead> {
+pub fn request(head: &[u8]) -> Result<RequestHead, BadHead> {
     let mut lines = lines(head);
     let (method, target, version) = request_line(lines.next().ok_or(BadHead::Line)??)?;
     match version {
@@ -129,7 +149,7 @@ pub(crate) fn request(head: &[u8]) -> Result<RequestHead, BadHead> {
     let host = {
         let mut all = headers.get_all(HOST).iter();
         match (all.next(), all.next()) {
-            (Some(host), None) => host.clone(),
+            (Some(host), None) if is_authority(host.as_bytes()) => host.clone(),
             _ => return Err(BadHead::Host),
         }
     };
@@ -144,15 +164,19 @@ pub(crate) fn request(head: &[u8]) -> Result<RequestHead, BadHead> {
     if options.iter().any(|option| option == "host") {
         return Err(BadHead::Host);
     }
-    let upgrade = headers.get(UPGRADE).filter(|_| options.iter().any(|o| o == "upgrade")).cloned();
-    let keep_alive = !options.iter().any(|option| option == "close");
+    let upgrade = upgrade(&mut headers, &options);
+    if upgrade.is_some() && framing != Framing::Empty {
+        return Err(BadHead::Upgrade);
+    }
+    // What follows a CONNECT is not ours to read, whatever it is answered with.
+    let keep_alive = method != Method::CONNECT && !options.iter().any(|option| option == "close");
     Ok(RequestHead { method, authority, path, is_https, headers, framing, keep_alive, upgrade })
 }
 
 /// The response to a request of this method, from its whole head.
 ///
 /// **Errors**: see [`BadHead`].
-pub(crate) fn response(head: &[u8], method: &Method) -> Result<ResponseHead, BadHead> {
+pub fn response(head: &[u8], method: &Method) -> Result<ResponseHead, BadHead> {
     let mut lines = lines(head);
     let line = lines.next().ok_or(BadHead::Line)??;
     let (is_new, rest) = match line {
@@ -177,6 +201,13 @@ pub(crate) fn response(head: &[u8], method: &Method) -> Result<ResponseHead, Bad
     if chunked && length.is_some() {
         return Err(BadHead::Length);
     }
+    if status.is_informational() || status == StatusCode::NO_CONTENT {
+        // Whoever does not know the status would read on. Source: RFC 9110 §8.6, RFC 9112 §6.1.
+        if chunked || length.is_some_and(|length| length > 0) {
+            return Err(BadHead::Length);
+        }
+        headers.remove(CONTENT_LENGTH);
+    }
     headers.remove(TRANSFER_ENCODING);
     let framing = match (no_body, chunked, length) {
         (true, ..) => Framing::Empty,
@@ -187,6 +218,25 @@ pub(crate) fn response(head: &[u8], method: &Method) -> Result<ResponseHead, Bad
     };
     let keep_alive = if is_new { !says("close") } else { says("keep-alive") };
     Ok(ResponseHead { status, headers, framing, keep_alive: keep_alive && framing != Framing::Close })
+}
+
+/// What the client wants to speak instead of HTTP/1.1; an offer of HTTP/2 is as if it had not been made.
+fn upgrade(headers: &mut HeaderMap, options: &[String]) -> Option<HeaderValue> {
+    let protocol = headers.get(UPGRADE)?;
+    if !options.iter().any(|option| option == "upgrade") {
+        return None;
+    }
+    if protocol.as_bytes().eq_ignore_ascii_case(b"h2c") {
+        headers.remove(UPGRADE);
+        headers.remove("http2-settings");
+        return None;
+    }
+    Some(protocol.clone())
+}
+
+/// Whether it has only what a host and port are written with. Source: RFC 3986 §3.2, without its user.
+pub fn is_authority(text: &[u8]) -> bool {
+    text.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-._~%!$&'()[]*+,;=:".contains(byte))
 }
 
 fn request_line(line: &[u8]) -> Result<(Method, &[u8], &[u8]), BadHead> {
@@ -255,7 +305,7 @@ fn fields<'a>(lines: impl Iterator<Item = Result<&'a [u8], BadHead>>) -> Result<
         let colon = line.iter().position(|byte| *byte == b':').ok_or(BadHead::Field)?;
         let (name, value) = line.split_at(colon);
         let name = HeaderName::from_bytes(name).map_err(|_| BadHead::Field)?;
-        let value = value.get(1..).unwrap_or_default().trim_ascii();
+        let value = trim(value.get(1..).unwrap_or_default());
         headers.append(name, HeaderValue::from_bytes(value).map_err(|_| BadHead::Field)?);
     }
     Ok(headers)
@@ -318,7 +368,12 @@ mod tests {
             BadHead::OldVersion => 426,
             BadHead::Version => 505,
             BadHead::TooLarge => 431,
-            BadHead::Line | BadHead::Field | BadHead::Target | BadHead::Host | BadHead::Length => 400,
+            BadHead::Line
+            | BadHead::Field
+            | BadHead::Target
+            | BadHead::Host
+            | BadHead::Length
+            | BadHead::Upgrade => 400,
         }
     }
 
@@ -338,6 +393,23 @@ mod tests {
         let head = head.unwrap();
         assert_eq!((head.path.as_str(), head.keep_alive), ("/?x", false));
         assert_eq!(head.upgrade.unwrap(), "websocket");
+    }
+
+    #[test]
+    fn an_offer_of_http2_is_not_heard() {
+        let text = "GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: H2C\r\n\
+                    HTTP2-Settings: AAMAAABk\r\n\r\n";
+        let head = of(text).unwrap();
+        assert_eq!((head.upgrade, head.keep_alive), (None, true));
+        assert!(!head.headers.contains_key("http2-settings") && !head.headers.contains_key("upgrade"));
+        let head = of("GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\n\r\n").unwrap();
+        assert_eq!(head.upgrade, None, "not without Connection");
+    }
+
+    #[test]
+    fn nothing_is_read_behind_a_connect() {
+        let head = of("CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\n").unwrap();
+        assert_eq!((head.path.as_str(), head.keep_alive), ("", false));
     }
 
     /// What two parsers could read differently, and what nobody should send.
@@ -389,13 +461,49 @@ mod tests {
             (get(&format!("Host: a\r\n{}", "a: b\r\n".repeat(100))), 431),
             (get(&format!("Host: a\r\nx: {}\r\n", "y".repeat(REQUEST_MAX))), 431),
         ];
-        for (text, status) in table {
-            let shown: String = text.chars().take(100).collect();
-            match of(&text) {
-                Err(error) => assert_eq!(status_of(error), status, "{shown:?}: {error}"),
-                Ok(head) => panic!("{shown:?} was read: {head:?}"),
-            }
+        table.into_iter().for_each(refused);
+    }
+
+    #[track_caller]
+    fn refused((text, status): (String, u16)) {
+        let shown: String = text.chars().take(100).collect();
+        match of(&text) {
+            Err(error) => assert_eq!(status_of(error), status, "{shown:?}: {error}"),
+            Ok(head) => panic!("{shown:?} was read: {head:?}"),
         }
+    }
+
+    /// Lengths and hosts that hide from one parser.
+    #[test]
+    fn what_is_obfuscated_is_refused() {
+        let get = |rest: &str| format!("GET / HTTP/1.1\r\n{rest}\r\n");
+        let table = [
+            (get("Host: a b\r\n"), 400),
+            (get("Host: u@a\r\n"), 400),
+            (get("Host: a/b\r\n"), 400),
+            (get("Host: \u{e4}\r\n"), 400),
+            (get("Host: a\r\n\u{b}X: b\r\n"), 400),
+            (get("Host: a\r\nX: \u{7f}\r\n"), 400),
+            (get("Host: a\r\nTransfer-Encoding : chunked\r\n"), 400),
+            (get("Host: a\r\nTransfer-Encoding\r\n: chunked\r\n"), 400),
+            (get("Host: a\r\nTransfer-Encoding: x\r\n\tchunked\r\n"), 400),
+            (get("Host: a\r\nTransfer-Encoding: \u{c}chunked\r\n"), 400),
+            (get("Host: a\r\nContent-Length: \u{c}3\r\n"), 400),
+            (get("Host: a\r\nTransfer-Encoding: chunked;q=1\r\n"), 501),
+            (get("Host: a\r\nTransfer-Encoding:\r\n"), 501),
+            (get("Host: a\r\nTransfer-Encoding: \"chunked\"\r\n"), 501),
+            (get("Host: a\r\nTransfer-Encoding: chunked, identity\r\n"), 501),
+            (get("Host: a\r\nContent-Length: -3\r\n"), 400),
+            (get("Host: a\r\nContent-Length: 3 3\r\n"), 400),
+            (get("Host: a\r\nContent-Length: 3;\r\n"), 400),
+            (get("Host: a\r\nContent-Length: 3\r\ncontent-length: 4\r\n"), 400),
+            (get("Host: a\r\nUpgrade: websocket\r\nConnection: upgrade\r\nContent-Length: 3\r\n"), 400),
+            (
+                get("Host: a\r\nUpgrade: websocket\r\nConnection: upgrade\r\nTransfer-Encoding: chunked\r\n"),
+                400,
+            ),
+        ];
+        table.into_iter().for_each(refused);
     }
 
     #[test]
@@ -419,6 +527,16 @@ mod tests {
         for (text, method, wanted) in table {
             let head = of(&text, method).unwrap();
             assert_eq!((head.framing, head.keep_alive), wanted, "{text:?}");
+        }
+        for (text, is_good) in [
+            ("HTTP/1.1 204 No Content\r\nContent-Length: 0\r\n\r\n", true),
+            ("HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\n", false),
+            ("HTTP/1.1 204 No Content\r\nTransfer-Encoding: chunked\r\n\r\n", false),
+            ("HTTP/1.1 103 Early Hints\r\nContent-Length: 5\r\n\r\n", false),
+            ("HTTP/1.1 101 Switching\r\nTransfer-Encoding: chunked\r\n\r\n", false),
+        ] {
+            let head = of(text, Method::GET);
+            assert_eq!(head.as_ref().is_ok_and(|head| head.headers.is_empty()), is_good, "{text:?}");
         }
         for bad in ["HTTP/2 200\r\n\r\n", "HTTP/1.1 2000\r\n\r\n", "HTTP/1.1 20x\r\n\r\n", "200 OK\r\n\r\n"] {
             assert!(of(bad, Method::GET).is_err(), "{bad:?}");

@@ -189,7 +189,7 @@ impl Asked<'_> {
         }
         let to = self.facts.connection.destination;
         let matched = port.tcp.iter().find(|route| {
-            route.matches.is_empty() || route.matches.iter().any(|one| one.is_match(to.ip(), to.port(), None))
+            route.matches.is_empty() || route.matches.iter().any(|one| one.is_match(to.ip(), to.port()))
         });
         match matched {
             Some(route) => answer.pass(format!("sent on as TCP by {}", routes::field(&route.origin))),

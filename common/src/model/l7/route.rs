@@ -394,17 +394,15 @@ pub struct TcpMatch {
     pub destinations: Vec<IpNet>,
     /// The service's port.
     pub port: Option<u16>,
-    /// One of these is the name that a TLS client asks for; none: any, TLS or not.
+    /// Names of TLS servers, for which a route counts before others. What a client asks for is not compared: the tunnel has said
+    /// which service it wants, and istiod's waypoints do not compare it either.
     pub server_names: Vec<Arc<str>>,
 }
 
 impl TcpMatch {
     /// Whether a connection to this address is meant.
-    pub fn is_match(&self, ip: IpAddr, port: u16, server_name: Option<&str>) -> bool {
-        let named =
-            || server_name.is_some_and(|name| self.server_names.iter().any(|n| n.eq_ignore_ascii_case(name)));
+    pub fn is_match(&self, ip: IpAddr, port: u16) -> bool {
         (self.destinations.is_empty() || self.destinations.iter().any(|net| net.contains(&ip)))
             && self.port.is_none_or(|p| p == port)
-            && (self.server_names.is_empty() || named())
     }
 }
