@@ -10,7 +10,9 @@ mod why;
 
 use std::sync::Arc;
 
-use culvert_common::admin::{Route, Routes, denials_page, json_answer, logging_page, text, why_page};
+use culvert_common::admin::{
+    Answer, Request, Route, Routes, denials_page, json_answer, logging_page, text, why_page,
+};
 use http::StatusCode;
 
 use crate::shared::Shared;
@@ -33,10 +35,38 @@ pub(crate) fn routes(shared: &Arc<Shared>) -> Arc<Routes> {
             std::future::ready(json_answer(StatusCode::OK, &dump::statuses(&statuses.current().waypoint)))
         }),
         denials_page(&shared.telemetry),
+        spans_page(shared),
         Route::read("/stats/prometheus", "metrics, as on port 15020", move |_| {
             std::future::ready(text(StatusCode::OK, stats.metrics.encode(false)))
         }),
         logging_page(&shared.telemetry),
     ];
     Routes::new("waypoint", routes, Arc::clone(&shared.metrics))
+}
+
+/// Spans of a listing that says no number.
+const SPANS: usize = 100;
+
+fn spans_page(shared: &Arc<Shared>) -> Route {
+    let shared = Arc::clone(shared);
+    Route::read("/culvert/spans", "newest spans, as OTLP's JSON (?trace= ?count=)", move |request| {
+        std::future::ready(spans(&shared, &request))
+    })
+}
+
+fn spans(shared: &Shared, request: &Request) -> Answer {
+    let count = request.query("count").map_or(Ok(SPANS), |count| count.parse());
+    let trace = request.query("trace").map(|trace| u128::from_str_radix(&trace, 16)).transpose();
+    let (Ok(count), Ok(trace)) = (count, trace) else {
+        let help = "count is a number and trace an id in hex, for example ?count=20 or ?trace=0af7651916cd43dd8448eb211c80319c\n";
+        return text(StatusCode::BAD_REQUEST, help);
+    };
+    let current = shared.current();
+    let gateway = &current.waypoint.gateway;
+    let resource = [
+        ("service.name", format!("{}.{}", gateway.name, gateway.namespace)),
+        ("k8s.namespace.name", gateway.namespace.to_string()),
+        ("service.version", env!("CARGO_PKG_VERSION").to_owned()),
+    ];
+    json_answer(StatusCode::OK, &shared.spans.export(&resource, trace, count))
 }

@@ -12,7 +12,7 @@ use culvert_common::net::socket::{ListenOptions, listen};
 use culvert_common::source::file::{self, FileSource, LoadError, ReloadOutcome};
 use culvert_common::state::State;
 use culvert_common::task::Scope;
-use culvert_common::telemetry::{self, Logger, LoggingError, Metrics, Telemetry};
+use culvert_common::telemetry::{self, Logger, LoggingError, Metrics, Spans, Telemetry};
 use culvert_common::types::SystemClock;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -171,6 +171,8 @@ fn shared(settings: &Settings, telemetry: &Arc<Telemetry>) -> Result<Arc<Shared>
         metrics: Arc::clone(telemetry.metrics()),
         telemetry: Arc::clone(telemetry),
         access_log: settings.access_log.form(),
+        trace_sampling: settings.trace_sampling,
+        spans: Spans::default(),
         budget: Budget::new(settings.memory_budget),
         http2: settings.http2(),
         limits: settings.limits(),

@@ -53,6 +53,8 @@ pub(crate) struct Told {
     pub(crate) heads: (u64, u64),
     /// Of a gRPC request, the status that its answer has.
     pub(crate) grpc: Option<Option<u32>>,
+    /// The span of a request that is recorded.
+    pub(crate) span: Option<log::Begun>,
     /// Another request may follow on the connection.
     pub(crate) goes_on: bool,
 }
@@ -74,6 +76,7 @@ impl Told {
             transport: String::new(),
             heads: (0, 0),
             grpc: None,
+            span: None,
             goes_on: false,
         }
     }
@@ -101,9 +104,8 @@ pub(crate) async fn serve(
     body: Body<'_>,
     responder: Responder<'_>,
 ) -> Served {
-    let mut ending = Ending { stage, told: Told::new(), request, is_over: false };
+    let mut ending = Ending::new(stage, request);
     let Ending { told, request, .. } = &mut ending;
-    told.heads.0 = log::head_bytes(&request.headers) + (request.path.len() + request.authority.len()) as u64;
     let mut exchange = Exchange {
         stage,
         current: stage.worker.shared.current(),

@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::Parser;
 use culvert_common::config::duration;
 use culvert_common::hbone::{Http2, Limits};
-use culvert_common::model::l7::{GatewayKey, Normalization};
+use culvert_common::model::l7::{Fraction, GatewayKey, Normalization};
 use culvert_common::source::kube;
 use culvert_common::telemetry::LogFormat;
 
@@ -73,6 +73,9 @@ pub(crate) struct Settings {
     /// Line of each request and TCP connection: Envoy's default text, its JSON, or none
     #[arg(long, env = "ACCESS_LOG", value_enum, default_value_t = AccessLog::Text, value_name = "FORM")]
     pub(crate) access_log: AccessLog,
+    /// Percent of the requests that have a span, of those whose caller has not decided
+    #[arg(long, env = "CULVERT_TRACE_SAMPLING", default_value = "1", value_name = "PERCENT", value_parser = percent)]
+    pub(crate) trace_sampling: Fraction,
     /// Form of the waypoint's own log
     #[arg(long, env = "LOG_FORMAT", default_value = "json", value_name = "FORM", value_parser = log_format)]
     pub(crate) log_format: LogFormat,
@@ -117,6 +120,14 @@ fn gateway(text: &str) -> Result<GatewayKey, String> {
             Ok(GatewayKey { namespace: namespace.into(), name: name.into() })
         }
         _ => Err("allowed: <namespace>/<name> of a Gateway, for example shop/waypoint".into()),
+    }
+}
+
+fn percent(text: &str) -> Result<Fraction, String> {
+    match text.parse::<f64>() {
+        // A millionth is the smallest step; what is out of range does not come here.
+        Ok(percent) if (0.0..=100.0).contains(&percent) => Ok(Fraction((percent * 10_000.0).round() as u32)),
+        _ => Err("allowed: 0 to 100".into()),
     }
 }
 

@@ -10,7 +10,7 @@ use culvert_common::hbone::{Http2, Limits};
 use culvert_common::identity::Certs;
 use culvert_common::model::l7::Fraction;
 use culvert_common::state::State;
-use culvert_common::telemetry::{Metrics, Telemetry};
+use culvert_common::telemetry::{Metrics, Spans, Telemetry};
 use culvert_common::types::SpiffeId;
 
 use crate::current::Current;
@@ -26,6 +26,9 @@ pub(crate) struct Shared {
     pub(crate) telemetry: Arc<Telemetry>,
     /// In which form requests are logged; none: not at all.
     pub(crate) access_log: Option<Form>,
+    /// Requests that have a span where no caller has decided.
+    pub(crate) trace_sampling: Fraction,
+    pub(crate) spans: Spans,
     pub(crate) budget: Arc<Budget>,
     pub(crate) http2: Http2,
     pub(crate) limits: Limits,

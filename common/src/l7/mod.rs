@@ -29,6 +29,7 @@ mod reply;
 pub mod retry;
 mod rewrite;
 pub mod timeout;
+mod trace;
 
 pub use crate::authz::http::{Connection, Facts};
 pub use failure::{Failure, FailureReply, Reset};
@@ -44,3 +45,4 @@ pub use path::{AboveRoot, BadPath, normalize};
 pub use redirect::{location, own_location};
 pub use reply::{Reply, grpc_status, http_status};
 pub use rewrite::{new_authority, path_rewrite, rewritten};
+pub use trace::{TraceContext, trace_context};

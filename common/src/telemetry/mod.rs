@@ -25,6 +25,7 @@ mod metrics;
 mod pairs;
 mod reach;
 mod requests;
+mod spans;
 mod traffic;
 
 pub use capture::CaptureMetrics;
@@ -39,3 +40,4 @@ pub use logging::{FilterError, LogFormat, Logger, LoggingError, init};
 pub use metrics::{Counted, Handshake, Metrics, PeerViolations, Side};
 pub use reach::{HoldResult, ReachMetrics};
 pub use requests::{Between, EndedRequest, GrpcMessages, GrpcStatus};
+pub use spans::{Span, Spans};

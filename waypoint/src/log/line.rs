@@ -56,7 +56,7 @@ impl Line<'_> {
     }
 
     /// As the client asked for it.
-    fn path(&self) -> Option<&[u8]> {
+    pub(super) fn path(&self) -> Option<&[u8]> {
         self.header(&ORIGINAL_PATH).or(self.request().map(|request| request.path.as_bytes()))
     }
 
@@ -92,7 +92,7 @@ impl Line<'_> {
         self.told.endpoint.as_ref().map(|endpoint| endpoint.address)
     }
 
-    fn cluster(&self) -> Option<String> {
+    pub(super) fn cluster(&self) -> Option<String> {
         let kind = if matches!(self.subject, Subject::Tcp) { "tcp" } else { "http" };
         match (&self.told.cluster, &self.stage.target) {
             (Some(key), _) => Some(cluster_name(&self.stage.worker.shared.current().waypoint, key, kind)),

@@ -5,6 +5,7 @@
 //! in `line`. It must not decide anything: what became of a request is in [`Told`] when it comes here.
 
 mod line;
+mod span;
 
 use std::borrow::Cow;
 use std::fmt;
@@ -19,6 +20,7 @@ use http::{HeaderMap, HeaderName};
 
 pub(crate) use line::cluster_name;
 use line::{Line, OrDash, Shown, Subject};
+pub(crate) use span::Begun;
 
 use crate::dial::Endpoint;
 use crate::message::Request;
@@ -45,6 +47,17 @@ pub(crate) struct Ending<'a> {
     pub(crate) is_over: bool,
 }
 
+impl<'a> Ending<'a> {
+    /// A request whose head has come.
+    pub(crate) fn new(stage: &'a Stage, request: Request) -> Self {
+        let mut told = Told::new();
+        let line = request.path.len() + request.authority.len();
+        told.heads.0 = head_bytes(&request.headers) + line as u64;
+        told.span = span::begin(stage, &request);
+        Self { stage, told, request, is_over: false }
+    }
+}
+
 impl Drop for Ending<'_> {
     fn drop(&mut self) {
         if !self.is_over {
@@ -52,6 +65,9 @@ impl Drop for Ending<'_> {
             self.told.details = Cow::Borrowed("cut_by_drain");
         }
         count(self.stage, &self.told);
+        if let Some(begun) = self.told.span {
+            span::end(self.stage, &self.told, &self.request, begun);
+        }
         write(self.stage, &self.told, Subject::Request(&self.request));
     }
 }
