@@ -441,3 +441,162 @@ fn a_drain_tells_of_what_it_cuts() {
     drop((stream, waypoint));
     mesh.finish();
 }
+
+/// The headers of a trace go through as they came; a span is kept if the caller's trace is recorded, else by chance.
+#[test]
+fn traces_go_through_and_spans_are_kept() {
+    let mut mesh = Mesh::new();
+    let (client, shop) = (mesh.captured("a", "client"), mesh.captured("b", "shop"));
+    let place = pod(&mut mesh, "b");
+    let _server = culvert_tests::waypoint::server(&shop, 8080, "shop");
+    mesh.put("services.yaml", &bound("shop", VIP, "shop", &[("http", 80, "8080")]));
+    mesh.put("gateway.yaml", &gateway(&place, "all"));
+    mesh.start(&[]);
+    let waypoint = Waypoint::start(&mesh, place, &["--trace-sampling", "0"]);
+    let logs = || format!("{}\n{}\n{}", waypoint.log(), log_of(mesh.agent("a")), log_of(mesh.agent("b")));
+    let send = |path: &str, headers: &str| ask(&client, (VIP.parse().unwrap(), 80), &get(path, headers));
+    let first = || send("/", "").ok().filter(|answer| answer.contains("200 OK"));
+    wait_until("an answer", SOON, first, logs).unwrap();
+    let spans = |query: &str| {
+        let text = page(&waypoint, 15000, &format!("/culvert/spans?{query}"));
+        let page: serde_json::Value = serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"));
+        page["resourceSpans"][0]["scopeSpans"][0]["spans"].as_array().unwrap().clone()
+    };
+    let id = |last: u8| format!("0af7651916cd43dd8448eb211c8031{last:02x}");
+    let parent = "b7ad6b7169203331";
+    for (last, headers, is_kept) in [
+        (1, format!("traceparent: 00-{}-{parent}-01\r\ntracestate: a=b,c=d\r\n", id(1)), true),
+        (2, format!("traceparent: 00-{}-{parent}-00\r\n", id(2)), false),
+        (3, format!("b3: {}-{parent}-1\r\n", id(3)), true),
+        (4, format!("x-b3-traceid: {}\r\nx-b3-spanid: {parent}\r\nx-b3-sampled: 1\r\n", id(4)), true),
+        (5, format!("x-b3-traceid: {}\r\nx-b3-spanid: {parent}\r\n", id(5)), false),
+    ] {
+        let answer = send("/x?y", &headers).unwrap();
+        for line in headers.lines() {
+            assert!(answer.contains(line), "{line} goes through: {answer}");
+        }
+        let kept = || {
+            let spans = spans(&format!("trace={}", id(last)));
+            (spans.len() == usize::from(is_kept)).then_some(spans)
+        };
+        let kept = wait_until("the span", SOON, kept, logs).unwrap();
+        let Some(span) = kept.first() else { continue };
+        assert_eq!((&span["parentSpanId"], &span["traceId"]), (&parent.into(), &id(last).into()), "{span}");
+        assert_eq!(span["name"], "shop.default.svc.cluster.local:80/*");
+        let has = |key: &str, value: &str| {
+            let all = span["attributes"].as_array().unwrap();
+            all.iter().any(|one| one["key"] == key && one["value"]["stringValue"] == value)
+        };
+        for (key, value) in [
+            ("http.status_code", "200"),
+            ("http.url", "http://shop/x?y"),
+            ("upstream_cluster", SHOP),
+            ("istio.source_workload", "client"),
+            ("istio.destination_workload", "shop"),
+        ] {
+            assert!(has(key, value), "{key}={value} in {span}");
+        }
+    }
+    assert_eq!(spans("").len(), 3, "nothing by chance");
+    drop(waypoint);
+    mesh.finish();
+}
+
+/// An endpoint that fails once is left alone; a route of which one parent is not there.
+const EJECTS: &str = r#"---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: shop, namespace: default}
+spec:
+  host: shop
+  trafficPolicy:
+    outlierDetection: {consecutive5xxErrors: 1, baseEjectionTime: 600s, maxEjectionPercent: 100}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: shop, namespace: default}
+spec:
+  parentRefs: [{group: "", kind: Service, name: shop}, {group: "", kind: Service, name: gone}]
+  rules: [{name: all, backendRefs: [{name: shop, port: 80}]}]
+"#;
+
+/// Checks the pages of the waypoint whose only endpoint is ejected.
+fn pages_of_ejected(waypoint: &Waypoint) {
+    let json = |path: &str| serde_json::from_str::<serde_json::Value>(&page(waypoint, 15000, path)).unwrap();
+    let clusters = json("/clusters");
+    let own = clusters.as_array().unwrap().iter().find(|cluster| cluster["name"] == SHOP).unwrap();
+    assert_eq!((&own["ejected"], &own["endpoints"][0]["isEjected"]), (&1.into(), &true.into()), "{own:#}");
+    let dump = json("/config_dump");
+    assert_eq!(
+        dump["services"][0]["ports"][0]["routes"][0]["from"], "HTTPRoute default/shop rule 0",
+        "{dump:#}"
+    );
+    let statuses = json("/culvert/statuses");
+    let route = statuses.as_array().unwrap().iter().find(|one| one["kind"] == "HTTPRoute").unwrap();
+    let parents = route["parents"].as_array().unwrap();
+    assert_eq!(parents.len(), 2, "{route:#}");
+    let accepted = |parent: &serde_json::Value| {
+        let all = parent["conditions"].as_array().unwrap();
+        all.iter().find(|one| one["type"] == "Accepted").unwrap()["status"].clone()
+    };
+    let mut both: Vec<_> = parents.iter().map(accepted).map(|status| status.to_string()).collect();
+    both.sort();
+    assert_eq!(both, ["\"False\"", "\"True\""], "{route:#}");
+    let index = page(waypoint, 15000, "/");
+    assert!(index.contains("<title>Culvert waypoint</title>") && index.contains("/culvert/spans"), "{index}");
+}
+
+/// A running waypoint is asked what it does with a request; it knows more than its files say.
+#[test]
+fn a_running_waypoint_says_why_and_what_it_has() {
+    let mut mesh = Mesh::new();
+    let (client, shop) = (mesh.captured("a", "client"), mesh.captured("b", "shop"));
+    let place = pod(&mut mesh, "b");
+    let _server = answering(&shop, 8080, |_| "HTTP/1.1 503 No\r\ncontent-length: 0\r\n\r\n".to_owned());
+    mesh.put("services.yaml", &bound("shop", VIP, "shop", &[("http", 80, "8080")]));
+    mesh.put("gateway.yaml", &gateway(&place, "all"));
+    mesh.put("rule.yaml", EJECTS);
+    mesh.start(&[]);
+    let waypoint = Waypoint::start(&mesh, place, &[]);
+    let why = |path: &str| {
+        let program = culvert_tests::binary::culvert();
+        let command = waypoint.pod.command(program.to_str().unwrap());
+        let args = [
+            "why",
+            "default/client",
+            "shop.default:80",
+            "--path",
+            path,
+            "--waypoint",
+            "127.0.0.1",
+            "-o",
+            "json",
+        ];
+        let done = command.args(args).finish(Duration::from_secs(30)).unwrap();
+        let answer = serde_json::from_str::<serde_json::Value>(&done.stdout);
+        (done.status.code(), answer.unwrap_or_else(|e| panic!("{e}: {}{}", done.stdout, done.stderr)))
+    };
+    let (status, before) = why("/x");
+    assert_eq!((status, &before["http"][0]["verdict"]), (Some(0), &"forwarded".into()), "{before:#}");
+    assert_eq!(before["http"][0]["route"]["origin"], "HTTPRoute default/shop rules[0]", "{before:#}");
+    let unmet = before["conditions"].to_string();
+    assert!(unmet.contains("HTTPRoute default/shop") && unmet.contains("gone"), "{unmet}");
+
+    let failed = || {
+        let answer = ask(&client, (VIP.parse().unwrap(), 80), &get("/x", "")).ok()?;
+        answer.contains("no healthy upstream").then_some(())
+    };
+    wait_until("the only endpoint to be ejected", SOON, failed, || waypoint.log()).unwrap();
+    let (status, after) = why("/x");
+    let http = &after["http"][0];
+    assert_eq!(
+        (status, &http["verdict"], &http["flag"]),
+        (Some(1), &"refused".into(), &"UH".into()),
+        "{after:#}"
+    );
+    assert!(http["backends"][0]["endpoints"].to_string().contains("ejected"), "{after:#}");
+
+    pages_of_ejected(&waypoint);
+    drop(waypoint);
+    mesh.finish();
+}

@@ -8,7 +8,11 @@ use anyhow::Context as _;
 use culvert::lab::http;
 use culvert_common::admin::RefusalPage;
 use culvert_common::decide::explain::Explanation;
+use culvert_common::l7::explain::HttpExplanation;
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
+
+use super::request::Unmet;
 
 /// Limit of each step of a request.
 const LIMIT: Duration = Duration::from_secs(5);
@@ -41,6 +45,20 @@ pub(super) fn address(text: &str) -> Result<SocketAddr, String> {
 pub(super) fn explain(agent: SocketAddr, source: &str, destination: &str) -> anyhow::Result<Explanation> {
     let (source, destination) = (encode(source), encode(destination));
     ask(agent, &format!("/culvert/why?source={source}&destination={destination}"))
+}
+
+/// What a running waypoint does with a request; the query says which.
+pub(super) fn request(waypoint: SocketAddr, query: &[(&str, &str)]) -> anyhow::Result<Request> {
+    let query: Vec<String> = query.iter().map(|(key, value)| format!("{key}={}", encode(value))).collect();
+    ask(waypoint, &format!("/culvert/why/request?{}", query.join("&")))
+}
+
+/// What is done with a request.
+#[derive(Deserialize)]
+pub(super) struct Request {
+    /// None: what is dialled is not bound to this waypoint.
+    pub(super) http: Option<HttpExplanation>,
+    pub(super) conditions: Vec<Unmet>,
 }
 
 /// The refusals with this id that the agent remembers.

@@ -36,6 +36,7 @@ const NO_ANSWER: u8 = 2;
     culvert why web-0 cart:80 --config ./mesh              from the files in ./mesh, before they are applied\n  \
     culvert why web-0 cart:80 --method POST --path /pay -H 'x-user: ann'   what its waypoint does with this request\n  \
     culvert why shop/web-0 10.96.1.1:80 --agent 127.0.0.1:15000   as a running agent sees it\n  \
+    culvert why shop/web-0 cart.shop:80 --path /pay --waypoint 127.0.0.1:15000   as a running waypoint does it\n  \
     culvert why 192.0.2.7 shop/cart-0:8080 -o json         from outside the mesh, for scripts\n  \
     culvert why --denial 0ba7c9d2e5f841bb96a1d0c3e2f4a587  the id of a refusal, from an agent's log\n\n\
     Exit status: 0 if the connection, and the request, is let through or answered as configured, 1 if it is refused, 2 if the question cannot be answered \
@@ -54,6 +55,9 @@ pub(crate) struct WhyArgs {
     /// with --denial: 127.0.0.1:15000]
     #[arg(long, value_name = "ADDR", value_parser = agent::address)]
     agent: Vec<SocketAddr>,
+    /// Admin address of a running waypoint, asked in place of the directory: it also knows ejections and open circuits
+    #[arg(long, value_name = "ADDR", value_parser = agent::address, conflicts_with_all = ["agent", "denial"])]
+    waypoint: Option<SocketAddr>,
     #[command(flatten)]
     request: request::RequestArgs,
     #[command(flatten)]
@@ -91,6 +95,12 @@ fn answer(args: &WhyArgs) -> anyhow::Result<ExitCode> {
     let (Some(source), Some(destination)) = (&args.source, &args.destination) else {
         anyhow::bail!("name a SOURCE and a DESTINATION; see culvert why --help");
     };
+    if let Some(waypoint) = args.waypoint {
+        let explanation = agent::explain(waypoint, source, destination)?;
+        let requests = request::ask(&args.request, waypoint, &explanation)?;
+        printer.whole(&explanation, &requests)?;
+        return Ok(code(requests.verdicts().chain([explanation.verdict])));
+    }
     if args.agent.is_empty() {
         let mesh = config::read(&args.mesh)?;
         let explanation = mesh.explain(source, destination)?;

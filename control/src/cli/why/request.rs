@@ -11,8 +11,9 @@ use culvert_common::model::{Condition, Status};
 use culvert_common::types::SpiffeId;
 use http::header::HOST;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
+use super::agent;
 use super::config::Mesh;
 
 const BOUND: &str = "istio.io/WaypointBound";
@@ -21,7 +22,9 @@ const CONDITIONS_MAX: usize = 8;
 
 /// The request to follow.
 #[derive(Args, Debug)]
-#[command(next_help_heading = "A request, followed through the destination's waypoint (with a directory)")]
+#[command(
+    next_help_heading = "A request, followed through the destination's waypoint (with a directory, or --waypoint)"
+)]
 pub(super) struct RequestArgs {
     /// Method [default: GET, if --path or --header is there]
     #[arg(long, value_name = "METHOD", value_parser = method, conflicts_with_all = ["agent", "denial"])]
@@ -85,7 +88,7 @@ pub(super) struct Has {
 }
 
 /// A condition that does not hold.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Unmet {
     pub(super) object: String,
     pub(super) condition: String,
@@ -139,6 +142,38 @@ pub(super) fn explain(args: &RequestArgs, mesh: &Mesh, connection: &Explanation)
     }
     all.conditions.truncate(CONDITIONS_MAX);
     Ok(all)
+}
+
+/// Follows the request through a running waypoint.
+///
+/// **Errors:** no waypoint answers there, or what is dialled is not bound to it.
+pub(super) fn ask(
+    args: &RequestArgs,
+    waypoint: SocketAddr,
+    connection: &Explanation,
+) -> anyhow::Result<Requests> {
+    let asked = Asked::new(args, connection)?;
+    let (source, destination) = (asked.source.to_string(), asked.destination.to_string());
+    let peer = asked.peer.as_ref().map(ToString::to_string).unwrap_or_default();
+    let text = |value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
+    let headers: Vec<String> =
+        asked.headers.iter().map(|(name, value)| format!("{name}: {}", text(value))).collect();
+    let query = [
+        ("source", source.as_str()),
+        ("destination", &destination),
+        ("peer", &peer),
+        ("namespace", &asked.namespace),
+        ("method", asked.method.as_str()),
+        ("authority", &asked.authority),
+        ("path", &asked.path),
+        ("headers", &headers.join("\n")),
+    ];
+    let agent::Request { http, mut conditions } = agent::request(waypoint, &query)?;
+    conditions.truncate(CONDITIONS_MAX);
+    let http = http.with_context(|| {
+        format!("{destination} is not bound to the waypoint at {waypoint}; ask the one that its label names")
+    })?;
+    Ok(Requests { http: vec![http], conditions, ..Requests::default() })
 }
 
 /// A request, whole.
