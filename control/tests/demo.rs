@@ -56,7 +56,8 @@ fn every_check_of_the_waypoint_holds() {
     assert!(done.status.success(), "{text}{}", String::from_utf8_lossy(&done.stderr));
     let result: serde_json::Value = serde_json::from_str(&text).unwrap();
     assert_eq!(result["ok"], true);
-    assert_eq!(result["steps"].as_array().unwrap().len(), 8);
+    assert_eq!(result["steps"].as_array().unwrap().len(), 9);
+    assert_eq!(result["figures"]["mirrored"], 100);
     assert_eq!(result["figures"]["retries_failed"], 0);
     assert_eq!(left_by(pid), Vec::<String>::new());
 }

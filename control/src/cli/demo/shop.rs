@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use culvert::lab::{LabError, Place, pause};
@@ -18,6 +18,8 @@ const SLOW: Duration = Duration::from_millis(1500);
 const LOOK: Duration = Duration::from_millis(20);
 /// Longest time for one answer.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
+/// Longest time for all requests of a step.
+const ALL_MAX: Duration = Duration::from_secs(20);
 /// Longest head that is read.
 const HEAD_MAX: usize = 16 * 1024;
 
@@ -51,9 +53,14 @@ impl Server {
         self.shared.fails.store(fails, Relaxed);
     }
 
-    /// Requests since the last call.
-    pub(super) fn take_asked(&self) -> usize {
-        self.shared.asked.swap(0, Relaxed)
+    /// Requests since the last call of [`Server::forget_asked`], copies among them.
+    pub(super) fn asked(&self) -> usize {
+        self.shared.asked.load(Relaxed)
+    }
+
+    /// Counts from 0 again.
+    pub(super) fn forget_asked(&self) {
+        self.shared.asked.store(0, Relaxed);
     }
 }
 
@@ -138,12 +145,31 @@ impl Answer {
 pub(super) fn ask(
     place: &Place,
     to: IpAddr,
-    (path, header): (&str, &str),
+    asked: (&str, &str),
     times: usize,
 ) -> anyhow::Result<Vec<Answer>> {
-    let all = || (0..times).map(|_| one(SocketAddr::new(to, 80), path, header)).collect::<Vec<_>>();
-    let all = place.run(all).context("ask from a pod")?;
-    Ok(all.into_iter().filter_map(Result::ok).collect())
+    ask_each(place, to, (asked, times), |_| {})
+}
+
+/// The same, with each answer shown as it comes.
+pub(super) fn ask_each(
+    place: &Place,
+    to: IpAddr,
+    ((path, header), times): ((&str, &str), usize),
+    mut show: impl FnMut(&Answer) + Send,
+) -> anyhow::Result<Vec<Answer>> {
+    let all = || {
+        let start = Instant::now();
+        let mut answers = Vec::new();
+        for _ in (0..times).take_while(|_| start.elapsed() < ALL_MAX) {
+            if let Ok(answer) = one(SocketAddr::new(to, 80), path, header) {
+                show(&answer);
+                answers.push(answer);
+            }
+        }
+        answers
+    };
+    place.run(all).context("ask from a pod")
 }
 
 fn one(to: SocketAddr, path: &str, header: &str) -> anyhow::Result<Answer> {

@@ -1,7 +1,7 @@
 //! What the person sees, and the record of what held.
 
-use std::io::{self, Write};
-use std::time::Duration;
+use std::io::{self, IsTerminal as _, Write};
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -83,6 +83,17 @@ impl Story {
         self.tell(&lines)
     }
 
+    /// How things are painted.
+    pub(super) fn paint(&self) -> Paint {
+        self.paint
+    }
+
+    /// Where a picture is painted: again and again on a terminal, else once.
+    pub(super) fn canvas(&self) -> Canvas {
+        let is_live = self.told && io::stdout().is_terminal();
+        Canvas { told: self.told, is_live, painted: None }
+    }
+
     /// A claim, and whether it held.
     pub(super) fn check(&mut self, holds: bool, text: &str) -> io::Result<()> {
         if let Some(step) = self.steps.last_mut() {
@@ -155,6 +166,39 @@ impl Story {
     fn tell(&self, text: &str) -> io::Result<()> {
         interrupt::hold_if_signalled();
         if self.told { print(text) } else { Ok(()) }
+    }
+}
+
+/// Lines that change while they are looked at.
+pub(super) struct Canvas {
+    told: bool,
+    is_live: bool,
+    /// How many lines stand there, and since when.
+    painted: Option<(usize, Instant)>,
+}
+
+/// A picture is not painted again before.
+const FRAME: Duration = Duration::from_millis(40);
+
+impl Canvas {
+    /// Paints the picture as it is now, unless it was a moment ago.
+    pub(super) fn paint(&mut self, lines: impl FnOnce() -> Vec<String>) -> io::Result<()> {
+        let is_fresh = self.painted.is_some_and(|(_, at)| at.elapsed() < FRAME);
+        if self.is_live && !is_fresh { self.put(&lines()) } else { Ok(()) }
+    }
+
+    /// Paints it for good.
+    pub(super) fn end(mut self, lines: Vec<String>) -> io::Result<()> {
+        if self.told { self.put(&lines) } else { Ok(()) }
+    }
+
+    fn put(&mut self, lines: &[String]) -> io::Result<()> {
+        interrupt::hold_if_signalled();
+        let up = self.painted.map(|(count, _)| format!("\x1b[{count}A")).unwrap_or_default();
+        let clear = if self.is_live { "\x1b[2K" } else { "" };
+        let text: String = lines.iter().map(|line| format!("{clear}{line}\n")).collect();
+        self.painted = Some((lines.len(), Instant::now()));
+        print(&format!("{up}{text}"))
     }
 }
 

@@ -3,28 +3,31 @@
 //! Each step puts files of `manifests/examples/demo-waypoint` beside the mesh, waits until they are in force, asks, paints
 //! where the requests went and checks it from outside: by what clients got and what servers were asked.
 
-use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use culvert::lab::{Agent, AgentOptions, Lab, LabOptions, Pod, PodSpec, Process, http, wait_until};
 
+use super::picture::Picture;
 use super::shop::{self, Answer, PORT, Server};
 use super::story::Story;
 
 const CART: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 96, 0, 10));
 const UP_MAX: Duration = Duration::from_secs(15);
+/// Longest that copies of a few requests are waited for.
+const COPIES_MAX: Duration = Duration::from_secs(1);
 /// Requests of a step.
 const MANY: usize = 100;
-/// Width of the picture.
-const BAR: usize = 50;
+/// After so long no further step is begun.
+pub(super) const LONGEST: Duration = Duration::from_secs(180);
 
 const MESH: &str = include_str!("../../../../manifests/examples/demo-waypoint/mesh.yaml");
 const SUBSETS: &str = include_str!("../../../../manifests/examples/demo-waypoint/subsets.yaml");
 const CIRCUIT: &str = include_str!("../../../../manifests/examples/demo-waypoint/circuit.yaml");
 const CANARY: &str = include_str!("../../../../manifests/examples/demo-waypoint/canary.yaml");
 const REWRITE: &str = include_str!("../../../../manifests/examples/demo-waypoint/rewrite.yaml");
+const MIRROR: &str = include_str!("../../../../manifests/examples/demo-waypoint/mirror.yaml");
 const RETRIES: &str = include_str!("../../../../manifests/examples/demo-waypoint/retries.yaml");
 const NO_RETRIES: &str = include_str!("../../../../manifests/examples/demo-waypoint/no-retries.yaml");
 const FAULT: &str = include_str!("../../../../manifests/examples/demo-waypoint/fault.yaml");
@@ -34,6 +37,7 @@ const POLICY: &str = include_str!("../../../../manifests/examples/demo-waypoint/
 /// Everything that runs.
 pub(super) struct Stage {
     web: Pod,
+    instance: Pod,
     servers: [Server; 2],
     waypoint: Process,
     _agents: [Agent; 2],
@@ -81,7 +85,7 @@ impl Stage {
         for pod in [&v1, &v2] {
             pod.wait_for(PORT, UP_MAX)?;
         }
-        let stage = Self { web, servers, waypoint, _agents: agents, lab };
+        let stage = Self { web, instance, servers, waypoint, _agents: agents, lab };
         stage.until("a first answer", "/", |answer| answer.status == 200)?;
         Ok(stage)
     }
@@ -108,22 +112,16 @@ impl Stage {
 
     /// Asks so often, paints where it went, and returns the answers.
     fn ask(&self, story: &Story, asked: (&str, &str), times: usize) -> anyhow::Result<Vec<Answer>> {
-        for server in &self.servers {
-            server.take_asked();
-        }
-        let answers = shop::ask(&self.web, CART, asked, times)?;
+        self.servers.iter().for_each(Server::forget_asked);
         story.quote("web $", &format!("{times} x GET http://cart{} {}", asked.0, asked.1.trim_end()))?;
-        let servers = self.servers.iter().map(|server| (server.name.clone(), server.take_asked()));
-        for (name, count) in servers {
-            story.quote(&name, &format!("{} asked {count} times", bar(count, times)))?;
-        }
-        let mut statuses: BTreeMap<u16, usize> = BTreeMap::new();
-        for answer in &answers {
-            *statuses.entry(answer.status).or_default() += 1;
-        }
-        for (status, count) in statuses {
-            story.quote(&format!("got {status}"), &format!("{} {count}", bar(count, times)))?;
-        }
+        let (mut picture, mut canvas) = (Picture::new(story.paint(), times), story.canvas());
+        let counts = || self.servers.each_ref().map(|server| (server.name.as_str(), server.asked()));
+        let answers = shop::ask_each(&self.web, CART, (asked, times), |answer| {
+            picture.add(answer);
+            // What cannot be painted now is painted at the end, or fails there.
+            let _later = canvas.paint(|| picture.lines(&counts()));
+        })?;
+        canvas.end(picture.lines(&counts()))?;
         Ok(answers)
     }
 
@@ -139,11 +137,6 @@ fn log(process: &Process) -> String {
     lines.iter().skip(lines.len().saturating_sub(8)).map(|line| format!("{line}\n")).collect()
 }
 
-fn bar(count: usize, of: usize) -> String {
-    let full = (count * BAR).div_ceil(of.max(1)).min(BAR);
-    format!("{}{}", "█".repeat(full), "·".repeat(BAR - full))
-}
-
 fn count(answers: &[Answer], wanted: impl Fn(&Answer) -> bool) -> usize {
     answers.iter().filter(|answer| wanted(answer)).count()
 }
@@ -157,10 +150,11 @@ pub(super) struct Step {
 }
 
 /// All steps, in order.
-pub(super) const STEPS: [Step; 8] = [
+pub(super) const STEPS: [Step; 9] = [
     Step { title: "A canary: one request of ten to v2", run: canary },
     Step { title: "By header: testers go to v2", run: header },
     Step { title: "A rewrite: the application knows nothing of /shop", run: rewrite },
+    Step { title: "A mirror: v2 gets copies, clients hear nothing of it", run: mirror },
     Step { title: "Retries hide an endpoint that fails", run: retries },
     Step { title: "A circuit opens, and closes again", run: circuit },
     Step { title: "Faults made on purpose", run: fault },
@@ -204,6 +198,29 @@ fn rewrite(stage: &Stage, story: &mut Story) -> anyhow::Result<()> {
     Ok(())
 }
 
+fn mirror(stage: &Stage, story: &mut Story) -> anyhow::Result<()> {
+    let [_, v2] = &stage.servers;
+    stage.put(MIRROR, SUBSETS)?;
+    let in_force = || {
+        stage.servers.iter().for_each(Server::forget_asked);
+        let four = shop::ask(&stage.web, CART, ("/", ""), 4).ok()?;
+        let copies = || (v2.asked() == 4).then_some(());
+        let all_of_v1 = count(&four, |a| a.server() == "cart-v1") == 4;
+        (all_of_v1 && wait_until("the copies", COPIES_MAX, copies, String::new).is_ok()).then_some(())
+    };
+    wait_until("the mirror", UP_MAX, in_force, || stage.end_of_log())?;
+    let answers = stage.ask(story, ("/", ""), MANY)?;
+    let v1 = count(&answers, |a| a.server() == "cart-v1" && a.status == 200);
+    story.check(v1 == MANY, &format!("{v1} of {MANY} requests were answered by cart-v1"))?;
+    let copied = || (v2.asked() == MANY).then_some(());
+    let copied = wait_until("the last copies", UP_MAX, copied, || stage.end_of_log());
+    story.figure("mirrored", v2.asked());
+    Ok(story.check(
+        copied.is_ok(),
+        &format!("cart-v2 was sent {} copies, and its answers were dropped", v2.asked()),
+    )?)
+}
+
 fn retries(stage: &Stage, story: &mut Story) -> anyhow::Result<()> {
     let [_, v2] = &stage.servers;
     v2.fail(true);
@@ -232,18 +249,20 @@ fn retries(stage: &Stage, story: &mut Story) -> anyhow::Result<()> {
 fn circuit(stage: &Stage, story: &mut Story) -> anyhow::Result<()> {
     let [_, v2] = &stage.servers;
     stage.put(NO_RETRIES, CIRCUIT)?;
-    v2.fail(true);
-    let opened = || {
-        let some = shop::ask(&stage.web, CART, ("/", ""), 20).ok()?;
-        // Until the new rules are in force, it is retries that hide the failures.
-        let is_ejected = stage.waypoint.stdout().contains("endpoint ejected");
-        (is_ejected && count(&some, |a| a.status == 200) == 20).then_some(())
+    let admin = SocketAddr::from((Ipv4Addr::LOCALHOST, 15000));
+    let in_force = || {
+        let page = stage.instance.run(|| http::get(admin, "/clusters", Duration::from_secs(2))).ok()?.ok()?;
+        page.body.contains("consecutive5xxErrors").then_some(())
     };
-    let opened = wait_until("the circuit to open", UP_MAX, opened, || stage.end_of_log());
-    story.check(
-        opened.is_ok(),
-        "cart-v2 fails twice in a row and is left alone: 20 of 20 requests are answered by cart-v1",
-    )?;
+    wait_until("the circuit's rule", UP_MAX, in_force, || stage.end_of_log())?;
+    v2.fail(true);
+    let answers = stage.ask(story, ("/", ""), 50)?;
+    let failed = count(&answers, |a| a.status == 503);
+    let is_open = stage.waypoint.stdout().contains("endpoint ejected");
+    // More than two only where 50 requests take longer than the two seconds for which it is left alone.
+    let claim = "cart-v2 fails twice in a row and is left alone";
+    story
+        .check(is_open && (2..=10).contains(&failed), &format!("{claim}: {failed} of 50 requests failed"))?;
     v2.fail(false);
     let start = Instant::now();
     let closed = stage.until("the circuit to close", "/", |a| a.server() == "cart-v2" && a.status == 200);
