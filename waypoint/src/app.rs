@@ -20,6 +20,7 @@ use tokio::sync::oneshot;
 
 use crate::admin;
 use crate::current::{Current, Kept};
+use crate::names::Names;
 use crate::settings::Settings;
 use crate::shared::Shared;
 use crate::worker::Workers;
@@ -66,6 +67,8 @@ pub(crate) fn run(settings: &Settings) -> Result<(), AppError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let result = runtime.block_on(waypoint(settings, &logger));
     logger.flush(FLUSH);
+    // A question to a name server that does not answer is not waited for.
+    runtime.shutdown_background();
     result
 }
 
@@ -177,25 +180,34 @@ fn shared(settings: &Settings, telemetry: &Arc<Telemetry>) -> Result<Arc<Shared>
         http2: settings.http2(),
         limits: settings.limits(),
         certificate_wait: Duration::from_secs(5),
+        trusted_proxies: settings.trusted_proxies(),
+        trusted_hops: settings.trusted_hops,
     }))
 }
 
-/// Makes of each revision of the state what requests use.
+/// Makes of each revision of the state, and of other addresses of host names, what requests use.
 async fn follow(shared: &Shared, reading: (Pending, oneshot::Sender<()>)) {
     let (mut revisions, mut kept, mut reading) = (shared.state.changed(), Kept::default(), Some(reading));
+    let mut names = Names::new();
     loop {
         let snapshot = shared.state.snapshot();
+        names.follow(&snapshot);
         if let Some(waypoint) = snapshot.waypoint() {
             let waypoint = Arc::clone(waypoint);
             shared.certs.want(waypoint.identity.iter().cloned().collect());
-            shared.current.store(Arc::new(Current::next(snapshot, waypoint, &mut kept, Instant::now())));
+            let next = Current::next(snapshot, waypoint, (&mut kept, &names), Instant::now());
+            shared.current.store(Arc::new(next));
             if let Some((reading, is_read)) = reading.take() {
                 reading.ready();
                 // Nobody waits for it in a drain.
                 let _draining = is_read.send(());
             }
         }
-        if revisions.changed().await.is_err() {
+        let changed = tokio::select! {
+            changed = revisions.changed() => changed.is_ok(),
+            () = names.changed() => true,
+        };
+        if !changed {
             return;
         }
     }

@@ -16,6 +16,7 @@ use culvert_common::state::Snapshot;
 use culvert_common::types::WorkloadUid;
 
 use crate::dial::Endpoint;
+use crate::names::Names;
 
 /// A revision; requests take it once each.
 #[derive(Default)]
@@ -89,11 +90,23 @@ impl Current {
         self.clusters.values()
     }
 
+    /// The endpoint at an address that is taken as it was asked for. One that nobody knows is spoken to in plain TCP; none
+    /// where only a name was asked for.
+    pub(crate) fn asked(&self, address: SocketAddr) -> Option<Endpoint> {
+        let unknown = || {
+            let identity = self.waypoint.identity.clone().filter(|_| !address.ip().is_unspecified())?;
+            let uid = WorkloadUid(format!("address/{}", address.ip()).into());
+            Some(Arc::new(Workload::new(uid, "", identity)))
+        };
+        let workload = self.snapshot.workload_by_ip(address.ip()).cloned().or_else(unknown)?;
+        Some(Endpoint { workload, address })
+    }
+
     /// The next revision; `kept` is taken over from the last one.
     pub(crate) fn next(
         snapshot: Arc<Snapshot>,
         waypoint: Arc<Waypoint>,
-        kept: &mut Kept,
+        (kept, names): (&mut Kept, &Names),
         now: Instant,
     ) -> Self {
         let mut next = Kept::default();
@@ -101,7 +114,7 @@ impl Current {
             let (breaker, detector) =
                 kept.clusters.remove(key).unwrap_or_else(|| (Arc::default(), Arc::new(Detector::new(now))));
             next.clusters.insert(key.clone(), (Arc::clone(&breaker), Arc::clone(&detector)));
-            let nodes = nodes(&snapshot, cluster, |workload, address| {
+            let nodes = nodes(&snapshot, (cluster, names), |workload, address| {
                 let id = (key.clone(), workload.uid.clone(), address, workload.capacity);
                 let host = kept.hosts.remove(&id).unwrap_or_else(|| Arc::new(Host::new(workload.capacity)));
                 Arc::clone(next.hosts.entry(id).or_insert(host))
@@ -118,7 +131,7 @@ impl Current {
 /// The endpoints of a destination that may be given requests, in an order that stays.
 fn nodes(
     snapshot: &Snapshot,
-    cluster: &Cluster,
+    (cluster, names): (&Cluster, &Names),
     mut host: impl FnMut(&Arc<Workload>, SocketAddr) -> Arc<Host>,
 ) -> Vec<Node> {
     let Some(service) = snapshot.service(&cluster.key.service) else { return Vec::new() };
@@ -130,9 +143,15 @@ fn nodes(
         })
         .filter_map(|endpoint| {
             let workload = snapshot.workload(&endpoint.workload)?;
-            let port = service.target_port(endpoint, cluster.key.port)?;
-            let address = SocketAddr::new(*workload.addresses.first()?, port);
-            Some(Node { host: host(workload, address), workload: Arc::clone(workload), address })
+            Some((workload, service.target_port(endpoint, cluster.key.port)?))
+        })
+        .flat_map(|(workload, port)| {
+            let own = workload.addresses.first().map(std::slice::from_ref);
+            own.unwrap_or_else(|| names.of(&workload.hostname)).iter().map(move |ip| (workload, *ip, port))
+        })
+        .map(|(workload, ip, port)| {
+            let address = SocketAddr::new(ip, port);
+            Node { host: host(workload, address), workload: Arc::clone(workload), address }
         })
         .collect();
     nodes.sort_by(|a, b| (&a.workload.uid, a.address).cmp(&(&b.workload.uid, b.address)));

@@ -33,6 +33,13 @@ pub(crate) struct Endpoint {
     pub(crate) address: SocketAddr,
 }
 
+impl Endpoint {
+    /// Its workload; none where it is no more than an address.
+    pub(crate) fn known(&self) -> Option<&Arc<Workload>> {
+        Some(&self.workload).filter(|workload| !workload.name.is_empty())
+    }
+}
+
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum UpstreamError {

@@ -325,9 +325,8 @@ impl<'a> Exchange<'a> {
                 Ok((node.endpoint(), Some(node.clone())))
             }
             Ok(Picked::AsAsked) => {
-                let workload = self.current.snapshot.workload_by_ip(self.stage.destination.ip()).cloned();
-                let workload = workload.ok_or(Failure::NoHealthyUpstream)?;
-                Ok((Endpoint { workload, address: self.stage.destination }, None))
+                let asked = self.current.asked(self.stage.destination);
+                Ok((asked.ok_or(Failure::NoHealthyUpstream)?, None))
             }
             Err(_) => Err(Failure::NoHealthyUpstream),
         }

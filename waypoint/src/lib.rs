@@ -15,6 +15,7 @@ mod http2;
 mod log;
 mod message;
 mod mirror;
+mod names;
 mod relay;
 mod replay;
 mod reply;

@@ -1,6 +1,7 @@
 //! One request, top to bottom: made plain, routed, allowed, filtered; then endpoint, tries, answer; one log line.
 
 use std::borrow::Cow;
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -9,8 +10,8 @@ use bytes::Bytes;
 use culvert_common::crypto::random;
 use culvert_common::l7::retry::grpc_status;
 use culvert_common::l7::{
-    AboveRoot, Connection, Edits, Facts, Failure, Flag, Flags, Reply, Switch, Values, add_original_path,
-    add_server, clean_request, find, location, new_authority, normalize, own_location, path_rewrite, pick,
+    Connection, Edits, Facts, Failure, Flag, Flags, Reply, Switch, Values, add_original_path, add_server,
+    clean_request, find, forwarded_for, location, new_authority, normalize, own_location, path_rewrite, pick,
     rewritten,
 };
 use culvert_common::model::l7::{Backend, ClusterKey, RequestMatch, Route, RouteAction, Weighted};
@@ -350,11 +351,18 @@ fn prepare(request: &mut Request, current: &Current) -> Result<(), Failure> {
     if request.path == "*" {
         return Err(Failure::NotAPath);
     }
-    let plain = normalize(request.path.as_bytes(), current.waypoint.normalization, AboveRoot::Dropped);
+    let waypoint = &current.waypoint;
+    let plain = normalize(request.path.as_bytes(), waypoint.normalization, waypoint.above_root);
     if let Cow::Owned(plain) = plain.map_err(|_| Failure::BadPath)? {
         request.path = plain;
     }
     Ok(())
+}
+
+/// The client that the tunnel's peer names, if it is a proxy that is believed; else the peer's own address.
+fn remote(stage: &Stage, headers: &HeaderMap) -> IpAddr {
+    let named = stage.client.trusted_hops.and_then(|hops| forwarded_for(headers, hops));
+    named.unwrap_or(stage.client.address.ip())
 }
 
 pub(crate) fn facts<'f>(stage: &'f Stage, request: &'f Request) -> Facts<'f> {
@@ -362,7 +370,7 @@ pub(crate) fn facts<'f>(stage: &'f Stage, request: &'f Request) -> Facts<'f> {
         connection: Connection {
             peer: Some(&stage.client.identity),
             source: stage.client.address,
-            remote: stage.client.address.ip(),
+            remote: remote(stage, &request.headers),
             destination: stage.destination,
             server_name: None,
         },

@@ -7,9 +7,10 @@ use std::time::Duration;
 use clap::Parser;
 use culvert_common::config::duration;
 use culvert_common::hbone::{Http2, Limits};
-use culvert_common::model::l7::{Fraction, GatewayKey, Normalization};
+use culvert_common::model::l7::{AboveRoot, Fraction, GatewayKey, Normalization};
 use culvert_common::source::kube;
 use culvert_common::telemetry::LogFormat;
+use culvert_common::types::SpiffeId;
 
 use crate::log::Form;
 
@@ -49,6 +50,16 @@ pub(crate) struct Settings {
     /// How paths are made plain before anything looks at them: none, base, merge-slashes or decode-and-merge-slashes
     #[arg(long, env = "PATH_NORMALIZATION", default_value = "base", value_name = "HOW", value_parser = normalization)]
     pub(crate) path_normalization: Normalization,
+    /// Answer paths that climb above their root with 400, instead of dropping what climbs
+    #[arg(long, env = "PATH_STRICT", value_name = "BOOL", num_args = 0..=1, default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set)]
+    pub(crate) path_strict: bool,
+    /// Service accounts of proxies whose X-Forwarded-For is believed, such as ingress gateways: what it says is what
+    /// remoteIpBlocks and remote.ip see, in place of the proxy's own address
+    #[arg(long, env = "TRUSTED_PROXIES", value_name = "NAMESPACE/NAME", value_delimiter = ',', value_parser = account)]
+    pub(crate) trusted_proxies: Vec<Account>,
+    /// How many proxies in a row add to that header: the client is so many addresses from its end
+    #[arg(long, env = "TRUSTED_HOPS", default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=32))]
+    pub(crate) trusted_hops: u32,
     /// Where node agents connect
     #[arg(long, env = "HBONE_ADDR", default_value_t = any(15008), value_name = "ADDR")]
     pub(crate) hbone_addr: SocketAddr,
@@ -84,6 +95,13 @@ pub(crate) struct Settings {
     pub(crate) log: String,
 }
 
+/// A service account.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Account {
+    namespace: String,
+    name: String,
+}
+
 /// Whether and how requests are logged.
 #[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum AccessLog {
@@ -114,13 +132,23 @@ fn any(port: u16) -> SocketAddr {
     SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))
 }
 
+/// `<namespace>/<name>`
+fn key(text: &str) -> Option<(&str, &str)> {
+    let is_name = |name: &str| !name.is_empty() && !name.contains('/');
+    text.split_once('/').filter(|(namespace, name)| is_name(namespace) && is_name(name))
+}
+
 fn gateway(text: &str) -> Result<GatewayKey, String> {
-    match text.split_once('/') {
-        Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() && !name.contains('/') => {
-            Ok(GatewayKey { namespace: namespace.into(), name: name.into() })
-        }
-        _ => Err("allowed: <namespace>/<name> of a Gateway, for example shop/waypoint".into()),
-    }
+    let (namespace, name) =
+        key(text).ok_or("allowed: <namespace>/<name> of a Gateway, for example shop/waypoint")?;
+    Ok(GatewayKey { namespace: namespace.into(), name: name.into() })
+}
+
+fn account(text: &str) -> Result<Account, String> {
+    let allowed = "allowed: <namespace>/<name> of a service account, for example istio-ingress/gateway";
+    let (namespace, name) = key(text).ok_or(allowed)?;
+    SpiffeId::new("cluster.local", namespace, name).map_err(|_| allowed)?;
+    Ok(Account { namespace: namespace.into(), name: name.into() })
 }
 
 fn percent(text: &str) -> Result<Fraction, String> {
@@ -156,6 +184,18 @@ impl Settings {
         Limits::default()
     }
 
+    /// Identities of the proxies that are believed, in all names of the mesh's trust domain.
+    pub(crate) fn trusted_proxies(&self) -> Vec<SpiffeId> {
+        let domains = || std::iter::once(&self.trust_domain).chain(&self.trust_domain_aliases);
+        let of = |account: &Account| {
+            let (namespace, name) = (account.namespace.clone(), account.name.clone());
+            domains()
+                .filter_map(move |domain| SpiffeId::new(domain, &namespace, &name).ok())
+                .collect::<Vec<_>>()
+        };
+        self.trusted_proxies.iter().flat_map(of).collect()
+    }
+
     /// What the translation of documents needs to know.
     pub(crate) fn translation(&self) -> kube::Settings {
         kube::Settings {
@@ -170,6 +210,7 @@ impl Settings {
                 .map(|domain| domain.as_str().into())
                 .collect(),
             normalization: self.path_normalization,
+            above_root: if self.path_strict { AboveRoot::Refused } else { AboveRoot::Dropped },
             ..kube::Settings::default()
         }
     }
@@ -186,5 +227,29 @@ mod tests {
         assert_eq!(normalization("merge-slashes"), Ok(Normalization::MergeSlashes));
         assert!(normalization("Base").is_err());
         assert!(gateway("shop/waypoint").is_ok() && gateway("shop").is_err() && gateway("a/b/c").is_err());
+    }
+    #[test]
+    fn what_is_strict_or_trusted_is_said() {
+        let of = |args: &[&str]| Settings::try_parse_from(["waypoint"].iter().chain(args));
+        let plain = of(&[]).unwrap();
+        assert_eq!(plain.translation().above_root, AboveRoot::Dropped);
+        assert_eq!((plain.trusted_proxies(), plain.trusted_hops), (vec![], 1), "nobody is believed");
+        assert_eq!(of(&["--path-strict"]).unwrap().translation().above_root, AboveRoot::Refused);
+        let trusting = of(&["--trusted-proxies=a/b,c/d", "--trust-domain-aliases=old", "--trusted-hops=2"]);
+        let trusting = trusting.unwrap();
+        assert_eq!(
+            trusting.trusted_proxies().iter().map(ToString::to_string).collect::<Vec<_>>(),
+            [
+                "spiffe://cluster.local/ns/a/sa/b",
+                "spiffe://old/ns/a/sa/b",
+                "spiffe://cluster.local/ns/c/sa/d",
+                "spiffe://old/ns/c/sa/d"
+            ]
+        );
+        for bad in
+            ["--trusted-proxies=a", "--trusted-proxies=a/b/c", "--trusted-proxies=a/*", "--trusted-hops=0"]
+        {
+            assert!(of(&[bad]).is_err(), "{bad}");
+        }
     }
 }

@@ -34,6 +34,10 @@ pub(crate) struct Shared {
     pub(crate) limits: Limits,
     /// How long a tunnel waits for the first certificate.
     pub(crate) certificate_wait: Duration,
+    /// Clients whose `x-forwarded-for` is believed.
+    pub(crate) trusted_proxies: Vec<SpiffeId>,
+    /// How many proxies are before the mesh, each of which adds to it.
+    pub(crate) trusted_hops: u32,
 }
 
 impl Shared {

@@ -77,7 +77,7 @@ impl Ending {
             reporter: Reporter::Waypoint,
             source: stage.source.clone(),
             source_identity: Some(stage.client.identity.clone()),
-            destination: self.told.endpoint.as_ref().map(|endpoint| Arc::clone(&endpoint.workload)),
+            destination: self.told.endpoint.as_ref().and_then(Endpoint::known).cloned(),
             destination_identity: None,
             service: stage.service.clone(),
             security: Security::MutualTls,
@@ -292,7 +292,7 @@ async fn dial(stage: &Rc<Stage>, server_name: Option<&str>, way: &mut Way) -> Re
             way.cluster = Some(live.cluster.key.clone());
             let permit = live.breaker.take(Kind::Connections, &live.cluster);
             let permit = permit.ok_or_else(|| Failed::Overflow(live.cluster.key.clone()))?;
-            (any(live, stage)?, live.cluster.pool.clone(), Some(permit))
+            (any(&current, live, stage)?, live.cluster.pool.clone(), Some(permit))
         }
         (None, Target::Workload(workload)) => {
             (Endpoint { workload: Arc::clone(workload), address: stage.destination }, default, None)
@@ -326,15 +326,13 @@ fn destination<'c>(current: &'c Current, route: &TcpRoute) -> Result<&'c Arc<Liv
     }
 }
 
-fn any(live: &Live, stage: &Stage) -> Result<Endpoint, Failed> {
+fn any(current: &Current, live: &Live, stage: &Stage) -> Result<Endpoint, Failed> {
     match live.pick(None) {
         Ok(Picked::Endpoint(node)) => Ok(node.endpoint()),
         Ok(Picked::AsAsked) => {
-            let snapshot = stage.worker.shared.state.snapshot();
-            let workload = snapshot.workload_by_ip(stage.destination.ip()).cloned();
             let none = NoEndpoint { ready: 0, ejected: 0 };
-            let workload = workload.ok_or_else(|| Failed::NoEndpoint(live.cluster.key.clone(), none))?;
-            Ok(Endpoint { workload, address: stage.destination })
+            let asked = current.asked(stage.destination);
+            asked.ok_or_else(|| Failed::NoEndpoint(live.cluster.key.clone(), none))
         }
         Err(none) => Err(Failed::NoEndpoint(live.cluster.key.clone(), none)),
     }

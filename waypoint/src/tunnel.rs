@@ -18,6 +18,8 @@ use crate::worker::Worker;
 pub(crate) struct Client {
     pub(crate) identity: SpiffeId,
     pub(crate) address: SocketAddr,
+    /// How many proxies its `x-forwarded-for` tells of that are believed; none: it is not.
+    pub(crate) trusted_hops: Option<u32>,
 }
 
 /// Serves one accepted connection of port 15008.
@@ -53,7 +55,8 @@ pub(crate) async fn serve(worker: &Rc<Worker>, tcp: TcpStream, address: SocketAd
     count(Handshake::Complete);
     let _open = shared.metrics.tunnel(Side::Server);
     let orders = Orders::default();
-    let client = Rc::new(Client { identity: accepted.peer.clone(), address });
+    let trusted_hops = shared.trusted_proxies.contains(&accepted.peer).then_some(shared.trusted_hops);
+    let client = Rc::new(Client { identity: accepted.peer.clone(), address, trusted_hops });
     let drained = Box::pin(worker.scope.draining());
     let ended = Box::pin(accepted.run(&shared.limits, drained, &orders, |request| {
         let (worker, client, request) = (Rc::clone(worker), Rc::clone(&client), Box::new(request));

@@ -19,6 +19,7 @@ mod failure;
 pub(crate) mod fixtures;
 mod flags;
 mod format;
+mod forwarded;
 mod headers;
 mod hygiene;
 mod matching;
@@ -32,16 +33,18 @@ pub mod timeout;
 mod trace;
 
 pub use crate::authz::http::{Connection, Facts};
+pub use crate::model::l7::AboveRoot;
 pub use failure::{Failure, FailureReply, Reset};
 pub use flags::{Flag, Flags};
 pub use format::{BadSubstitution, Values, check as check_value};
+pub use forwarded::forwarded_for;
 pub use headers::Edits;
 pub use hygiene::{
     BadConnection, Switch, add_client_cert, add_original_path, add_request_headers, add_server,
     add_service_time, clean_request, clean_response,
 };
 pub use matching::{Found, by_weight, find, is_match, pick};
-pub use path::{AboveRoot, BadPath, normalize};
+pub use path::{BadPath, normalize};
 pub use redirect::{location, own_location};
 pub use reply::{Reply, grpc_status, http_status};
 pub use rewrite::{new_authority, path_rewrite, rewritten};

@@ -4,7 +4,7 @@
 
 use std::borrow::Cow;
 
-use crate::model::l7::Normalization;
+use crate::model::l7::{AboveRoot, Normalization};
 
 /// Why a request target is refused with 400.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -21,16 +21,6 @@ pub enum BadPath {
     /// It climbs above the root, and that is not let pass.
     #[error("the path climbs above its root")]
     AboveRoot,
-}
-
-/// What becomes of `..` at the root.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum AboveRoot {
-    /// It is dropped, as RFC 3986 has it.
-    #[default]
-    Dropped,
-    /// The request is refused.
-    Refused,
 }
 
 /// Path and query of a request target, the path made plain.

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use culvert_common::admin::dump_certificates;
 use culvert_common::l7::breaker::Kind;
 use culvert_common::model::l7::{
-    Balance, Bound, BoundPort, Cluster, ClusterKey, ConnectionPool, Keepalive, Normalization, Outliers,
-    Protocol, Serves, Upgrade, Waypoint,
+    AboveRoot, Balance, Bound, BoundPort, Cluster, ClusterKey, ConnectionPool, Keepalive, Normalization,
+    Outliers, Protocol, Serves, Upgrade, Waypoint,
 };
 use culvert_common::model::{Health, Status, TunnelProtocol};
 use serde_json::{Value, json};
@@ -46,6 +46,7 @@ pub(super) fn whole(shared: &Shared) -> Value {
         "serves": serves(waypoint.serves),
         "forwardsIdentity": waypoint.forwards_identity,
         "pathNormalization": normalization(waypoint.normalization),
+        "pathStrict": waypoint.above_root == AboveRoot::Refused,
         "services": services(waypoint),
         "workloads": workloads,
         "workloadPolicies": policies(&waypoint.policies),

@@ -97,7 +97,7 @@ fn between<'a>(stage: &'a Stage, endpoint: Option<&'a Endpoint>) -> Between<'a> 
     Between {
         source: stage.source.as_ref(),
         source_identity: &stage.client.identity,
-        destination: endpoint.map(|endpoint| &endpoint.workload),
+        destination: endpoint.and_then(Endpoint::known),
         service: stage.service.as_ref(),
     }
 }

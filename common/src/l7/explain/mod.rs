@@ -20,7 +20,7 @@ use http::{HeaderMap, Method};
 pub use answer::{BackendView, CandidateView, HttpExplanation, PassedRoute, PolicyView, RouteView, Verdict};
 
 use super::cors::{self, Origin};
-use super::{AboveRoot, Connection, Facts, Failure, Found, find, normalize};
+use super::{Connection, Facts, Failure, Found, find, normalize};
 use crate::authz::http::{Denial, authorize, authorize_tcp};
 use crate::model::Service;
 use crate::model::l7::{Bound, BoundPort, Fraction, Policies, Protocol, Route, RouteAction, Waypoint};
@@ -67,7 +67,8 @@ pub fn explain(snapshot: &Snapshot, waypoint: &Waypoint, question: &Question<'_>
         request: format!("{} {}{}", question.method, question.authority, question.target),
         ..HttpExplanation::default()
     };
-    let Ok(target) = normalize(question.target.as_bytes(), waypoint.normalization, AboveRoot::Dropped) else {
+    let Ok(target) = normalize(question.target.as_bytes(), waypoint.normalization, waypoint.above_root)
+    else {
         answer.fail(&Failure::BadPath, "the path cannot be made plain".to_owned());
         return Some(answer);
     };

@@ -51,6 +51,8 @@ pub struct Waypoint {
     pub forwards_identity: bool,
     /// How paths are made plain before anything looks at them.
     pub normalization: Normalization,
+    /// What becomes of paths that climb above their root.
+    pub above_root: AboveRoot,
     /// What a controller writes back of its objects, for people who look at the waypoint.
     pub statuses: Vec<Status>,
 }
@@ -117,4 +119,14 @@ pub enum Normalization {
     MergeSlashes,
     /// And `%2f` and `%5c` before that.
     DecodeAndMergeSlashes,
+}
+
+/// What becomes of `..` at the root.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AboveRoot {
+    /// It is dropped, as RFC 3986 has it.
+    #[default]
+    Dropped,
+    /// The request is refused.
+    Refused,
 }

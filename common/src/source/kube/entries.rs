@@ -125,12 +125,8 @@ fn service(
     let at = &entry.meta.at;
     if entry.resolution == Resolution::DynamicDns {
         let seen = "DYNAMIC_DNS is not supported";
-        report.warning(at.about(
-            "spec.resolution",
-            seen,
-            "the object has no effect; name each host, with DNS",
-        ));
-        return None;
+        let what = "waypoints send nothing to its hosts, rather than otherwise; name each host, with DNS";
+        report.warning(at.about("spec.resolution", seen, what));
     }
     if host.ends_with(&format!(".svc.{}", settings.cluster_domain)) {
         let seen = format!("{host} is a name of the cluster's");

@@ -46,7 +46,7 @@ use self::pod::Pod;
 use self::reader::Report;
 use self::waypoint::Waypoints;
 use crate::config::Problem;
-use crate::model::l7::{GatewayKey, Normalization};
+use crate::model::l7::{AboveRoot, GatewayKey, Normalization};
 use crate::model::{LocalPod, Model, Status, TunnelProtocol, Workload};
 use crate::types::{PolicyKey, SpiffeId};
 
@@ -83,6 +83,8 @@ pub struct Settings {
     pub trust_domain_aliases: Vec<Arc<str>>,
     /// How waypoints make paths plain.
     pub normalization: Normalization,
+    /// What they do with paths that climb above their root.
+    pub above_root: AboveRoot,
 }
 
 /// The workload of an agent in dedicated mode.
@@ -114,6 +116,7 @@ impl Default for Settings {
             waypoint: None,
             trust_domain_aliases: Vec::new(),
             normalization: Normalization::default(),
+            above_root: AboveRoot::default(),
         }
     }
 }

@@ -50,7 +50,7 @@ pub(super) fn cluster(key: &ClusterKey, rules: &Rules<'_>, world: &World<'_>) ->
         },
         outliers: outliers(settings.blocks.outliers.as_ref(), percent),
         retry_budget: settings.retry_budget.as_ref().map(|block| block.value),
-        refused: settings.refused(),
+        refused: service.refused.clone().or_else(|| settings.refused()),
         pool: settings.blocks.pool.map(|block| block.value).unwrap_or_default(),
         rule: rule.map(|rule| rule.meta.key().into()),
     })

@@ -36,6 +36,7 @@ use super::binding::Bound;
 use super::gateway::{CLASS, Gateway, HBONE, SANDWICH};
 use super::object::{Meta, Objects as AllObjects, Reader};
 use super::reader::{Field, Labels, Report};
+use super::service_entry::Resolution;
 use super::waypoint::{self, Waypoints};
 use super::{Document, Settings, entries, mesh, object};
 use crate::config::Problem;
@@ -205,6 +206,15 @@ fn known(mesh: &Mesh<'_>, bound: &Bound) -> Vec<Known> {
     let gateway = mesh.gateway.key();
     let objects: HashSet<ServiceKey> =
         mesh.objects.services.iter().map(|service| service.key(mesh.settings)).collect();
+    let dynamic =
+        mesh.objects.service_entries.iter().filter(|entry| entry.resolution == Resolution::DynamicDns);
+    let refused: HashMap<ServiceKey, Arc<str>> = dynamic
+        .flat_map(|entry| {
+            let why = format!("{}: spec.resolution DYNAMIC_DNS is not built yet", entry.meta.at.object);
+            let why: Arc<str> = why.into();
+            entry.hosts.iter().map(move |host| (entry.key(host), Arc::clone(&why)))
+        })
+        .collect();
     let one = |service: &Service| {
         let port = |(number, port): (&u16, &ServicePort)| {
             let protocol = mesh.protocol(&service.key, *number);
@@ -222,6 +232,7 @@ fn known(mesh: &Mesh<'_>, bound: &Bound) -> Vec<Known> {
             endpoints: service.endpoints.iter().map(labels).collect(),
             is_bound: bound.has(&gateway, &service.key),
             is_passthrough: service.load_balancing.mode == Mode::Passthrough,
+            refused: refused.get(&service.key).cloned(),
         }
     };
     mesh.model.services.iter().map(one).collect()
@@ -249,6 +260,7 @@ fn waypoint(
         services,
         forwards_identity: mesh.gateway.forwards_identity,
         normalization: mesh.settings.normalization,
+        above_root: mesh.settings.above_root,
         statuses: Vec::new(),
         gateway,
     }

@@ -25,6 +25,8 @@ pub(in crate::source::kube) struct Known {
     pub(in crate::source::kube) is_bound: bool,
     /// Whether requests go to the very address that they are for, whatever a rule says.
     pub(in crate::source::kube) is_passthrough: bool,
+    /// Why nothing may be sent to it, with object and field.
+    pub(in crate::source::kube) refused: Option<Arc<str>>,
 }
 
 /// A port of a service.
