@@ -3,6 +3,7 @@
 mod destinations;
 mod gateway_routes;
 mod order;
+mod outcomes;
 mod refusals;
 mod virtual_services;
 

@@ -1,0 +1,362 @@
+//! Objects and a request in; what the upstream is sent, or what is answered here, out. One row for each field and for what
+//! does not have it, so that a field without effect is noticed whether its reading or its use is gone.
+//!
+//! | object | fields |
+//! | --- | --- |
+//! | VirtualService | [`virtual_service`] |
+//! | HTTPRoute, GRPCRoute | [`gateway_api`] |
+//! | DestinationRule, ServiceEntry | [`destinations`] |
+//! | AuthorizationPolicy, Gateway | [`policies`] |
+
+mod destinations;
+mod gateway_api;
+mod policies;
+mod virtual_service;
+
+use std::time::{Duration, Instant, SystemTime};
+
+use ::http::{HeaderMap, HeaderValue, StatusCode};
+
+use super::*;
+use crate::authz::http::authorize;
+use crate::l7::balance::{Ask, Endpoints, Host, Picked, is_member};
+use crate::l7::cors::{Origin as CorsOrigin, allow, check, preflight};
+use crate::l7::fixtures::{Asked, asked, lines};
+use crate::l7::outlier::Detector;
+use crate::l7::retry::{Next, Tried, next};
+use crate::l7::timeout::timeouts;
+use crate::l7::{
+    Edits, Facts, Failure, Found, Reply, Switch, Values, add_client_cert, add_original_path, clean_request,
+    find, location, new_authority, normalize, path_rewrite, pick, rewritten,
+};
+use crate::model::l7::{Bound as BoundService, Mirror, Weighted};
+use crate::state::{Snapshot, State};
+
+/// A mesh with these objects, as a waypoint has it.
+struct World {
+    of: TranslatedWaypoint,
+    snapshot: Arc<Snapshot>,
+    /// Status that every endpoint answers with.
+    upstream: u16,
+    /// What is drawn, for weights; shares are drawn as 0 in a million.
+    drawn: u64,
+}
+
+/// Who stands behind `echo` and `bank`.
+const PODS: &str = r#"
+apiVersion: v1
+kind: Pod
+metadata: {name: echo-1, namespace: shop, labels: {app: echo}}
+status: {podIPs: [{ip: 10.0.0.3}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: bank-1, namespace: money, labels: {app: bank}}
+status: {podIPs: [{ip: 10.0.0.4}]}
+"#;
+
+/// What a request gets that nothing is done to.
+const CART: &str = "GET svc/a > cart-1:80|cart-2:80";
+
+fn world(objects: &str) -> World {
+    world_with(objects, &Settings::default())
+}
+
+fn world_with(objects: &str, settings: &Settings) -> World {
+    world_of(MESH, objects, settings)
+}
+
+fn world_of(mesh: &str, objects: &str, settings: &Settings) -> World {
+    let files = [("mesh.yaml", mesh), ("pods.yaml", PODS), ("a.yaml", objects)];
+    let documents = files.map(|(file, text)| Document { file, text });
+    let of = translate_waypoint(&documents, settings, &key());
+    let of = of.unwrap_or_else(|problems| panic!("{problems:#?}\n{objects}"));
+    let state = State::new();
+    state.publish(of.model.clone());
+    World { of, snapshot: state.snapshot(), upstream: 200, drawn: 0 }
+}
+
+/// A request in lines: method and target, then headers; `host` is the authority, `peer` the client's namespace and service
+/// account, `from` its address, `to` what the tunnel was opened to.
+fn request(text: &str) -> Asked {
+    let mut all = text.lines().map(str::trim);
+    let mut request = asked(all.next().expect("a request line"));
+    for line in all {
+        let (name, value) = line.split_once(": ").expect("a header line");
+        match name {
+            "host" => request.authority = value.into(),
+            "peer" => {
+                let (namespace, account) = value.split_once('/').unwrap();
+                request.peer = SpiffeId::new("cluster.local", namespace, account).ok();
+            }
+            "from" => request.source = value.parse().unwrap(),
+            "to" => request.destination = value.parse().unwrap(),
+            _ => request = request.with(line),
+        }
+    }
+    request
+}
+
+impl World {
+    /// What becomes of a request, in the order of the data path.
+    fn outcome(&self, text: &str) -> String {
+        let mut request = request(text);
+        let before = lines(&request.headers);
+        let waypoint = &self.of.waypoint;
+        let is_grpc = request.facts().is_grpc();
+        if clean_request(&mut request.headers, Switch::No).is_err() {
+            return answered(Reply::failure(&Failure::BadConnection, is_grpc));
+        }
+        match normalize(request.target.as_bytes(), waypoint.normalization, waypoint.above_root) {
+            Ok(plain) => request.target = plain.into_owned(),
+            Err(_) => return answered(Reply::failure(&Failure::BadPath, is_grpc)),
+        }
+        let own = waypoint.identity.as_ref().filter(|_| waypoint.forwards_identity);
+        if let Some((own, peer)) = own.zip(request.peer.clone()) {
+            add_client_cert(&mut request.headers, own, &peer);
+        }
+        let to = request.destination;
+        let at = self.snapshot.services_at(to.ip()).iter().chain(self.snapshot.services_around(to.ip()));
+        let service = at.map(|service| &service.key).find_map(|key| waypoint.services.get(key));
+        match service {
+            Some(service) => self.of_service(service, &mut request, &before),
+            None => match self.snapshot.workload_by_ip(to.ip()) {
+                Some(workload) if waypoint.workloads.contains(&workload.uid) => {
+                    match authorize(&waypoint.policies, &request.facts()).denial() {
+                        Some(denial) => answered(Reply::failure(&Failure::Denied(denial.id()), is_grpc)),
+                        None => format!("{} {} > workload {}", request.method, request.target, workload.name),
+                    }
+                }
+                _ => "not bound".into(),
+            },
+        }
+    }
+
+    fn of_service(&self, service: &BoundService, request: &mut Asked, before: &[String]) -> String {
+        let is_grpc = request.facts().is_grpc();
+        let Some(port) = service.ports.get(&request.destination.port()) else { return "no port".into() };
+        let found = find(&port.http, &request.facts());
+        let chosen = found.map(|found| {
+            let backend = match &found.route.action {
+                RouteAction::Forward(backends) => pick(backends, self.drawn),
+                _ => None,
+            };
+            (found.route, backend)
+        });
+        let mut cors = HeaderMap::new();
+        let reply = filters(service, found, &request.facts(), &mut cors);
+        if let Some(reply) = reply {
+            return edited(reply, chosen, &request.facts(), cors);
+        }
+        let Some(found) = found else {
+            return answered(Reply::failure(&Failure::NoRoute, is_grpc));
+        };
+        let reply = match &found.route.action {
+            RouteAction::Respond(direct) => {
+                Reply::direct(direct.status, direct.body.to_vec().into(), is_grpc)
+            }
+            RouteAction::Redirect(redirect) => {
+                let mut reply = Reply::direct(redirect.status, bytes::Bytes::new(), is_grpc);
+                let to = location(redirect, found.by, &request.facts());
+                reply.headers.insert("location", HeaderValue::try_from(to).unwrap());
+                reply
+            }
+            RouteAction::Forward(_) => return self.forward(found, chosen, (request, before), cors),
+        };
+        edited(reply, chosen, &request.facts(), cors)
+    }
+
+    fn forward(
+        &self,
+        found: Found<'_>,
+        chosen: Option<(&Route, Option<&Weighted>)>,
+        (request, before): (&mut Asked, &[String]),
+        cors: HeaderMap,
+    ) -> String {
+        let is_grpc = request.facts().is_grpc();
+        let failed = |failure: &Failure, request: &Asked, cors| {
+            edited(Reply::failure(failure, is_grpc), chosen, &request.facts(), cors)
+        };
+        let invalid = Failure::InvalidBackend(StatusCode::INTERNAL_SERVER_ERROR);
+        let Some(backend) = chosen.and_then(|(_, backend)| backend) else {
+            return failed(&invalid, request, cors);
+        };
+        let key = match &backend.backend {
+            Backend::Invalid { status, .. } => {
+                return failed(&Failure::InvalidBackend(*status), request, cors);
+            }
+            Backend::Cluster(key) => key,
+        };
+        let Some(cluster) = self.of.waypoint.clusters.get(key) else {
+            return failed(&Failure::NoCluster, request, cors);
+        };
+        if cluster.refused.is_some() {
+            return failed(&Failure::Refused, request, cors);
+        }
+        let Some(endpoint) = self.endpoint(cluster, request.destination) else {
+            return failed(&Failure::NoHealthyUpstream, request, cors);
+        };
+        edit(found, backend, request);
+        let retries = &found.route.retries;
+        let per_try = retries.per_try_timeout.filter(|_| retries.attempts > 0);
+        let grpc = is_grpc.then_some(&request.headers);
+        timeouts(found.route.timeout, per_try, grpc).announce(Duration::ZERO, is_grpc, &mut request.headers);
+        let changed = changes(before, &lines(&request.headers));
+        let mut out = format!("{} {}{} > {endpoint}", request.method, request.authority, request.target);
+        out.push_str(&changed);
+        let mirrors = found.route.mirrors.iter().chain(&backend.mirrors);
+        let mirrors = mirrors.filter(|mirror| mirror.share.includes(0));
+        out.extend(mirrors.map(|mirror: &Mirror| format!(" copy {}", shown(&mirror.backend))));
+        let (status, none) = (StatusCode::from_u16(self.upstream).unwrap(), HeaderMap::new());
+        let tries =
+            (0..).take_while(|made| next(retries, *made, Tried::Answered(status, &none)) == Next::Again);
+        let tries = tries.count() + 1;
+        if tries > 1 {
+            out.push_str(&format!(" {tries} times"));
+        }
+        let mut upstream = Reply::new(status, bytes::Bytes::new(), false);
+        upstream.headers = self::request("GET /\nx-up: 1").headers;
+        let answer = edited(upstream, chosen, &request.facts(), cors);
+        if answer != "200 x-up: 1" && tries == 1 {
+            out.push_str(&format!(" < {answer}"));
+        }
+        out
+    }
+
+    /// Names of the endpoints that may be chosen, or of the address that was asked for.
+    fn endpoint(&self, cluster: &Cluster, asked: std::net::SocketAddr) -> Option<String> {
+        let service = self.snapshot.service(&cluster.key.service)?;
+        let mut names = Vec::new();
+        for endpoint in &service.endpoints {
+            let is_in = is_member(cluster.subset.as_ref(), &endpoint.workload);
+            if !is_in || !service.is_ready(endpoint.health) {
+                continue;
+            }
+            let workload = self.snapshot.workload(&endpoint.workload)?;
+            let port = service.target_port(endpoint, cluster.key.port)?;
+            names.push(format!("{}:{port}", workload.name));
+        }
+        names.sort();
+        let hosts: Vec<Host> = names.iter().map(|_| Host::new(1)).collect();
+        let endpoints = Endpoints::new(hosts, Arc::new(Detector::new(Instant::now())));
+        let ask = Ask { balance: cluster.balance, outliers: None, random: [0; 2], now: Instant::now() };
+        match endpoints.pick(&ask, None) {
+            Ok(Picked::Endpoint(_)) => Some(names.join("|")),
+            Ok(Picked::AsAsked) => Some(format!("as asked {asked}")),
+            Err(_) => None,
+        }
+    }
+}
+
+/// Policies, faults, CORS: whoever answers first.
+fn filters(
+    service: &BoundService,
+    found: Option<Found<'_>>,
+    facts: &Facts<'_>,
+    cors: &mut HeaderMap,
+) -> Option<Reply> {
+    if let Some(denial) = authorize(&service.policies, facts).denial() {
+        return Some(Reply::failure(&Failure::Denied(denial.id()), facts.is_grpc()));
+    }
+    let route = found?.route;
+    if let Some(delay) = route.fault.delay.as_ref().filter(|delay| delay.share.includes(0)) {
+        cors.insert("delayed", HeaderValue::try_from(format!("{:?}", delay.fixed)).unwrap());
+    }
+    if let Some(abort) = route.fault.abort.as_ref().filter(|abort| abort.share.includes(0)) {
+        return Some(Reply::abort(abort, facts.is_grpc()));
+    }
+    let policy = route.cors.as_ref().filter(|_| matches!(route.action, RouteAction::Forward(_)))?;
+    match check(policy, facts) {
+        CorsOrigin::None => None,
+        CorsOrigin::Allowed(origin) => {
+            allow(policy, origin, cors);
+            None
+        }
+        CorsOrigin::Preflight(origin) => {
+            let mut reply = Reply::new(StatusCode::OK, bytes::Bytes::new(), false);
+            reply.headers.extend(preflight(policy, origin, facts));
+            Some(reply)
+        }
+    }
+}
+
+fn values<'v>(facts: &'v Facts<'v>) -> Values<'v> {
+    let started = SystemTime::UNIX_EPOCH;
+    Values { facts, protocol: "HTTP/1.1", started, route: "", upstream: None, response: None }
+}
+
+fn edit(found: Found<'_>, backend: &Weighted, request: &mut Asked) {
+    let route = found.route;
+    let path = path_rewrite(route, backend)
+        .map(|rewrite| rewritten(rewrite, found.by, &request.target).into_owned());
+    let edits = Edits::of_request(route, backend, &values(&request.facts()));
+    edits.apply(&mut request.headers);
+    if let Some(path) = path {
+        add_original_path(&mut request.headers, &request.target);
+        request.target = path;
+    }
+    if let Some(authority) = new_authority(route, backend) {
+        request.authority = authority.to_str().unwrap().into();
+    }
+}
+
+/// An answer with what its route does to its headers.
+fn edited(
+    mut reply: Reply,
+    chosen: Option<(&Route, Option<&Weighted>)>,
+    facts: &Facts<'_>,
+    cors: HeaderMap,
+) -> String {
+    if let Some((route, backend)) = chosen {
+        let edits = Edits::of_response(route, backend, &values(facts));
+        reply.edit(|headers| edits.apply(headers));
+    }
+    reply.headers.extend(cors);
+    answered(reply)
+}
+
+/// Status, body, flag and headers, but for those of the body.
+fn answered(mut reply: Reply) -> String {
+    reply.headers.remove("content-length");
+    if reply.headers.get("content-type").is_some_and(|kind| kind == "text/plain") {
+        reply.headers.remove("content-type");
+    }
+    let mut out = reply.status.as_u16().to_string();
+    if !reply.body.is_empty() {
+        out.push_str(&format!(" {:?}", String::from_utf8_lossy(&reply.body)));
+    }
+    if let Some(flag) = reply.flag {
+        out.push_str(&format!(" {}", flag.as_str()));
+    }
+    for line in lines(&reply.headers) {
+        out.push_str(&format!(" {line}"));
+    }
+    out
+}
+
+/// What is new, and what is gone with a minus.
+fn changes(before: &[String], after: &[String]) -> String {
+    let gone = before.iter().filter(|line| !after.contains(line)).map(|line| format!(" -{line}"));
+    let new = after.iter().filter(|line| !before.contains(line)).map(|line| format!(" +{line}"));
+    gone.chain(new).collect()
+}
+
+/// Whether each request of a row comes to what the row says, and whether what the row has changes any of it.
+#[track_caller]
+fn check_rows(plain: &str, rows: &[(&str, &[(&str, &str)])], make: impl Fn(&str) -> String) {
+    let plain = world(plain);
+    let mut failed = Vec::new();
+    for (fields, requests) in rows {
+        let with = world(&make(fields));
+        for (text, wanted) in *requests {
+            let outcome = with.outcome(text);
+            if outcome != *wanted {
+                failed.push(format!("{fields}\n  {text:?}\n  is  {outcome}\n  not {wanted}"));
+            }
+        }
+        if requests.iter().all(|(text, wanted)| plain.outcome(text) == *wanted) {
+            failed.push(format!("{fields}\n  changes nothing"));
+        }
+    }
+    assert!(failed.is_empty(), "{}", failed.join("\n"));
+}
