@@ -32,6 +32,7 @@ mod successor;
 mod two_processes;
 mod waypoint;
 mod waypoint_requests;
+mod waypoint_smuggling;
 mod waypoint_told;
 mod waypoint_wire;
 mod why;
