@@ -59,6 +59,11 @@ pub struct World {
 impl World {
     /// Starts everything with these documents beside the services and their routes.
     pub fn start(documents: &str) -> Self {
+        Self::start_with(documents, &[])
+    }
+
+    /// As [`World::start`], with documents that deny what would tell whether these services are up: any answer does.
+    pub fn start_with(documents: &str, denied: &[&str]) -> Self {
         let mut mesh = Mesh::new();
         let client = mesh.captured("a", "client");
         let bound = PodSpec::new("shop").captured(true).label("istio.io/use-waypoint", "waypoint");
@@ -81,12 +86,13 @@ impl World {
         mesh.start(&[]);
         let waypoint = Waypoint::start(&mesh, place, &[]);
         let world = Self { mesh, client, shop, waypoint, heard, seen, servers };
-        let is_up = |to: IpAddr| {
+        let is_up = |name: &str, to: IpAddr| {
             let answer = ask(&world.client, (to, port::HTTP), &get("/up", "")).ok()?;
-            answer.contains("x-envoy-upstream-service-time").then_some(())
+            let is_denied = denied.iter().any(|service| name.starts_with(service)) && answer.contains("RBAC");
+            (is_denied || answer.contains("x-envoy-upstream-service-time")).then_some(())
         };
         for (name, to) in world.targets() {
-            wait_until(&name, SOON, || is_up(to), || world.logs()).unwrap();
+            wait_until(&name, SOON, || is_up(&name, to), || world.logs()).unwrap();
         }
         world.heard.take();
         world
@@ -181,3 +187,15 @@ spec:
   parentRefs: [{group: "", kind: Service, name: gateway, port: 81}]
   rules: [{backendRefs: [{name: gateway, port: 81}]}]
 "#;
+
+/// The first message of a TLS client that asks for this name, in records of so many bytes.
+pub fn client_hello(name: &str, piece: usize) -> Vec<u8> {
+    let length = |value: usize| u16::try_from(value).expect("a short text").to_be_bytes();
+    let entry = [&[0][..], &length(name.len()), name.as_bytes()].concat();
+    let names = [&length(entry.len())[..], &entry].concat();
+    let extension = [&[0, 0][..], &length(names.len()), &names].concat();
+    let head = [&[3, 3][..], &[7; 32], &[0], &[0, 2, 0x13, 1], &[1, 0]].concat();
+    let body = [&head[..], &length(extension.len()), &extension].concat();
+    let message = [&[1, 0][..], &length(body.len()), &body].concat();
+    message.chunks(piece).flat_map(|part| [&[22, 3, 1][..], &length(part.len()), part].concat()).collect()
+}

@@ -31,6 +31,7 @@ mod sandbox;
 mod successor;
 mod two_processes;
 mod waypoint;
+mod waypoint_bypass;
 mod waypoint_requests;
 mod waypoint_smuggling;
 mod waypoint_told;

@@ -10,7 +10,7 @@ use culvert_tests::peer::pki::{Claims, Pki};
 use culvert_tests::peer::tls;
 use culvert_tests::wire::http1::{Heard, Message, Wire};
 use culvert_tests::wire::http2::{Client, request, run};
-use culvert_tests::wire::{GREETING, World, port};
+use culvert_tests::wire::{GREETING, World, client_hello, port};
 use http::{HeaderValue, Method};
 
 /// Method, path, headers and body of a request; status of its answer, what that has and what it has not.
@@ -389,7 +389,7 @@ fn bytes_pass_whoever_speaks_first() {
     for (name, to) in world.targets() {
         for at in [port::TCP, port::TLS] {
             let text = if at == port::TLS {
-                client_hello("virtual.default.svc.cluster.local")
+                client_hello("virtual.default.svc.cluster.local", 10_000)
             } else {
                 b"hello".to_vec()
             };
@@ -408,18 +408,6 @@ fn bytes_pass_whoever_speaks_first() {
     }
     assert!(problems.is_empty(), "{}\n{}", problems.join("\n---\n"), world.logs());
     world.finish();
-}
-
-/// The first bytes of a TLS client that asks for this name.
-fn client_hello(name: &str) -> Vec<u8> {
-    let length = |value: usize| u16::try_from(value).unwrap().to_be_bytes();
-    let entry = [&[0][..], &length(name.len()), name.as_bytes()].concat();
-    let names = [&length(entry.len())[..], &entry].concat();
-    let extension = [&[0, 0][..], &length(names.len()), &names].concat();
-    let body = [&[3, 3][..], &[7; 32], &[0], &[0, 2, 0x13, 1], &[1, 0], &length(extension.len()), &extension]
-        .concat();
-    let handshake = [&[1, 0][..], &length(body.len()), &body].concat();
-    [&[22, 3, 1][..], &length(handshake.len()), &handshake].concat()
 }
 
 /// A client of the waypoint that names a service, not its address.
