@@ -93,13 +93,11 @@ impl Current {
     /// The endpoint at an address that is taken as it was asked for. One that nobody knows is spoken to in plain TCP; none
     /// where only a name was asked for.
     pub(crate) fn asked(&self, address: SocketAddr) -> Option<Endpoint> {
-        let unknown = || {
-            let identity = self.waypoint.identity.clone().filter(|_| !address.ip().is_unspecified())?;
-            let uid = WorkloadUid(format!("address/{}", address.ip()).into());
-            Some(Arc::new(Workload::new(uid, "", identity)))
-        };
-        let workload = self.snapshot.workload_by_ip(address.ip()).cloned().or_else(unknown)?;
-        Some(Endpoint { workload, address })
+        if let Some(workload) = self.snapshot.workload_by_ip(address.ip()) {
+            return Some(Endpoint { workload: Arc::clone(workload), address });
+        }
+        let own = self.waypoint.identity.clone().filter(|_| !address.ip().is_unspecified())?;
+        Some(Endpoint::of_address(address, own))
     }
 
     /// The next revision; `kept` is taken over from the last one.

@@ -1,6 +1,6 @@
 //! A connection to an endpoint's application: through its agent's tunnel where it is captured, else in plain TCP.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,9 +12,11 @@ use culvert_common::hbone::headers::TraceParent;
 use culvert_common::hbone::link::{self, Reader, Writer};
 use culvert_common::hbone::pool::Key;
 use culvert_common::model::l7::{self, ConnectionPool};
-use culvert_common::model::{TunnelProtocol, Workload};
+use culvert_common::model::{Health, TunnelProtocol, Workload};
 use culvert_common::net::socket::{self, ConnectError, DialOptions, Keepalive};
+use culvert_common::state::Snapshot;
 use culvert_common::telemetry::{Handshake, Side};
+use culvert_common::types::{SpiffeId, WorkloadUid};
 use http::HeaderValue;
 use http::uri::Authority;
 use tokio::time::Instant;
@@ -33,10 +35,29 @@ pub(crate) struct Endpoint {
     pub(crate) address: SocketAddr,
 }
 
+/// What the key of something begins with that is no more than an address.
+const ADDRESS: &str = "address/";
+
 impl Endpoint {
+    /// An address that no workload has, spoken to in plain TCP.
+    pub(crate) fn of_address(address: SocketAddr, own: SpiffeId) -> Self {
+        let uid = WorkloadUid(format!("{ADDRESS}{}", address.ip()).into());
+        Self { workload: Arc::new(Workload::new(uid, "", own)), address }
+    }
+
     /// Its workload; none where it is no more than an address.
     pub(crate) fn known(&self) -> Option<&Arc<Workload>> {
         Some(&self.workload).filter(|workload| !workload.name.is_empty())
+    }
+}
+
+/// Whether connections to this address of a workload may go on: it is there and not about to go. Which addresses a host name
+/// has is not asked here: those that it had stay until nobody uses them.
+pub(crate) fn is_there(snapshot: &Snapshot, uid: &WorkloadUid, ip: IpAddr) -> bool {
+    match snapshot.workload(uid) {
+        Some(of) if of.addresses.is_empty() => of.health != Health::Terminating && !of.hostname.is_empty(),
+        Some(of) => of.health != Health::Terminating && of.addresses.contains(&ip),
+        None => uid.0.starts_with(ADDRESS),
     }
 }
 
@@ -161,4 +182,36 @@ fn keepalive(wanted: l7::Keepalive) -> Keepalive {
 fn authority(address: SocketAddr) -> Authority {
     // The text of an address is an authority.
     Authority::try_from(address.to_string()).unwrap_or(Authority::from_static("0.0.0.0:0"))
+}
+
+#[cfg(test)]
+mod tests {
+    use culvert_common::model::Model;
+    use culvert_common::state::State;
+
+    use super::*;
+
+    #[test]
+    fn connections_stay_while_their_end_is_there() {
+        let own: SpiffeId = "spiffe://cluster.local/ns/shop/sa/wp".parse().unwrap();
+        let ip: IpAddr = "10.0.0.1".parse().unwrap();
+        let of = |name: &str| Workload::new(WorkloadUid(name.into()), name, own.clone());
+        let state = State::new();
+        let workloads = vec![
+            Workload { addresses: vec![ip], ..of("pod") },
+            Workload { addresses: vec![ip], health: Health::Terminating, ..of("going") },
+            Workload { addresses: vec!["fd00::1".parse().unwrap()], ..of("moved") },
+            Workload { hostname: "far.example".into(), ..of("named") },
+        ];
+        state.publish(Model { workloads, ..Model::default() });
+        let snapshot = state.snapshot();
+        for (uid, is_kept) in
+            [("pod", true), ("going", false), ("moved", false), ("named", true), ("gone", false)]
+        {
+            assert_eq!(is_there(&snapshot, &WorkloadUid(uid.into()), ip), is_kept, "{uid}");
+        }
+        let unknown = Endpoint::of_address(SocketAddr::new(ip, 80), own);
+        assert!(is_there(&snapshot, &unknown.workload.uid, ip));
+        assert!(unknown.known().is_none(), "nobody is told that it is a workload");
+    }
 }

@@ -12,7 +12,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use culvert_common::hbone::link::Writer;
 use culvert_common::l7::breaker::{Kind, Permit};
-use culvert_common::model::Health;
 use culvert_common::model::l7::{ClusterKey, ConnectionPool};
 use culvert_common::state::Snapshot;
 use culvert_common::types::WorkloadUid;
@@ -20,7 +19,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, interval_at};
 
 use crate::current::Live;
-use crate::dial::{Endpoint, UpstreamError, connect};
+use crate::dial::{Endpoint, UpstreamError, connect, is_there};
 use crate::http1::head::Framing;
 use crate::message::{Input, LinkIo, Request};
 use crate::tunnel::Client;
@@ -178,11 +177,7 @@ impl Http2 {
 impl Connections {
     /// Forgets connections that have ended or waited long enough, and those to endpoints that are gone.
     pub(crate) fn sweep(&self, snapshot: &Snapshot, now: Instant) {
-        let serves = |place: &Place| {
-            snapshot.workload(&place.workload).is_some_and(|workload| {
-                workload.health != Health::Terminating && workload.addresses.contains(&place.address.ip())
-            })
-        };
+        let serves = |place: &Place| is_there(snapshot, &place.workload, place.address.ip());
         self.places.borrow_mut().retain(|place, pool| {
             if serves(place) {
                 pool.idle.borrow_mut().retain_mut(|one| one.until > now && !one.connection.input.has_ended());

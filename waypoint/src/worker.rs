@@ -11,13 +11,13 @@ use std::time::Duration;
 
 use culvert_common::hbone::budget::Board;
 use culvert_common::hbone::pool::Pool;
-use culvert_common::model::Health;
 use culvert_common::task::Scope;
 use tokio::net::TcpStream;
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, interval};
 
+use crate::dial::is_there;
 use crate::shared::Shared;
 use crate::tunnel;
 use crate::upstream::Connections;
@@ -129,11 +129,8 @@ impl Worker {
                 () = self.scope.draining() => break,
             }
             let snapshot = self.shared.state.snapshot();
-            self.tunnels.sweep(self.shared.limits.idle, |key| {
-                snapshot
-                    .workload(&key.destination)
-                    .is_some_and(|w| w.health != Health::Terminating && w.addresses.contains(&key.peer.ip()))
-            });
+            self.tunnels
+                .sweep(self.shared.limits.idle, |key| is_there(&snapshot, &key.destination, key.peer.ip()));
             self.connections.sweep(&snapshot, Instant::now());
             self.board.sweep(Instant::now());
         }
