@@ -14,6 +14,8 @@ mod discovery;
 mod dns;
 #[path = "../fuzz/laws/guard.rs"]
 mod guard;
+#[path = "../fuzz/laws/http1.rs"]
+mod http1;
 #[path = "../fuzz/laws/netlink.rs"]
 mod netlink;
 #[path = "../fuzz/laws/request.rs"]
@@ -109,4 +111,29 @@ fn files_of_revocation_lists() {
 #[test]
 fn heads_of_requests() {
     run("request", request::head);
+}
+
+#[test]
+fn heads_of_requests_in_http1() {
+    run("request_head", http1::request);
+}
+
+#[test]
+fn heads_of_answers_in_http1() {
+    run("response_head", http1::response);
+}
+
+#[test]
+fn chunks_and_trailers() {
+    run("chunks", http1::chunks);
+}
+
+#[test]
+fn first_messages_of_tls_clients() {
+    run("client_hello", http1::hello);
+}
+
+#[test]
+fn timeouts_of_grpc() {
+    run("grpc_timeout", http1::grpc_timeout);
 }
