@@ -1,37 +1,39 @@
 //! What objects say beyond what decisions need, for `culvert why`: selectors, why a pod is left out, what is doubtful.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::Settings;
 use super::authorization_policy::AuthorizationPolicy;
+use super::labelled::Labelled;
 use super::object::Objects;
 use super::pod::Pod;
-use super::reader::{Labels, selects};
+use super::reader::Labels;
 use super::service::{Service, Target};
 use super::{authorization, peer_authentication};
 use crate::config::Problem;
 use crate::model::{Background, LeftOut};
 use crate::types::ServiceKey;
 
+/// Labels that are told of where a selector matches no pod.
+const NEAR: usize = 5;
+
 /// All of it; `warnings` are those of the translation.
 pub(super) fn of(objects: &Objects, warnings: &[Problem], settings: &Settings) -> Background {
     let mut background = Background::default();
-    let all: Vec<&Pod> = objects.pods.iter().collect();
-    let mut by_namespace: HashMap<&str, Vec<&Pod>> = HashMap::new();
     for pod in &objects.pods {
         background.add_pod(pod, objects, settings);
-        by_namespace.entry(&pod.meta.namespace).or_default().push(pod);
     }
-    let of_namespace = |namespace: &str| by_namespace.get(namespace).map_or(&[][..], Vec::as_slice);
+    let pods = Labelled::new(objects.pods.iter());
     for policy in &objects.authorization_policies {
         let namespace = &*policy.meta.namespace;
         let is_root = *namespace == *settings.root_namespace;
-        background.add_policy(policy, if is_root { &all } else { of_namespace(namespace) });
+        let among = if is_root { pods.namespaces().collect() } else { vec![namespace] };
+        background.add_policy(policy, (&pods, &among));
     }
     for service in &objects.services {
         let key = service.model(objects, settings).key;
-        background.add_service(service, &key, of_namespace(&key.namespace));
+        background.add_service(service, &key, &pods);
     }
     let remark = |problem: &Problem| (problem.object.as_str().into(), problem.to_string().into());
     background.remarks.extend(warnings.iter().map(remark));
@@ -63,7 +65,7 @@ impl Background {
         }
     }
 
-    fn add_policy(&mut self, policy: &AuthorizationPolicy, pods: &[&Pod]) {
+    fn add_policy(&mut self, policy: &AuthorizationPolicy, pods: (&Labelled<'_>, &[&str])) {
         let key = authorization::key(policy);
         let left_out = authorization::rules_left_out(policy);
         if !left_out.is_empty() {
@@ -75,15 +77,16 @@ impl Background {
         }
     }
 
-    fn add_service(&mut self, service: &Service, key: &ServiceKey, pods: &[&Pod]) {
+    fn add_service(&mut self, service: &Service, key: &ServiceKey, pods: &Labelled<'_>) {
         for port in &service.ports {
             if let Target::Name(name) = &port.target {
                 self.port_names.insert((key.clone(), port.port), Arc::clone(name));
             }
         }
         let Some(selector) = &service.selector else { return };
-        self.check_selector(&service.meta.at.object, selector, pods);
-        for pod in pods.iter().filter(|pod| selects(selector, &pod.meta.labels)) {
+        let namespace = &*key.namespace;
+        self.check_selector(&service.meta.at.object, selector, (pods, &[namespace]));
+        for pod in pods.selected(namespace, selector) {
             if let Some(why) = self.left_out.get(&format!("Pod {}", pod.meta.key())).cloned() {
                 let of_service = self.selected_left_out.entry(key.clone()).or_default();
                 of_service.push(LeftOut { pod: pod.meta.key().into(), why });
@@ -92,17 +95,19 @@ impl Background {
         self.service_selectors.insert(key.clone(), text(selector));
     }
 
-    /// Remarks on a selector that finds no pod, with what pods have in place of it.
-    fn check_selector(&mut self, object: &Arc<str>, selector: &Labels, pods: &[&Pod]) {
-        if pods.iter().any(|pod| selects(selector, &pod.meta.labels)) {
+    /// Remarks on a selector that finds no pod in these namespaces, with what pods have in place of it.
+    fn check_selector(
+        &mut self,
+        object: &Arc<str>,
+        selector: &Labels,
+        (pods, among): (&Labelled<'_>, &[&str]),
+    ) {
+        if among.iter().any(|namespace| pods.selected(namespace, selector).next().is_some()) {
             return;
         }
-        let near = |pod: &&Pod| -> Vec<String> {
-            let labels = &pod.meta.labels;
-            selector.keys().filter_map(|key| Some(format!("{key}={}", labels.get(key)?))).collect()
-        };
-        let near: BTreeSet<String> = pods.iter().flat_map(near).collect();
-        let near: Vec<String> = near.into_iter().take(5).collect();
+        let near = among.iter().flat_map(|namespace| pods.near(namespace, selector, NEAR));
+        let near: BTreeSet<String> = near.collect();
+        let near: Vec<String> = near.into_iter().take(NEAR).collect();
         let others = if near.is_empty() { String::new() } else { format!("; pods have {}", near.join(", ")) };
         let line = format!("{object}: the selector {} matches no pod{others}", text(selector));
         self.remarks.push((Arc::clone(object), line.into()));

@@ -6,16 +6,18 @@ use std::sync::Arc;
 
 use super::Settings;
 use super::endpoint_slice::{EndpointSlice, SliceEndpoint};
+use super::labelled::Labelled;
 use super::object::Objects;
 use super::pod::Pod;
-use super::reader::{Report, selects};
+use super::reader::Report;
 use super::service::{Service, Target};
 use crate::model::{self, Endpoint, Enrolment, Health, Model, TunnelProtocol, Workload, WorkloadType};
 use crate::types::{SpiffeId, WorkloadUid};
 
 /// Look-ups over the pods that run.
 pub(super) struct Pods<'o> {
-    by_namespace: HashMap<&'o str, Vec<&'o Pod>>,
+    /// By their labels.
+    pub(super) labelled: Labelled<'o>,
     by_key: HashMap<String, &'o Pod>,
     by_ip: HashMap<IpAddr, &'o Pod>,
 }
@@ -23,9 +25,9 @@ pub(super) struct Pods<'o> {
 impl<'o> Pods<'o> {
     /// Indexes `pods`, and warns of addresses that two of them have.
     pub(super) fn index(pods: &[&'o Pod], report: &Report) -> Self {
-        let mut all = Self { by_namespace: HashMap::new(), by_key: HashMap::new(), by_ip: HashMap::new() };
+        let labelled = Labelled::new(pods.iter().copied());
+        let mut all = Self { labelled, by_key: HashMap::new(), by_ip: HashMap::new() };
         for pod in pods {
-            all.by_namespace.entry(&pod.meta.namespace).or_default().push(pod);
             all.by_key.insert(pod.meta.key(), pod);
             for ip in pod.ips.iter().filter(|_| !pod.host_network) {
                 if let Some(other) = all.by_ip.insert(*ip, pod) {
@@ -37,11 +39,6 @@ impl<'o> Pods<'o> {
             }
         }
         all
-    }
-
-    /// Those of one namespace.
-    pub(super) fn of_namespace(&self, namespace: &str) -> &[&'o Pod] {
-        self.by_namespace.get(namespace).map_or(&[], Vec::as_slice)
     }
 
     /// The pod that a slice's endpoint is: by reference, else by address.
@@ -114,10 +111,7 @@ impl<'a, 'o> Behind<'a, 'o> {
     /// Endpoints that are pods: those that the selector finds, or, without a selector, those that slices name.
     fn pods_endpoints(&self) -> Vec<Endpoint> {
         let found: Vec<&'o Pod> = match &self.service.selector {
-            Some(selector) => {
-                let all = self.pods.of_namespace(&self.service.meta.namespace).iter().copied();
-                all.filter(|pod| selects(selector, &pod.meta.labels)).collect()
-            }
+            Some(selector) => self.pods.labelled.selected(&self.service.meta.namespace, selector).collect(),
             None => {
                 let mut seen = HashSet::new();
                 let named = self.slices.iter().flat_map(|slice| &slice.endpoints);

@@ -199,8 +199,7 @@ fn selected(
     if selector.is_empty() {
         return Vec::new();
     }
-    let of_pods = pods.of_namespace(&entry.meta.namespace).iter();
-    let of_pods = of_pods.filter(|pod| selects(selector, &pod.meta.labels)).map(|pod| Endpoint {
+    let of_pods = pods.labelled.selected(&entry.meta.namespace, selector).map(|pod| Endpoint {
         workload: pod.uid(settings),
         ports: BTreeMap::new(),
         health: pod.health,

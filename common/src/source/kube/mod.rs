@@ -15,6 +15,7 @@ mod endpoints;
 mod entries;
 mod gateway;
 mod l7;
+mod labelled;
 mod namespace;
 mod node;
 mod object;
