@@ -23,7 +23,6 @@ mod settings;
 mod shared;
 mod spare;
 mod successor;
-mod trim;
 mod tunnels;
 mod worker;
 mod young;

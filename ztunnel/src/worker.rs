@@ -12,11 +12,10 @@ use std::time::Duration;
 use culvert_common::hbone::budget::Board;
 use culvert_common::hbone::pool::Pool;
 use culvert_common::model::Health;
-use culvert_common::net::memory;
 use culvert_common::net::socket::set_reset_on_drop;
+use culvert_common::net::trim::Trim;
 use culvert_common::task::Scope;
 use culvert_common::telemetry::Reporter;
-use nix::time::{ClockId, clock_gettime};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{mpsc, oneshot};
@@ -30,7 +29,6 @@ use crate::outbound::failing::Failing;
 use crate::outbound::prepared::Routes;
 use crate::shared::{Pod, Shared};
 use crate::spare::Spare;
-use crate::trim::Trim;
 use crate::tunnels::Tunnels;
 use crate::young::Young;
 use crate::{inbound, outbound, passthrough, recheck, tunnels};
@@ -397,11 +395,7 @@ impl Worker {
             self.shared.telemetry.metrics().pool_waits(waits, waited);
             self.shared.telemetry.metrics().budget_held(self.shared.budget.held());
             self.tunnels.sweep();
-            // Of this thread; fails on no kernel that has namespaces.
-            let used = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from);
-            if trim.is_due(used) {
-                memory::give_back();
-            }
+            trim.tick();
         }
     }
 }

@@ -31,7 +31,7 @@ impl StreamEnd {
         self == Self::Reset(u32::from(h2::Reason::NO_ERROR))
     }
 
-    fn from_h2(error: &h2::Error) -> Self {
+    pub(super) fn from_h2(error: &h2::Error) -> Self {
         match error.reason() {
             Some(reason) if error.is_reset() => Self::Reset(reason.into()),
             _ => Self::TunnelLost,

@@ -7,7 +7,7 @@
 //! (the rule set as data; install, verify, remove). [`nft`] turns the rules into netlink messages and back, `routing`
 //! does the same for the way back, [`conntrack`] spares connections that are open already and knows where a redirected datagram
 //! was going, [`netlink`] carries them all, and [`changes`] tells when another hand has written. [`datagram`] has UDP sockets.
-//! [`seqpacket`] carries packets and descriptors between processes, [`memory`] gives back what a burst has left.
+//! [`seqpacket`] carries packets and descriptors between processes, [`memory`] gives back what a burst has left, [`trim`] says when.
 //! `sys` holds the system calls no safe wrapper exists for.
 
 pub mod changes;
@@ -22,6 +22,7 @@ pub mod proxy_protocol;
 pub mod rules;
 pub mod seqpacket;
 pub mod socket;
+pub mod trim;
 
 mod routing;
 mod sys;

@@ -1,8 +1,10 @@
 //! When memory that load has used goes back to the system: once the load is over, never while it runs.
 //!
-//! Pure: told each second how much processor time a worker has used so far, it says whether now is the time.
+//! Told each second how much processor time a worker has used so far, [`Trim::is_due`] says whether now is the time.
 
 use std::time::Duration;
+
+use nix::time::{ClockId, clock_gettime};
 
 /// A second in which a worker used less is quiet.
 const QUIET: Duration = Duration::from_millis(20);
@@ -13,7 +15,7 @@ const ONCE_MORE: u32 = 7;
 
 /// One worker's recent past.
 #[derive(Debug, Default)]
-pub(crate) struct Trim {
+pub struct Trim {
     /// Processor time when it was last looked at, and when memory was last given back.
     seen: Duration,
     given_back: Duration,
@@ -22,8 +24,17 @@ pub(crate) struct Trim {
 }
 
 impl Trim {
+    /// Gives memory back if now is the time. To be called once a second by the worker itself.
+    pub fn tick(&mut self) {
+        // Of this thread; fails on no kernel that has namespaces.
+        let used = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from);
+        if self.is_due(used) {
+            super::memory::give_back();
+        }
+    }
+
     /// Whether memory should be given back now. To be asked once a second with the worker's processor time so far.
-    pub(crate) fn is_due(&mut self, used: Duration) -> bool {
+    fn is_due(&mut self, used: Duration) -> bool {
         let last = used.saturating_sub(std::mem::replace(&mut self.seen, used));
         if last > QUIET {
             self.quiet = None;
