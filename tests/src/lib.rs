@@ -15,6 +15,7 @@ pub mod enrolment;
 pub mod mesh;
 pub mod net;
 pub mod peer;
+pub mod stand;
 pub mod traffic;
 pub mod waypoint;
 pub mod wire;

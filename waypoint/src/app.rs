@@ -179,6 +179,8 @@ fn shared(settings: &Settings, telemetry: &Arc<Telemetry>) -> Result<Arc<Shared>
         budget: Budget::new(settings.memory_budget),
         http2: settings.http2(),
         limits: settings.limits(),
+        idle: settings.idle_timeout,
+        last_call: settings.termination_deadline / 2,
         certificate_wait: Duration::from_secs(5),
         trusted_proxies: settings.trusted_proxies(),
         trusted_hops: settings.trusted_hops,

@@ -27,6 +27,14 @@ use crate::worker::Worker;
 /// Port of HBONE.
 const HBONE: u16 = 15008;
 
+/// Of a plain connection whose DestinationRule says nothing.
+const KEEPALIVE: Keepalive = Keepalive {
+    time: Duration::from_secs(180),
+    interval: Duration::from_secs(60),
+    retries: 3,
+    user_timeout: false,
+};
+
 /// Where one try goes.
 #[derive(Clone, Debug)]
 pub(crate) struct Endpoint {
@@ -116,13 +124,14 @@ async fn dial(
     let shared = &worker.shared;
     let limits = Limits { connect: pool.connect_timeout, tls: pool.connect_timeout, ..shared.limits.clone() };
     if endpoint.workload.protocol == TunnelProtocol::Tcp {
-        let keepalive = pool.keepalive.map(keepalive);
+        // A host that is lost without a word is noticed: an answer may otherwise be waited for without a limit.
+        let keepalive = Some(pool.keepalive.map_or(KEEPALIVE, keepalive));
         let options =
             DialOptions { mark: None, source: None, nodelay: true, keepalive, reset_on_drop: false };
         let to = endpoint.address;
         let made = socket::dial_socket(to, &options).map_err(|source| ConnectError::Io { to, source })?;
         let stream = socket::connect(made, to, limits.connect).await?;
-        return Ok(link::tcp(stream, &worker.board));
+        return Ok(link::tcp(stream));
     }
     let peer = SocketAddr::new(endpoint.address.ip(), HBONE);
     let expected = vec![endpoint.workload.identity.clone()];

@@ -5,6 +5,7 @@ use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Duration;
 
 use culvert_common::crypto::random;
 use culvert_common::l7::balance::{Active, Picked};
@@ -156,9 +157,8 @@ impl<'a> Exchange<'a> {
             tries.made += 1;
             self.body.rewind();
             let back_off = retries.map(|retries| retry::pause(retries.back_off, tries.made, random() as u64));
-            let pause = tokio::time::sleep(back_off.unwrap_or_default());
-            if self.within(&tries, pause).await?.is_none() {
-                return Ok(Some(Failure::Timeout));
+            if let Some(failure) = self.pause(&tries, back_off.unwrap_or_default()).await? {
+                return Ok(Some(failure));
             }
         }
     }
@@ -191,6 +191,29 @@ impl<'a> Exchange<'a> {
             }
             if timer.as_mut().as_pin_mut().is_some_and(|timer| timer.poll(cx).is_ready()) {
                 return Poll::Ready(Ok(None));
+            }
+            poll_gone(body, responder, cx).map(Err)
+        })
+        .await
+    }
+
+    /// Waits before another try; what the client sends meanwhile is kept for it. A failure if there will be none.
+    ///
+    /// **Errors**: the client goes, or what it sends is no body.
+    async fn pause(&mut self, tries: &Tries<'_>, time: Duration) -> Result<Option<Failure>, MessageError> {
+        let mut pause = pin!(tokio::time::sleep(time));
+        let mut timer = pin!(tries.deadline().map(tokio::time::sleep_until));
+        let Self { body, responder, .. } = self;
+        poll_fn(|cx| {
+            // As Envoy has it, which keeps nothing beyond the limit either: no try is under way that could take it.
+            if !body.keep(cx)? {
+                return Poll::Ready(Ok(Some(Failure::RetryBufferFull)));
+            }
+            if pause.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Ok(None));
+            }
+            if timer.as_mut().as_pin_mut().is_some_and(|timer| timer.poll(cx).is_ready()) {
+                return Poll::Ready(Ok(Some(Failure::Timeout)));
             }
             poll_gone(body, responder, cx).map(Err)
         })
@@ -245,7 +268,11 @@ impl<'a> Exchange<'a> {
                 Some(Err(error)) => return Ok(self.unreached(&error, tries, node)),
                 Some(Ok(connection)) => connection,
             };
-            match connection.request(request).await {
+            let begun = match self.within(tries, connection.request(request)).await? {
+                None => return Ok(self.timed_out(tries, node)),
+                Some(begun) => begun,
+            };
+            match begun {
                 Ok(begun) => break begun,
                 // It has ended, or its server has said that it will: another one takes the request, which nobody has seen.
                 Err(_) if closing < CLOSING_MAX => closing += 1,
@@ -253,7 +280,8 @@ impl<'a> Exchange<'a> {
             }
         };
         let sink = stream.map_or(Sink::Nothing, Sink::Http2);
-        let (mut upload, mut source) = (Pump::new(sink), Source::Http2(response));
+        let (mut upload, mut source) =
+            (Pump::new(sink), Source::Http2(response, self.stage.worker.board.clone()));
         Ok(match self.exchange((request, way), tries, (&mut upload, &mut source), node).await? {
             Exchanged::Over(ended, _) => ended,
             Exchanged::Broken(error) => self.broken(&error, true, tries, node),
@@ -419,7 +447,7 @@ impl<'a> Exchange<'a> {
 /// What an upstream's connection that broke means.
 pub(crate) fn reset_of(error: &MessageError) -> Reset {
     match error {
-        MessageError::Head(_) | MessageError::Body(_) => Reset::ProtocolError,
+        MessageError::Head(_) | MessageError::Body(_) | MessageError::Interim => Reset::ProtocolError,
         MessageError::Http2(error) if error.reason() == Some(h2::Reason::REFUSED_STREAM) => {
             Reset::RefusedStream
         }
@@ -430,6 +458,7 @@ pub(crate) fn reset_of(error: &MessageError) -> Reset {
             Reset::RefusedStream
         }
         MessageError::Http2(error) if error.is_reset() => Reset::RemoteReset,
+        MessageError::Reset(_) => Reset::RemoteReset,
         _ => Reset::ConnectionTermination,
     }
 }

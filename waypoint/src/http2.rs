@@ -1,13 +1,17 @@
 //! Requests of one HTTP/2 connection inside a tunnel: each is a task of its own.
 
+use std::cell::Cell;
+use std::pin::pin;
 use std::rc::Rc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use culvert_common::crypto::random;
-use culvert_common::hbone::link::Writer;
+use culvert_common::hbone::link::{Arrivals, Writer};
 use http::header::{COOKIE, HOST, SEC_WEBSOCKET_KEY};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method};
+use tokio::time::Instant;
 
 use crate::http1::head::{FIELDS_MAX, Framing, is_authority};
 use crate::message::{Body, Input, LinkIo, Request, Version};
@@ -18,15 +22,21 @@ use crate::serve::Stage;
 /// Requests at once on one connection.
 const STREAMS: u32 = 1024;
 /// Bytes of one request's body that may be under way.
-const WINDOW: u32 = 256 * 1024;
-/// Bytes of all of them.
-const CONNECTION_WINDOW: u32 = 1024 * 1024;
+pub(crate) const WINDOW: u32 = 256 * 1024;
+/// Bytes of all of them: as many as there may be, so that one that nobody takes never stops the others. What memory they may
+/// have in all is the budget's.
+pub(crate) const CONNECTION_WINDOW: u32 = STREAMS * WINDOW;
 /// Bytes of a request's headers.
 const HEADERS: u32 = 60 * 1024;
 /// Bytes of one answer that may wait to be sent.
 const SEND_BUFFER: usize = 128 * 1024;
-/// Time for the preface.
-const PREFACE: std::time::Duration = std::time::Duration::from_secs(10);
+/// Time for the preface, and for the end of a connection that has been asked to end.
+const GREETING: Duration = Duration::from_secs(10);
+/// Length of a client's preface.
+const PREFACE: usize = 24;
+/// Requests that a client may give up at once before they have an answer, and each second after that. Source: Envoy's defaults.
+const RESETS: usize = 1000;
+const RESETS_PER_SECOND: u64 = 33;
 
 /// Serves a connection whose preface has been seen, not taken.
 pub(crate) async fn serve(stage: &Rc<Stage>, input: Input, writer: Writer) {
@@ -37,20 +47,37 @@ pub(crate) async fn serve(stage: &Rc<Stage>, input: Input, writer: Writer) {
         .max_header_list_size(HEADERS)
         .max_send_buffer_size(SEND_BUFFER)
         .enable_connect_protocol()
-        .handshake::<_, Bytes>(LinkIo::new(input, writer));
-    let mut connection = match tokio::time::timeout(PREFACE, handshake).await {
+        .max_pending_accept_reset_streams(RESETS)
+        .handshake::<_, Bytes>(LinkIo::new(input, writer, PREFACE));
+    let mut connection = match tokio::time::timeout(GREETING, handshake).await {
         Ok(Ok(connection)) => connection,
         Ok(Err(error)) => return tracing::debug!(%error, "no HTTP/2"),
         Err(_) => return tracing::debug!("no HTTP/2 preface in time"),
     };
-    let scope = stage.worker.scope.clone();
-    let mut draining = false;
+    let (scope, idle) = (stage.worker.scope.clone(), stage.worker.shared.idle);
+    let under_way = Rc::new(UnderWay { since: Cell::new(Instant::now()), left: Cell::new(0) });
+    let began = Instant::now();
+    let mut quiet = pin!(tokio::time::sleep(idle));
+    let mut ending = false;
     loop {
         let accepted = tokio::select! {
             accepted = connection.accept() => accepted,
-            () = scope.draining(), if !draining => {
-                draining = true;
+            () = scope.draining(), if !ending => {
+                ending = true;
                 connection.graceful_shutdown();
+                continue;
+            }
+            () = quiet.as_mut() => {
+                match under_way.idle_for(idle) {
+                    Some(more) => quiet.as_mut().reset(Instant::now() + more),
+                    // It has been asked to go, and has not.
+                    None if ending => return,
+                    None => {
+                        ending = true;
+                        connection.graceful_shutdown();
+                        quiet.as_mut().reset(Instant::now() + GREETING);
+                    }
+                }
                 continue;
             }
         };
@@ -58,30 +85,61 @@ pub(crate) async fn serve(stage: &Rc<Stage>, input: Input, writer: Writer) {
             None => return,
             Some(Err(error)) => return tracing::debug!(%error, "an HTTP/2 connection broke"),
             Some(Ok((request, respond))) => {
-                let stage = Rc::clone(stage);
-                scope.spawn_local(async move { one(&stage, request, respond).await });
+                if under_way.left.get() > RESETS as u64 + began.elapsed().as_secs() * RESETS_PER_SECOND {
+                    connection.abrupt_shutdown(h2::Reason::ENHANCE_YOUR_CALM);
+                    let _as_far_as_it_goes = tokio::time::timeout(GREETING, connection.accept()).await;
+                    return tracing::debug!("a client gave up too many requests");
+                }
+                let (stage, under_way) = (Rc::clone(stage), Rc::clone(&under_way));
+                scope.spawn_local(async move {
+                    if one(&stage, request, respond).await {
+                        under_way.left.set(under_way.left.get() + 1);
+                    }
+                    under_way.since.set(Instant::now());
+                });
             }
         }
     }
 }
 
+/// What is known of a connection's requests. Each of them holds it.
+struct UnderWay {
+    /// When the last one ended.
+    since: Cell<Instant>,
+    /// Those that were given up before they had an answer.
+    left: Cell<u64>,
+}
+
+impl UnderWay {
+    /// Time that is left until there has been no request for `limit`; none if that is over.
+    fn idle_for(self: &Rc<Self>, limit: Duration) -> Option<Duration> {
+        if Rc::strong_count(self) > 1 {
+            return Some(limit);
+        }
+        limit.checked_sub(self.since.get().elapsed()).filter(|left| !left.is_zero())
+    }
+}
+
+/// Whether its client gave it up.
 async fn one(
     stage: &Rc<Stage>,
     request: http::Request<h2::RecvStream>,
     mut respond: h2::server::SendResponse<Bytes>,
-) {
+) -> bool {
     let (parts, body) = request.into_parts();
     let Some(request) = read(parts, body.is_end_stream()) else {
-        return respond.send_reset(h2::Reason::PROTOCOL_ERROR);
+        respond.send_reset(h2::Reason::PROTOCOL_ERROR);
+        return false;
     };
     let responder = Responder::http2(&mut respond, &request);
+    let arrivals = |body| Box::new(Arrivals::new(body, WINDOW, &stage.worker.board));
     let body = match request.framing {
         // What comes before the upgrade is granted must not be taken for another request.
-        _ if request.upgrade.is_some() => Body::Later(body),
+        _ if request.upgrade.is_some() => Body::Later(arrivals(body)),
         Framing::Empty => Body::Empty,
-        Framing::Length(_) | Framing::Chunked | Framing::Close => Body::Http2(body),
+        Framing::Length(_) | Framing::Chunked | Framing::Close => Body::Http2(arrivals(body)),
     };
-    request::serve(stage, request, body, responder).await;
+    request::serve(stage, request, body, responder).await.was_left
 }
 
 /// None: it is no request of HTTP/2, or has more headers than are taken.

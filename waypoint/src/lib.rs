@@ -8,6 +8,7 @@ pub mod client_hello;
 mod current;
 mod dial;
 mod filters;
+mod flood;
 mod forward;
 mod grpc;
 pub mod http1;

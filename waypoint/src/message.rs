@@ -5,9 +5,12 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf as _, Bytes, BytesMut};
-use culvert_common::hbone::link::{LinkError, Reader, Writer};
+use culvert_common::hbone::link::{Arrivals, LinkError, Reader, Writer};
+use culvert_common::hbone::stream::StreamEnd;
 use http::{HeaderMap, HeaderValue, Method};
+use tokio::time::Instant;
 
+use crate::flood::Frames;
 use crate::grpc::Messages;
 use crate::http1::body::{BadBody, Decoder, Part};
 use crate::http1::encode;
@@ -61,6 +64,12 @@ pub(crate) enum MessageError {
     Closed,
     #[error("HTTP/2: {0}")]
     Http2(#[from] h2::Error),
+    #[error("the stream was reset: {0}")]
+    Reset(h2::Reason),
+    #[error("the rest of a head did not come in time")]
+    Late,
+    #[error("more than {} answers before the answer", crate::relay::INTERIM_MAX)]
+    Interim,
 }
 
 /// The receiving half of an HTTP/1.1 connection.
@@ -99,14 +108,29 @@ impl Input {
 
     /// Whether anything has come that nobody has taken.
     pub(crate) fn is_ahead(&self) -> bool {
-        !self.held.is_empty() || !self.begun.is_empty()
+        !self.held.is_empty() || !self.begun.is_empty() || self.reader.is_ahead()
     }
 
-    /// Ready when the other end has gone, which one that ends its half has too. What it says meanwhile is held, and then it is
-    /// not listened to any more.
+    /// Ready with true when the next message has begun, with false when there will be none.
+    ///
+    /// **Errors**: the other end broke off.
+    pub(crate) fn poll_begun(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, LinkError>> {
+        if self.is_ahead() {
+            return Poll::Ready(Ok(true));
+        }
+        let chunk = ready!(self.reader.poll_chunk(cx))?;
+        self.held = chunk.unwrap_or_default();
+        Poll::Ready(Ok(!self.held.is_empty()))
+    }
+
+    /// Ready when the other end has gone, which one that ends its half has too. What it says meanwhile is held, and then only
+    /// that it breaks off counts.
     pub(crate) fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<MessageError> {
         if self.is_ahead() {
-            return Poll::Pending;
+            return match ready!(self.reader.poll_gone(cx)) {
+                Some(error) => Poll::Ready(error.into()),
+                None => Poll::Pending,
+            };
         }
         match ready!(self.reader.poll_chunk(cx)) {
             Ok(Some(chunk)) => {
@@ -157,9 +181,9 @@ impl Input {
 pub(crate) enum Body<'a> {
     Empty,
     /// None, until the upgrade that its stream asks for is granted; what comes earlier waits.
-    Later(h2::RecvStream),
+    Later(Box<Arrivals>),
     Http1(&'a mut Input, Decoder),
-    Http2(h2::RecvStream),
+    Http2(Box<Arrivals>),
 }
 
 impl Body<'_> {
@@ -180,26 +204,26 @@ impl Body<'_> {
                     None => return Poll::Ready(Err(MessageError::Short)),
                 }
             },
-            Self::Http2(stream) => loop {
-                let Some(data) = ready!(stream.poll_data(cx)) else {
-                    return Poll::Ready(Ok(Part::End(ready!(stream.poll_trailers(cx))?)));
-                };
-                let data = data?;
-                // Its sender may go on once it is taken: who polls this has room for one part.
-                stream.flow_control().release_capacity(data.len())?;
-                // Many clients end a stream with an empty frame; as a chunk of HTTP/1.1 it would end the body.
-                if !data.is_empty() {
-                    return Poll::Ready(Ok(Part::Data(data)));
-                }
+            // Its sender may go on once it is taken: who polls this has room for one part.
+            Self::Http2(stream) => match ready!(stream.poll_data(cx)).map_err(of_stream)? {
+                Some(data) => Poll::Ready(Ok(Part::Data(data))),
+                None => Poll::Ready(Ok(Part::End(ready!(stream.poll_trailers(cx)).map_err(of_stream)?))),
             },
         }
     }
 
-    /// Ready when the sender has gone though its message was whole. One of HTTP/2 tells its answer's stream.
+    /// Ready when the sender has gone, before or behind the end of its message. What has come and is not taken is kept
+    /// meanwhile, and counts against the memory budget.
     pub(crate) fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<MessageError> {
         match self {
+            Self::Empty => Poll::Pending,
             Self::Http1(input, decoder) if decoder.is_done() => input.poll_gone(cx),
-            Self::Http1(..) | Self::Empty | Self::Later(_) | Self::Http2(_) => Poll::Pending,
+            Self::Http1(input, decoder) => match ready!(input.reader.poll_gone(cx)) {
+                Some(error) => Poll::Ready(error.into()),
+                None if decoder.ends_with_connection() => Poll::Pending,
+                None => Poll::Ready(MessageError::Short),
+            },
+            Self::Later(stream) | Self::Http2(stream) => stream.poll_broken(cx).map(of_stream),
         }
     }
 
@@ -217,8 +241,16 @@ impl Body<'_> {
         match self {
             Self::Empty | Self::Later(_) => true,
             Self::Http1(_, decoder) => decoder.is_done(),
-            Self::Http2(stream) => stream.is_end_stream(),
+            Self::Http2(stream) => stream.is_end(),
         }
+    }
+}
+
+/// A stream of HTTP/2 that is reset leaves its connection as it is.
+fn of_stream(error: LinkError) -> MessageError {
+    match error {
+        LinkError::Stream(StreamEnd::Reset(code)) => MessageError::Reset(code.into()),
+        error => error.into(),
     }
 }
 
@@ -467,11 +499,14 @@ pub(crate) struct LinkIo {
     chunk: Bytes,
     output: Writer,
     waiting: Bytes,
+    frames: Frames,
 }
 
 impl LinkIo {
-    pub(crate) fn new(input: Input, output: Writer) -> Self {
-        Self { input, chunk: Bytes::new(), output, waiting: Bytes::new() }
+    /// `preface` is what comes before the other end's first frame.
+    pub(crate) fn new(input: Input, output: Writer, preface: usize) -> Self {
+        let frames = Frames::behind(preface, Instant::now());
+        Self { input, chunk: Bytes::new(), output, waiting: Bytes::new(), frames }
     }
 }
 
@@ -490,6 +525,9 @@ impl tokio::io::AsyncRead for LinkIo {
                 Some(chunk) => self.chunk = chunk,
                 None => return Poll::Ready(Ok(())),
             }
+            let this = &mut *self;
+            let aborted = |flood| std::io::Error::new(std::io::ErrorKind::ConnectionAborted, flood);
+            this.frames.came(&this.chunk).map_err(aborted)?;
         }
         let take = self.chunk.len().min(buf.remaining());
         buf.put_slice(&self.chunk.split_to(take));
@@ -506,6 +544,7 @@ impl tokio::io::AsyncWrite for LinkIo {
         ready!(self.as_mut().poll_flush(cx))?;
         let this = &mut *self;
         this.waiting = Bytes::copy_from_slice(data);
+        this.frames.sent(data.len());
         // What is not taken now is sent before anything else.
         let _later = this.output.poll_send(cx, &mut this.waiting).map_err(|error| broken(&error))?;
         Poll::Ready(Ok(data.len()))
@@ -524,6 +563,8 @@ impl tokio::io::AsyncWrite for LinkIo {
 
 #[cfg(test)]
 mod tests {
+    use culvert_common::hbone::budget::{Board, Budget};
+
     use super::*;
 
     /// What gRPC clients send: a message, then an empty frame that ends the stream.
@@ -534,7 +575,8 @@ mod tests {
         let run = async {
             let mut server = h2::server::handshake(server).await.unwrap();
             let (request, _respond) = server.accept().await.unwrap().unwrap();
-            let mut body = Body::Http2(request.into_body());
+            let board = Board::new(Budget::new(1 << 20));
+            let mut body = Body::Http2(Box::new(Arrivals::new(request.into_body(), 1 << 16, &board)));
             let mut parts = Vec::new();
             while !matches!(parts.last(), Some(Part::End(_))) {
                 tokio::select! {

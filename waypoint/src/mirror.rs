@@ -127,7 +127,7 @@ async fn one(stage: &Rc<Stage>, live: &Arc<Live>, head: &Request, body: Copied) 
         let connection = upstream::http2(need).await.map_err(|error| Failed::Unreached(error.to_string()))?;
         let (response, stream, _place) = connection.request(head).await.map_err(MessageError::from)?;
         let upload = Pump::new(stream.map_or(Sink::Nothing, Sink::Http2));
-        exchange(upload, body, Source::Http2(response)).await?;
+        exchange(upload, body, Source::Http2(response, stage.worker.board.clone())).await?;
         return Ok(());
     }
     let connected = upstream::http1(need, false).await;
@@ -160,8 +160,8 @@ async fn exchange(
     let keep_alive = answer.keep_alive && answer.framing != Framing::Close;
     let mut from = match (source, answer.body) {
         (Source::Http1(input, _), _) => Body::Http1(input, Decoder::new(answer.framing)),
-        (Source::Http2(_), Some(body)) => Body::Http2(body),
-        (Source::Http2(_), None) => Body::Empty,
+        (Source::Http2(..), Some(body)) => Body::Http2(body),
+        (Source::Http2(..), None) => Body::Empty,
     };
     while !matches!(poll_fn(|cx| from.poll_part(cx)).await?, Part::End(_)) {}
     Ok(keep_alive)

@@ -5,6 +5,8 @@ use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 
+use culvert_common::hbone::budget::Board;
+use culvert_common::hbone::link::{Arrivals, LinkError};
 use culvert_common::l7::outlier::Outcome;
 use culvert_common::l7::retry::{self, Tried};
 use culvert_common::l7::{
@@ -18,11 +20,15 @@ use crate::current::Node;
 use crate::forward::{Ended, Tries, reset_of};
 use crate::http1::body::Decoder;
 use crate::http1::head::{self, BadHead, Framing};
+use crate::http2;
 use crate::log;
 use crate::message::{Body, Input, MessageError, Pump, PumpError, Request};
 use crate::replay::Replay;
 use crate::reply::Responder;
 use crate::request::{Exchange, Way, facts, values};
+
+/// Answers before the answer, such as 100 or 103, that one request may get.
+pub(crate) const INTERIM_MAX: usize = 64;
 
 /// The head of an upstream's answer.
 pub(crate) struct Answer {
@@ -30,13 +36,13 @@ pub(crate) struct Answer {
     headers: HeaderMap,
     pub(crate) framing: Framing,
     pub(crate) keep_alive: bool,
-    pub(crate) body: Option<h2::RecvStream>,
+    pub(crate) body: Option<Box<Arrivals>>,
 }
 
 /// Where an answer comes from.
 pub(crate) enum Source<'c> {
     Http1(&'c mut Input, Method),
-    Http2(h2::client::ResponseFuture),
+    Http2(h2::client::ResponseFuture, Board),
 }
 
 impl Source<'_> {
@@ -49,7 +55,7 @@ impl Source<'_> {
                     head::response(&head, method)?;
                 Ok(Answer { status, headers, framing, keep_alive, body: None })
             }
-            Self::Http2(response) => {
+            Self::Http2(response, board) => {
                 let interim = |head: http::Response<()>| {
                     let (parts, ()) = head.into_parts();
                     let (status, headers) = (parts.status, parts.headers);
@@ -71,7 +77,8 @@ impl Source<'_> {
                     (false, None) => Framing::Chunked,
                 };
                 let (status, headers) = (parts.status, parts.headers);
-                Ok(Answer { status, headers, framing, keep_alive: true, body: Some(body) })
+                let body = Some(Box::new(Arrivals::new(body, http2::WINDOW, board)));
+                Ok(Answer { status, headers, framing, keep_alive: true, body })
             }
         }
     }
@@ -103,7 +110,7 @@ impl Exchange<'_> {
         (upload, source): (&mut Pump<'_>, &mut Source<'_>),
         node: Option<&Node>,
     ) -> Result<Exchanged, MessageError> {
-        let began = Instant::now();
+        let (began, mut interim) = (Instant::now(), 0);
         if tries.is_grpc {
             upload.count_messages();
             tries.messages = Some(log::messages(self.stage, self.told.endpoint.as_ref()));
@@ -119,6 +126,10 @@ impl Exchange<'_> {
             }
             if !answer.status.is_informational() || answer.status == StatusCode::SWITCHING_PROTOCOLS {
                 break answer;
+            }
+            interim += 1;
+            if interim > INTERIM_MAX {
+                return Ok(Exchanged::Broken(MessageError::Interim));
             }
             if let Some(responder) = &mut self.responder {
                 let mut headers = answer.headers;
@@ -213,8 +224,8 @@ impl Exchange<'_> {
         }
         let mut from = match (source, body) {
             (Source::Http1(input, _), _) => Body::Http1(input, Decoder::new(framing)),
-            (Source::Http2(_), Some(body)) => Body::Http2(body),
-            (Source::Http2(_), None) => Body::Empty,
+            (Source::Http2(..), Some(body)) => Body::Http2(body),
+            (Source::Http2(..), None) => Body::Empty,
         };
         let moved = both(upload, &mut self.body, (&mut download, &mut from), switches, tries).await;
         (self.told.received, self.told.sent) = (upload.bytes, download.bytes);
@@ -335,6 +346,10 @@ async fn both(
         }
         if let Poll::Ready(error) = download.poll_gone(cx) {
             return Poll::Ready(Err(Broke::Pump(PumpError::To(error))));
+        }
+        // A client that does not read lets the answer wait here, where it counts.
+        if let Poll::Ready(error @ MessageError::Link(LinkError::Budget)) = from.poll_gone(cx) {
+            return Poll::Ready(Err(Broke::Pump(PumpError::From(error))));
         }
         request.poll_gone(cx).map(|error| Err(Broke::Pump(PumpError::To(error))))
     })

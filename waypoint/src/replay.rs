@@ -115,6 +115,23 @@ impl<'a> Replay<'a> {
         Poll::Ready(Ok(part))
     }
 
+    /// Takes what comes of it while there is nobody to send it to; false: it has become too long to be kept.
+    ///
+    /// **Errors**: its sender broke off.
+    pub(crate) fn keep(&mut self, cx: &mut Context<'_>) -> Result<bool, MessageError> {
+        while self.keeps && !self.is_done() {
+            let Poll::Ready(part) = self.body.poll_part(cx)? else { break };
+            match part {
+                Part::End(trailers) => self.end = Some(trailers),
+                Part::Data(data) => {
+                    self.keeps = self.held.grow(data.len());
+                    self.kept.push(data);
+                }
+            }
+        }
+        Ok(self.keeps)
+    }
+
     fn drop_sent(&mut self) {
         self.kept.drain(..self.at);
         self.at = 0;
@@ -128,7 +145,7 @@ impl<'a> Replay<'a> {
         is_whole.then(|| (self.kept.clone(), self.end.clone().flatten()))
     }
 
-    /// Ready when the client has gone after its whole request; it has not while any of that is to come.
+    /// Ready when the client has gone; what it has said meanwhile is kept.
     pub(crate) fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<MessageError> {
         self.body.poll_gone(cx)
     }
@@ -170,7 +187,6 @@ impl<'a> Replay<'a> {
 
 #[cfg(test)]
 mod tests {
-    use culvert_common::hbone::budget::Board;
     use culvert_common::hbone::link;
     use tokio::io::AsyncWriteExt as _;
     use tokio::net::{TcpListener, TcpStream};
@@ -183,8 +199,7 @@ mod tests {
     async fn pair() -> (TcpStream, Input, link::Writer) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        let (reader, writer) =
-            link::tcp(listener.accept().await.unwrap().0, &Board::new(Budget::new(1 << 30)));
+        let (reader, writer) = link::tcp(listener.accept().await.unwrap().0);
         (client, Input::new(reader), writer)
     }
 

@@ -136,6 +136,7 @@ impl<'a> Responder<'a> {
 pub(crate) async fn malformed(error: &MessageError, output: &mut Writer) -> Option<Reply> {
     let failure = match error {
         MessageError::Head(bad) => failure(*bad),
+        MessageError::Late => Failure::Idle(StatusCode::REQUEST_TIMEOUT),
         _ => return None, // nobody is there, or nobody listens
     };
     let mut reply = Reply::failure(&failure, false);

@@ -1,9 +1,12 @@
 //! One request, top to bottom: made plain, routed, allowed, filtered; then endpoint, tries, answer; one log line.
 
 use std::borrow::Cow;
+use std::future::poll_fn;
 use std::net::IpAddr;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -14,7 +17,7 @@ use culvert_common::l7::{
     clean_request, find, forwarded_for, location, new_authority, normalize, own_location, path_rewrite, pick,
     rewritten,
 };
-use culvert_common::model::l7::{Backend, ClusterKey, RequestMatch, Route, RouteAction, Weighted};
+use culvert_common::model::l7::{Backend, ClusterKey, Policies, RequestMatch, Route, RouteAction, Weighted};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use tokio::time::Instant;
 
@@ -24,6 +27,7 @@ use crate::filters::{self, Passed};
 use crate::http1::head::Framing;
 use crate::log::{self, Ending};
 use crate::message::{Body, MessageError, Request, Version};
+use crate::relay::poll_gone;
 use crate::replay::Replay;
 use crate::reply::Responder;
 use crate::serve::{Stage, Target};
@@ -34,6 +38,8 @@ const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto")
 pub(crate) struct Served {
     /// Another request may follow.
     pub(crate) goes_on: bool,
+    /// The client went before it had its answer.
+    pub(crate) was_left: bool,
 }
 
 /// What is told of a request when it is over.
@@ -121,7 +127,8 @@ pub(crate) async fn serve(
     }
     drop(exchange);
     ending.is_over = true;
-    Served { goes_on: ending.told.goes_on }
+    let was_left = ending.told.flags.has(Flag::DownstreamTermination);
+    Served { goes_on: ending.told.goes_on, was_left }
 }
 
 /// One request with all that it needs on its way.
@@ -168,7 +175,7 @@ impl<'a> Exchange<'a> {
         let plan = match prepare(request, &current) {
             Ok(()) => {
                 self.dress(request);
-                self.plan(&current, request).await
+                self.plan(&current, request).await?
             }
             Err(failure) => Plan::Reply(Reply::failure(&failure, is_grpc), None),
         };
@@ -200,21 +207,21 @@ impl<'a> Exchange<'a> {
     }
 
     /// Route, filters, action.
-    async fn plan<'r>(&mut self, current: &'r Current, request: &mut Request) -> Plan<'r> {
-        let facts = facts(self.stage, request);
+    ///
+    /// **Errors**: the client has gone.
+    async fn plan<'r>(
+        &mut self,
+        current: &'r Current,
+        request: &mut Request,
+    ) -> Result<Plan<'r>, MessageError> {
+        let stage = self.stage;
+        let facts = facts(stage, request);
         let is_grpc = facts.is_grpc();
         let fail = |failure: Failure, chosen| Plan::Reply(Reply::failure(&failure, is_grpc), chosen);
-        let (routes, policies) = match &self.stage.target {
-            Target::Service(key, port) => {
-                let Some(bound) = current.waypoint.services.get(key) else {
-                    return fail(Failure::NoRoute, None);
-                };
-                let Some(at) = bound.ports.get(port) else { return fail(Failure::NoRoute, None) };
-                (Some(&at.http), &bound.policies)
-            }
-            Target::Workload(..) => (None, &current.waypoint.policies),
+        let Some((routes, policies)) = rules(current, &stage.target) else {
+            return Ok(fail(Failure::NoRoute, None));
         };
-        let found = routes.and_then(|routes| find(routes, &facts));
+        let found = find(routes, &facts);
         let route = found.map(|found| found.route);
         // Also what a filter answers gets the edits of the destination.
         let chosen = route.map(|route| match &route.action {
@@ -227,18 +234,25 @@ impl<'a> Exchange<'a> {
             Backend::Cluster(key) => current.cluster(key).map(|live| live.cluster.key.clone()),
             Backend::Invalid { .. } => None,
         });
-        let answer = (&mut self.cors, &mut self.told.flags);
-        match filters::run(self.stage, &facts, policies, route, answer).await {
+        let mut context = filters::Context {
+            stage,
+            facts: &facts,
+            policies,
+            route,
+            response: &mut self.cors,
+            flags: &mut self.told.flags,
+        };
+        match while_there(&mut self.body, &mut self.responder, filters::run(&mut context)).await? {
             Passed::On => {}
-            Passed::Reply(reply) => return Plan::Reply(reply, chosen),
-            Passed::Untouched(reply) => return Plan::Reply(reply, None),
+            Passed::Reply(reply) => return Ok(Plan::Reply(reply, chosen)),
+            Passed::Untouched(reply) => return Ok(Plan::Reply(reply, None)),
         }
-        if let Target::Workload(workload) = &self.stage.target {
-            let endpoint = Endpoint { workload: Arc::clone(workload), address: self.stage.destination };
-            return Plan::Forward(Way { to: To::Workload(endpoint), route: None });
+        if let Target::Workload(workload) = &stage.target {
+            let endpoint = Endpoint { workload: Arc::clone(workload), address: stage.destination };
+            return Ok(Plan::Forward(Way { to: To::Workload(endpoint), route: None }));
         }
         let Some(found) = found.filter(|_| request.method != Method::CONNECT) else {
-            return fail(Failure::NoRoute, None);
+            return Ok(fail(Failure::NoRoute, None));
         };
         match &found.route.action {
             RouteAction::Respond(direct) => {
@@ -246,29 +260,29 @@ impl<'a> Exchange<'a> {
                 let mut reply = Reply::direct(direct.status, body, is_grpc);
                 let at = own_location(direct.status, &facts).and_then(|at| HeaderValue::try_from(at).ok());
                 reply.headers.extend(at.map(|at| (http::header::LOCATION, at)));
-                return Plan::Reply(reply, chosen);
+                return Ok(Plan::Reply(reply, chosen));
             }
             RouteAction::Redirect(redirect) => {
                 let mut reply = Reply::direct(redirect.status, Bytes::new(), is_grpc);
                 let to = location(redirect, found.by, &facts);
                 reply.headers.extend(HeaderValue::try_from(to).ok().map(|to| (http::header::LOCATION, to)));
-                return Plan::Reply(reply, chosen);
+                return Ok(Plan::Reply(reply, chosen));
             }
             RouteAction::Forward(_) => {}
         }
         let Some(backend) = chosen.and_then(|(_, backend)| backend) else {
-            return fail(Failure::InvalidBackend(StatusCode::INTERNAL_SERVER_ERROR), chosen);
+            return Ok(fail(Failure::InvalidBackend(StatusCode::INTERNAL_SERVER_ERROR), chosen));
         };
         let live = match &backend.backend {
-            Backend::Invalid { status, .. } => return fail(Failure::InvalidBackend(*status), chosen),
+            Backend::Invalid { status, .. } => return Ok(fail(Failure::InvalidBackend(*status), chosen)),
             Backend::Cluster(key) => current.cluster(key),
         };
-        let Some(live) = live else { return fail(Failure::NoCluster, chosen) };
+        let Some(live) = live else { return Ok(fail(Failure::NoCluster, chosen)) };
         if live.cluster.refused.is_some() {
-            return fail(Failure::Refused, chosen);
+            return Ok(fail(Failure::Refused, chosen));
         }
         self.edit(request, (found.route, backend), found.by);
-        Plan::Forward(Way { to: To::Cluster(live), route: Some((found.route, backend)) })
+        Ok(Plan::Forward(Way { to: To::Cluster(live), route: Some((found.route, backend)) }))
     }
 
     /// What route and destination change of a request.
@@ -325,6 +339,33 @@ impl<'a> Exchange<'a> {
         self.told.goes_on = keep_alive;
         Ok(())
     }
+}
+
+/// Routes and policies of what a connection is for; none: it is not there any more.
+fn rules<'r>(current: &'r Current, target: &Target) -> Option<(&'r [Route], &'r Policies)> {
+    match target {
+        Target::Service(key, port) => {
+            let bound = current.waypoint.services.get(key)?;
+            Some((&bound.ports.get(port)?.http, &bound.policies))
+        }
+        Target::Workload(..) => Some((&[], &current.waypoint.policies)),
+    }
+}
+
+/// Does `work` while the client is there.
+///
+/// **Errors**: the client goes first.
+async fn while_there<T>(
+    body: &mut Replay<'_>,
+    responder: &mut Option<Responder<'_>>,
+    work: impl Future<Output = T>,
+) -> Result<T, MessageError> {
+    let mut work = pin!(work);
+    poll_fn(|cx| match work.as_mut().poll(cx) {
+        Poll::Ready(done) => Poll::Ready(Ok(done)),
+        Poll::Pending => poll_gone(body, responder, cx).map(Err),
+    })
+    .await
 }
 
 /// What everything after this may rely on: no header for one hop, a plain path.

@@ -26,8 +26,8 @@ use crate::{http2, log, request, tcp};
 
 /// A client that has not said anything for so long may wait for the server to speak.
 const SPEAKS_FIRST: Duration = Duration::from_millis(20);
-/// A connection on which no request comes is ended.
-pub(crate) const IDLE: Duration = Duration::from_secs(3600);
+/// A head that has begun has come by then.
+const HEAD: Duration = Duration::from_secs(60);
 /// HTTP/2's first bytes. Source: RFC 9113 §3.4.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -66,8 +66,6 @@ enum Refused {
     NotBound(Authority),
     #[error("service {0} has no TCP port {1}")]
     NoPort(ServiceKey, u16),
-    #[error("the waypoint is ending")]
-    Draining,
 }
 
 impl Refused {
@@ -76,7 +74,6 @@ impl Refused {
             Self::NotConnect | Self::Authority(_) => (StatusCode::BAD_REQUEST, "request"),
             Self::NotBound(_) | Self::NoPort(..) => (StatusCode::NOT_FOUND, "destination"),
             Self::NoConfig => (StatusCode::SERVICE_UNAVAILABLE, "destination"),
-            Self::Draining => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
         };
         Refusal { status, class }
     }
@@ -86,7 +83,6 @@ impl Refused {
 pub(crate) async fn connect(worker: &Rc<Worker>, client: &Rc<Client>, request: Box<ConnectRequest>) {
     let current = worker.shared.current();
     let decided = match &*current {
-        _ if worker.scope.is_draining() => Err(Refused::Draining),
         current if !current.is_loaded => Err(Refused::NoConfig),
         current => target(&current.snapshot, &current.waypoint, &request),
     };
@@ -164,7 +160,7 @@ fn target(
 async fn sniffed(stage: &Rc<Stage>, mut input: Input, writer: Writer) {
     let spoken = match tokio::time::timeout(SPEAKS_FIRST, poll_fn(|cx| input.poll_bytes(cx))).await {
         Ok(spoken) => spoken,
-        Err(_) => match tokio::time::timeout(IDLE, tcp::first_word(stage, &mut input)).await {
+        Err(_) => match tokio::time::timeout(stage.idle(), tcp::first_word(stage, &mut input)).await {
             Ok(tcp::FirstWord::Client(spoken)) => spoken,
             Ok(tcp::FirstWord::Server(upstream)) => {
                 return tcp::answered(stage, (input, writer), *upstream).await;
@@ -194,7 +190,7 @@ async fn sniffed(stage: &Rc<Stage>, mut input: Input, writer: Writer) {
 /// So much of the first bytes that HTTP can be told from anything else.
 async fn enough(mut first: Bytes, input: &mut Input) -> Result<Bytes, LinkError> {
     while is_open(&first) {
-        let more = tokio::time::timeout(IDLE, poll_fn(|cx| input.poll_bytes(cx))).await;
+        let more = tokio::time::timeout(HEAD, poll_fn(|cx| input.poll_bytes(cx))).await;
         match more.unwrap_or(Ok(None))? {
             Some(more) => {
                 let mut both = BytesMut::from(first);
@@ -225,7 +221,7 @@ fn is_http(first: &[u8]) -> bool {
 
 /// HTTP of either version; the first bytes say which.
 async fn http(stage: &Rc<Stage>, mut input: Input, writer: Writer) {
-    match is_http2(&mut input).await {
+    match is_http2(stage, &mut input).await {
         Ok(Some(true)) => http2::serve(stage, input, writer).await,
         Ok(Some(false)) => http1(stage, input, writer).await,
         Ok(None) => {}
@@ -234,10 +230,11 @@ async fn http(stage: &Rc<Stage>, mut input: Input, writer: Writer) {
 }
 
 /// Whether HTTP/2's preface comes; none if nothing does.
-async fn is_http2(input: &mut Input) -> Result<Option<bool>, LinkError> {
+async fn is_http2(stage: &Stage, input: &mut Input) -> Result<Option<bool>, LinkError> {
     let mut seen = BytesMut::new();
     loop {
-        let next = tokio::time::timeout(IDLE, poll_fn(|cx| input.poll_bytes(cx))).await;
+        let limit = if seen.is_empty() { stage.idle() } else { HEAD };
+        let next = tokio::time::timeout(limit, poll_fn(|cx| input.poll_bytes(cx))).await;
         let Some(more) = next.unwrap_or(Ok(None))? else { return Ok(None) };
         seen.extend_from_slice(&more);
         let length = seen.len().min(PREFACE.len());
@@ -253,21 +250,14 @@ async fn is_http2(input: &mut Input) -> Result<Option<bool>, LinkError> {
 async fn http1(stage: &Rc<Stage>, mut input: Input, mut writer: Writer) {
     let scope = &stage.worker.scope;
     loop {
-        let head = tokio::select! {
-            biased;
-            head = tokio::time::timeout(IDLE, input.head(head::REQUEST_MAX)) => Some(head),
-            () = scope.draining(), if !input.is_ahead() => None,
-        };
-        let head = match head {
-            Some(head) => head,
-            // A request whose head has begun is still answered.
-            None if input.is_ahead() => tokio::time::timeout(IDLE, input.head(head::REQUEST_MAX)).await,
-            None => break,
-        };
-        let head = match head {
+        if !next_begins(stage, &mut input).await {
+            break;
+        }
+        let head = match tokio::time::timeout(HEAD, input.head(head::REQUEST_MAX)).await {
             Ok(Ok(Some(head))) => head::request(&head).map_err(MessageError::Head),
-            Ok(Ok(None)) | Err(_) => break,
+            Ok(Ok(None)) => break,
             Ok(Err(error)) => Err(error),
+            Err(_) => Err(MessageError::Late),
         };
         let (request, framing, keep_alive) = match head {
             Ok(head) => {
@@ -290,6 +280,29 @@ async fn http1(stage: &Rc<Stage>, mut input: Input, mut writer: Writer) {
     }
     // A client that has gone hears nothing of it.
     let _gone = writer.finish();
+}
+
+/// Waits for another request; false: there will be none, or none has come for too long. In a drain one may still come, as its
+/// client may have sent it before it could know; it is answered with `Connection: close`.
+async fn next_begins(stage: &Stage, input: &mut Input) -> bool {
+    let shared = &stage.worker.shared;
+    let last_call = async {
+        stage.worker.scope.draining().await;
+        tokio::time::sleep(shared.last_call).await;
+    };
+    tokio::select! {
+        biased;
+        begun = poll_fn(|cx| input.poll_begun(cx)) => begun.unwrap_or(false),
+        () = tokio::time::sleep(shared.idle) => false,
+        () = last_call => false,
+    }
+}
+
+impl Stage {
+    /// A connection on which nobody wants anything for so long is ended.
+    pub(crate) fn idle(&self) -> Duration {
+        self.worker.shared.idle
+    }
 }
 
 impl Request {

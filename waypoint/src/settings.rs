@@ -81,6 +81,9 @@ pub(crate) struct Settings {
     /// How long open requests may go on when the waypoint is asked to end
     #[arg(long, env = "TERMINATION_DEADLINE", default_value = "5s", value_name = "DURATION", value_parser = duration)]
     pub(crate) termination_deadline: Duration,
+    /// A client's connection without requests is ended after so long
+    #[arg(long, env = "ISTIO_META_IDLE_TIMEOUT", default_value = "1h", value_name = "DURATION", value_parser = duration)]
+    pub(crate) idle_timeout: Duration,
     /// Line of each request and TCP connection: Envoy's default text, its JSON, or none
     #[arg(long, env = "ACCESS_LOG", value_enum, default_value_t = AccessLog::Text, value_name = "FORM")]
     pub(crate) access_log: AccessLog,

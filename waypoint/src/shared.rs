@@ -32,6 +32,10 @@ pub(crate) struct Shared {
     pub(crate) budget: Arc<Budget>,
     pub(crate) http2: Http2,
     pub(crate) limits: Limits,
+    /// A connection without requests is ended after so long.
+    pub(crate) idle: Duration,
+    /// One that has none in a drain, after so long.
+    pub(crate) last_call: Duration,
     /// How long a tunnel waits for the first certificate.
     pub(crate) certificate_wait: Duration,
     /// Clients whose `x-forwarded-for` is believed.

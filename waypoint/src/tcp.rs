@@ -27,7 +27,7 @@ use crate::dial::{self, Endpoint, UpstreamError};
 use crate::log;
 use crate::message::Input;
 use crate::request::Told;
-use crate::serve::{IDLE, Stage, Target};
+use crate::serve::{Stage, Target};
 
 /// Who spoke first on a connection of which nobody has said what it carries.
 pub(crate) enum FirstWord {
@@ -177,7 +177,7 @@ pub(crate) async fn serve(stage: &Rc<Stage>, input: Input, writer: Writer) {
 /// Serves one connection whose client speaks first and may speak TLS.
 pub(crate) async fn serve_tls(stage: &Rc<Stage>, mut input: Input, writer: Writer) {
     let ending = Ending::new(stage);
-    let name = tokio::time::timeout(IDLE, server_name(&mut input)).await;
+    let name = tokio::time::timeout(ending.stage.idle(), server_name(&mut input)).await;
     go_on(ending, (input, writer), name.unwrap_or(Err(Failed::Silent))).await;
 }
 

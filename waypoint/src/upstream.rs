@@ -21,6 +21,7 @@ use tokio::time::{Instant, interval_at};
 use crate::current::Live;
 use crate::dial::{Endpoint, UpstreamError, connect, is_there};
 use crate::http1::head::Framing;
+use crate::http2;
 use crate::message::{Input, LinkIo, Request};
 use crate::tunnel::Client;
 use crate::worker::Worker;
@@ -354,12 +355,12 @@ pub(crate) async fn http2(need: Need<'_>) -> Result<Rc<Http2>, Rc<UpstreamError>
 async fn new_http2(need: Need<'_>, place: &Rc<Pool>, counted: Counted) -> Result<Rc<Http2>, UpstreamError> {
     let (reader, writer) = connect(need.worker, need.client, need.endpoint, need.pool).await?;
     let handshake = h2::client::Builder::new()
-        .initial_window_size(256 * 1024)
-        .initial_connection_window_size(1024 * 1024)
+        .initial_window_size(http2::WINDOW)
+        .initial_connection_window_size(http2::CONNECTION_WINDOW)
         .max_header_list_size(80 * 1024)
         .max_send_buffer_size(128 * 1024)
         .enable_push(false)
-        .handshake::<_, Bytes>(LinkIo::new(Input::new(reader), writer));
+        .handshake::<_, Bytes>(LinkIo::new(Input::new(reader), writer, 0));
     let limit = need.pool.connect_timeout;
     let shaken = tokio::time::timeout(limit, handshake).await;
     let (send, mut driver) = shaken.map_err(|_| UpstreamError::Late(limit))??;

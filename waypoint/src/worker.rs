@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use culvert_common::hbone::budget::Board;
 use culvert_common::hbone::pool::Pool;
+use culvert_common::net::trim::Trim;
 use culvert_common::task::Scope;
 use tokio::net::TcpStream;
 use tokio::runtime::{Builder, LocalOptions};
@@ -120,9 +121,10 @@ impl Worker {
         });
     }
 
-    /// Once a second: tunnels and connections that nobody needs, streams that stall. It does not end.
+    /// Once a second: tunnels and connections that nobody needs, streams that stall, memory that load has left behind. It does
+    /// not end.
     async fn keep_house(&self) {
-        let mut tick = interval(Duration::from_secs(1));
+        let (mut tick, mut trim) = (interval(Duration::from_secs(1)), Trim::default());
         loop {
             tokio::select! {
                 _ = tick.tick() => {}
@@ -133,6 +135,7 @@ impl Worker {
                 .sweep(self.shared.limits.idle, |key| is_there(&snapshot, &key.destination, key.peer.ip()));
             self.connections.sweep(&snapshot, Instant::now());
             self.board.sweep(Instant::now());
+            trim.tick();
         }
         // What waits for a request would hold the drain up until its deadline. The last requests leave some behind too.
         loop {

@@ -11,14 +11,15 @@ use http::HeaderMap;
 use crate::serve::Stage;
 
 /// What a filter sees.
-struct Context<'a> {
-    stage: &'a Stage,
-    facts: &'a Facts<'a>,
-    policies: &'a Policies,
-    route: Option<&'a Route>,
+pub(crate) struct Context<'a> {
+    pub(crate) stage: &'a Stage,
+    pub(crate) facts: &'a Facts<'a>,
+    pub(crate) policies: &'a Policies,
+    pub(crate) route: Option<&'a Route>,
     /// Headers for the answer.
-    response: &'a mut HeaderMap,
-    flags: &'a mut Flags,
+    pub(crate) response: &'a mut HeaderMap,
+    /// What is told of the request.
+    pub(crate) flags: &'a mut Flags,
 }
 
 /// Whether a request goes on.
@@ -41,19 +42,14 @@ enum Filter {
 const ORDER: [Filter; 3] = [Filter::Authorize, Filter::Fault, Filter::Cors];
 
 /// Applies the filters until one answers.
-pub(crate) async fn run(
-    stage: &Stage,
-    facts: &Facts<'_>,
-    policies: &Policies,
-    route: Option<&Route>,
-    (response, flags): (&mut HeaderMap, &mut Flags),
-) -> Passed {
-    let mut context = Context { stage, facts, policies, route, response, flags };
+///
+/// **Cancel safety**: a client that goes while a fault delays its request ends it.
+pub(crate) async fn run(context: &mut Context<'_>) -> Passed {
     for filter in ORDER {
         let passed = match filter {
-            Filter::Authorize => authorize::apply(&context),
-            Filter::Fault => fault::apply(&mut context).await,
-            Filter::Cors => cors::apply(&mut context),
+            Filter::Authorize => authorize::apply(context),
+            Filter::Fault => fault::apply(context).await,
+            Filter::Cors => cors::apply(context),
         };
         if !matches!(passed, Passed::On) {
             return passed;
