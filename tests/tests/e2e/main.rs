@@ -35,6 +35,7 @@ mod waypoint_abuse;
 mod waypoint_bypass;
 mod waypoint_replaced;
 mod waypoint_requests;
+mod waypoint_services;
 mod waypoint_smuggling;
 mod waypoint_stands;
 mod waypoint_told;
