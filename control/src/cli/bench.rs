@@ -34,7 +34,7 @@ use super::{interrupt, preflight};
 #[derive(Args, Debug)]
 #[command(
     after_help = "Examples:\n  sudo culvert bench --quick                          a first answer in two minutes\n  \
-    sudo culvert bench                                  everything, about 25 minutes\n  \
+    sudo culvert bench                                  everything, about 35 minutes\n  \
     sudo culvert bench --modes culvert,direct --works c64,bulk1 --rounds 7\n  \
     sudo culvert bench --mode-file my-proxy.yaml        with your own build of another proxy\n  \
     culvert bench --compare before.json after.json      what changed, and whether it is more than noise\n  \
