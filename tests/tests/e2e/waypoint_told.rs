@@ -135,9 +135,10 @@ const TABLE: &[Told] = &[
     },
     Told {
         asked: "GET /dead",
-        line: "503 URX,UF upstream_reset_before_response_started{remote_connection_failure} - \"",
+        // Its agent has taken the tunnel and refuses.
+        line: "503 UC upstream_reset_before_response_started{connection_termination} - \"",
         to: "inbound-vip|80|http|dead.default.svc.cluster.local ",
-        labels: &[("response_code", "503"), ("response_flags", "URX,UF"), PICKED],
+        labels: &[("response_code", "503"), ("response_flags", "UC"), PICKED],
     },
     Told {
         asked: "GET /empty",
