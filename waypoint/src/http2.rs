@@ -14,6 +14,7 @@ use http::{HeaderMap, HeaderValue, Method};
 use tokio::time::Instant;
 
 use crate::http1::head::{FIELDS_MAX, Framing, is_authority};
+use crate::log;
 use crate::message::{Body, Input, LinkIo, Request, Version};
 use crate::reply::Responder;
 use crate::request;
@@ -128,6 +129,7 @@ async fn one(
 ) -> bool {
     let (parts, body) = request.into_parts();
     let Some(request) = read(parts, body.is_end_stream()) else {
+        log::reset(stage);
         respond.send_reset(h2::Reason::PROTOCOL_ERROR);
         return false;
     };

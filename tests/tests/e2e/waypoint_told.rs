@@ -20,7 +20,7 @@ spec:
   hosts: [shop]
   http:
   - name: plain
-    match: [{uri: {exact: /ok}}, {uri: {prefix: /echo.Echo/}}, {uri: {exact: /late}}, {uri: {prefix: /admin}}]
+    match: [{uri: {exact: /ok}}, {uri: {exact: /garbage}}, {uri: {exact: /hold}}, {uri: {prefix: /echo.Echo/}}, {uri: {exact: /late}}, {uri: {prefix: /admin}}]
     timeout: 2s
     route: [{destination: {host: shop}}]
   - match: [{uri: {prefix: /old}}]
@@ -41,6 +41,11 @@ spec:
   - match: [{uri: {exact: /dead}}]
     retries: {attempts: 1, retryOn: connect-failure, backoff: 1ms}
     route: [{destination: {host: dead}}]
+  - match: [{uri: {exact: /refused}}]
+    route: [{destination: {host: refused}}]
+  - match: [{uri: {exact: /five}}]
+    retries: {attempts: 1, retryOn: 5xx, backoff: 1ms}
+    route: [{destination: {host: shop}}]
   - match: [{uri: {exact: /empty}}]
     route: [{destination: {host: empty}}]
   - match: [{uri: {exact: /subset}}]
@@ -135,10 +140,31 @@ const TABLE: &[Told] = &[
     },
     Told {
         asked: "GET /dead",
-        // Its agent has taken the tunnel and refuses.
-        line: "503 UC upstream_reset_before_response_started{connection_termination} - \"",
+        line: "503 URX,UF upstream_reset_before_response_started{remote_connection_failure} - \"",
         to: "inbound-vip|80|http|dead.default.svc.cluster.local ",
+        labels: &[
+            ("response_code", "503"),
+            ("response_flags", "URX,UF"),
+            ("destination_workload", "outside"),
+        ],
+    },
+    Told {
+        asked: "GET /refused",
+        line: "503 UC upstream_reset_before_response_started{connection_termination} - \"-\" 0 95 ",
+        to: "\"10.244.2.10:8090\" inbound-vip|80|http|refused.default.svc.cluster.local ",
         labels: &[("response_code", "503"), ("response_flags", "UC"), PICKED],
+    },
+    Told {
+        asked: "GET /five",
+        line: "503 URX via_upstream - \"-\" 0 4 ",
+        to: "\"10.244.2.10:8080\" inbound-vip|80|http|shop.default.svc.cluster.local ",
+        labels: &[("response_code", "503"), ("response_flags", "URX"), PICKED],
+    },
+    Told {
+        asked: "GET /garbage",
+        line: "502 UPE upstream_reset_before_response_started{protocol_error} - \"",
+        to: "\"10.244.2.10:8080\" inbound-vip|80|http|shop.default.svc.cluster.local ",
+        labels: &[("response_code", "502"), ("response_flags", "UPE"), PICKED],
     },
     Told {
         asked: "GET /empty",
@@ -172,6 +198,16 @@ const MALFORMED: &[(&str, &str, Labels)] = &[
         "GET / HTTP/1.1\r\nHost: shop\r\nHost: shop\r\n\r\n",
         "\"- - HTTP/1.1\" 400 DPE http1.codec_error ",
         &[("response_code", "400"), ("response_flags", "DPE"), NOBODY],
+    ),
+    (
+        "POST / HTTP/1.1\r\nHost: shop\r\nTransfer-Encoding: gzip\r\n\r\n",
+        "\"- - HTTP/1.1\" 501 DPE http1.invalid_transfer_encoding ",
+        &[("response_code", "501"), ("response_flags", "DPE"), NOBODY],
+    ),
+    (
+        "GET /up HTTP/1.1\r\nHost: shop\r\nConnection: upgrade, close\r\nUpgrade: foo\r\n\r\n",
+        "\"GET /up HTTP/1.1\" 403 - upgrade_failed ",
+        &[("response_code", "403"), ("response_flags", "-"), NOBODY],
     ),
     (
         "GET / HTTP/1.0\r\nHost: shop\r\n\r\n",
@@ -208,7 +244,13 @@ fn metric(text: &str, name: &str, labels: &[(&str, &str)]) -> f64 {
 }
 
 fn answer(head: &str) -> String {
-    if head.contains("/slow") {
+    if head.contains("/garbage") {
+        return "what is this\r\n\r\n".to_owned();
+    }
+    if head.contains("/five") {
+        return "HTTP/1.1 503 No\r\ncontent-length: 4\r\n\r\nwell".to_owned();
+    }
+    if head.contains("/slow") || head.contains("/hold") {
         culvert::lab::pause(Duration::from_secs(3));
     }
     if head.contains("/echo.Echo/") {
@@ -252,11 +294,13 @@ fn problems(waypoint: &Waypoint, client: &Pod, metrics: &str) -> Vec<String> {
 fn each_request_is_told_as_envoy_and_istio_tell_it() {
     let mut mesh = Mesh::new();
     let (client, shop) = (mesh.captured("a", "client"), mesh.captured("b", "shop"));
+    let _outside = mesh.outside("b", "outside");
     let place = pod(&mut mesh, "b");
     let _server = answering(&shop, 8080, answer);
     let services = [
         bound("shop", VIP, "shop", &[("http", 80, "8080")]),
-        bound("dead", "10.96.0.21", "shop", &[("http", 80, "8090")]),
+        bound("dead", "10.96.0.21", "outside", &[("http", 80, "8090")]),
+        bound("refused", "10.96.0.23", "shop", &[("http", 80, "8090")]),
         bound("empty", "10.96.0.22", "nobody", &[("http", 80, "8080")]),
     ];
     mesh.put("services.yaml", &services.concat());
@@ -288,13 +332,23 @@ fn each_request_is_told_as_envoy_and_istio_tell_it() {
         messages.len()
     );
     ask(&client, to, &grpc).unwrap();
+    let mut gone = connect(&client, to).unwrap();
+    gone.write_all(b"GET /hold HTTP/1.1\r\nHost: shop\r\n\r\n").unwrap();
+    drop(gone);
 
-    let last = || waypoint.log().contains("\"POST /echo.Echo/Say HTTP/1.1\"").then_some(());
+    let last = || waypoint.log().contains("\"GET /hold HTTP/1.1\" ").then_some(());
     wait_until("the last line", SOON, last, logs).unwrap();
     let (log, metrics) = (waypoint.log(), page(&waypoint, 15000, "/stats/prometheus"));
     let problems = problems(&waypoint, &client, &metrics);
     assert!(problems.is_empty(), "{}\n{metrics}\n{}", problems.join("\n"), logs());
 
+    let gone = "\"GET /hold HTTP/1.1\" 0 DC downstream_remote_disconnect - ";
+    let labels = [("response_code", "0"), ("response_flags", "DC")];
+    assert!(
+        log.contains(gone) && metric(&metrics, "istio_requests_total", &labels) == 1.0,
+        "{metrics}\n{}",
+        logs()
+    );
     let well = log.lines().find(|line| line.contains("GET /ok ")).unwrap();
     assert!(well.ends_with(" - plain") && well.contains(" \"-\" \"me\" \""), "user agent and route: {well}");
     let id = well.split('"').nth(9).unwrap();

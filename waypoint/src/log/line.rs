@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 
 use super::{FORWARDED_FOR, REQUEST_ID};
-use crate::message::Request;
+use crate::message::{Request, Version};
 use crate::request::Told;
 use crate::serve::{Stage, Target};
 
@@ -26,8 +26,8 @@ const ENCAP: &str = "encap";
 pub(super) enum Subject<'a> {
     /// A request, as it went on.
     Request(&'a Request),
-    /// What was no request of HTTP/1.1.
-    Malformed,
+    /// What was no request of this version.
+    Malformed(Version),
     /// A TCP connection.
     Tcp,
 }
@@ -43,7 +43,7 @@ impl Line<'_> {
     fn request(&self) -> Option<&Request> {
         match self.subject {
             Subject::Request(request) => Some(request),
-            Subject::Malformed | Subject::Tcp => None,
+            Subject::Malformed(_) | Subject::Tcp => None,
         }
     }
 
@@ -63,7 +63,7 @@ impl Line<'_> {
     fn protocol(&self) -> Option<&'static str> {
         match self.subject {
             Subject::Request(request) => Some(request.version.as_str()),
-            Subject::Malformed => Some("HTTP/1.1"),
+            Subject::Malformed(version) => Some(version.as_str()),
             Subject::Tcp => None,
         }
     }

@@ -23,7 +23,7 @@ use line::{Line, OrDash, Shown, Subject};
 pub(crate) use span::Begun;
 
 use crate::dial::Endpoint;
-use crate::message::Request;
+use crate::message::{Request, Version};
 use crate::request::Told;
 use crate::serve::{Stage, Target};
 
@@ -72,7 +72,16 @@ impl Drop for Ending<'_> {
     }
 }
 
-/// Tells of what was no request, and was answered so.
+/// Tells of what was no request of HTTP/2, and was reset.
+pub(crate) fn reset(stage: &Stage) {
+    let mut told = Told::new();
+    told.flags.raise(Flag::DownstreamProtocol);
+    told.details = Cow::Borrowed("http2.violation.of.messaging.rule");
+    count(stage, &told);
+    write(stage, &told, Subject::Malformed(Version::Http2));
+}
+
+/// Tells of what was no request of HTTP/1.1, and was answered so.
 pub(crate) fn malformed(stage: &Stage, reply: &Reply) {
     let mut told = Told::new();
     (told.status, told.details) = (Some(reply.status), reply.details.clone());
@@ -80,7 +89,7 @@ pub(crate) fn malformed(stage: &Stage, reply: &Reply) {
     told.heads.1 = head_bytes(&reply.headers);
     told.sent = reply.body.len() as u64;
     count(stage, &told);
-    write(stage, &told, Subject::Malformed);
+    write(stage, &told, Subject::Malformed(Version::Http1));
 }
 
 /// Tells of a TCP connection that is over.
