@@ -457,6 +457,11 @@ pub(crate) fn reset_of(error: &MessageError) -> Reset {
         {
             Reset::RefusedStream
         }
+        MessageError::Http2(error)
+            if error.is_reset() && error.reason() == Some(h2::Reason::PROTOCOL_ERROR) =>
+        {
+            Reset::ProtocolError
+        }
         MessageError::Http2(error) if error.is_reset() => Reset::RemoteReset,
         MessageError::Reset(_) => Reset::RemoteReset,
         _ => Reset::ConnectionTermination,
@@ -496,7 +501,7 @@ pub(crate) fn head_of(request: &Request) -> bytes::BytesMut {
     let Request { method, path, authority, headers, framing, upgrade, .. } = request;
     let Some(protocol) = upgrade else { return encode::request(method, path, authority, headers, *framing) };
     let mut headers = headers.clone();
-    headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
     headers.insert(UPGRADE, protocol.clone());
     encode::request(method, path, authority, &headers, *framing)
 }

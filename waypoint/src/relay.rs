@@ -13,6 +13,7 @@ use culvert_common::l7::{
     Edits, Flag, Reset, Switch, add_server, add_service_time, clean_response, http_status,
 };
 use h2::Reason;
+use http::header::CONTENT_LENGTH;
 use http::{HeaderMap, Method, StatusCode};
 use tokio::time::{Instant, Sleep};
 
@@ -69,7 +70,7 @@ impl Source<'_> {
                     Ok(response) => response.into_parts(),
                     Err(head) => return Ok(interim(head)),
                 };
-                let length = parts.headers.get(http::header::CONTENT_LENGTH);
+                let length = parts.headers.get(CONTENT_LENGTH);
                 let length = length.and_then(|value| value.to_str().ok()?.parse().ok());
                 let framing = match (body.is_end_stream(), length) {
                     (true, _) => Framing::Empty,
@@ -206,14 +207,26 @@ impl Exchange<'_> {
     ) -> Result<bool, MessageError> {
         let Answer { status, mut headers, framing, keep_alive, body } = answer;
         let switches = status == StatusCode::SWITCHING_PROTOCOLS;
+        // As Envoy has it, of an answer that does not take up what was asked for only the head counts.
+        let is_refused = request.upgrade.is_some() && !switches;
+        if is_refused {
+            self.told.details = Cow::Borrowed("websocket_handshake_unsuccessful");
+        }
+        if is_refused || status == StatusCode::NO_CONTENT {
+            headers.remove(CONTENT_LENGTH);
+        }
         self.finish_headers(request, way, status, &mut headers);
         self.told.status = Some(status);
         self.told.answered(&headers);
         let Some(mut responder) = self.responder.take() else { return Ok(false) };
         // The rest of a request that is answered early may never come: no other one is waited for behind it.
-        responder.keep_alive &= !self.stage.worker.scope.is_draining() && self.body.is_done();
+        responder.keep_alive &= !self.stage.worker.scope.is_draining() && self.body.is_done() && !is_refused;
         let client_keeps = responder.keep_alive && !switches;
-        let framing = if switches { Framing::Close } else { framing };
+        let framing = match (switches, is_refused) {
+            (true, _) => Framing::Close,
+            (false, true) => Framing::Empty,
+            (false, false) => framing,
+        };
         if switches {
             self.body.switch();
             upload.switch();
@@ -276,7 +289,12 @@ impl Exchange<'_> {
     ) {
         let switches = status == StatusCode::SWITCHING_PROTOCOLS;
         clean_response(headers, if switches { Switch::Upgrade } else { Switch::No });
-        add_service_time(headers, self.told.upstream_time.unwrap_or_default());
+        // Of a request that is still coming, or goes on as something else, no time is known.
+        if self.body.is_done() && request.upgrade.is_none() {
+            add_service_time(headers, self.told.upstream_time.unwrap_or_default());
+        } else {
+            self.told.upstream_time = None;
+        }
         if let Some((route, backend)) = way.route {
             let facts = facts(self.stage, request);
             let mut values = values(&facts, request.version, self.told);

@@ -154,10 +154,11 @@ fn failure(bad: BadHead) -> Failure {
         BadHead::OldVersion | BadHead::Version => Failure::LowVersion,
         BadHead::Coding => Failure::BadCoding,
         BadHead::TooLarge => Failure::HeadersTooLarge,
+        BadHead::Host => Failure::NoHost,
         BadHead::Line
         | BadHead::Field
         | BadHead::Target
-        | BadHead::Host
+        | BadHead::Authority
         | BadHead::Length
         | BadHead::Upgrade => Failure::BadRequest,
     }

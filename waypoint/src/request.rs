@@ -321,19 +321,23 @@ impl<'a> Exchange<'a> {
         if let Some(flag) = flag {
             self.told.flags.raise(flag);
         }
-        (self.told.status, self.told.details) = (Some(status), details);
+        (self.told.status, self.told.details) = (Some(status), details.clone());
         self.told.answered(&headers);
         self.told.sent = if request.method == Method::HEAD { 0 } else { body.len() as u64 };
         // As Envoy has it, an answer that does not wait for the request's body is the last of its connection.
         let was_awaited = self.told.endpoint.is_some() || self.told.flags.has(Flag::DelayInjected);
         let is_early = !was_awaited && !matches!(request.framing, Framing::Empty | Framing::Length(0));
+        let is_last = is_early
+            || request.method == Method::CONNECT
+            || request.upgrade.is_some()
+            || details == "path_normalization_failed";
         // What the client still sends would be read as its next request.
         let drains = self.stage.worker.scope.is_draining();
         let is_whole = self.body.take_rest().await;
         if !is_early {
             self.told.received = self.body.taken();
         }
-        responder.keep_alive &= is_whole && !drains && !is_early;
+        responder.keep_alive &= is_whole && !drains && !is_last;
         let keep_alive = responder.keep_alive;
         responder.whole(status, &headers, body).await?;
         self.told.goes_on = keep_alive;

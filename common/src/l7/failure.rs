@@ -138,7 +138,7 @@ impl Failure {
             Self::NoRoute => row(404, "", "route_not_found", Some(F::NoRoute)),
             Self::NoCluster => row(503, "", "cluster_not_found", Some(F::NoCluster)),
             Self::InvalidBackend(status) if status.as_u16() == 503 => Self::NoCluster.reply(),
-            Self::InvalidBackend(status) => row(status.as_u16(), "", "direct_response", None),
+            Self::InvalidBackend(status) => row(status.as_u16(), "", "cluster_not_found", Some(F::NoCluster)),
             Self::Refused => row(503, "", "cluster_refused", Some(F::NoCluster)),
             Self::NoHealthyUpstream => {
                 row(503, "no healthy upstream", "no_healthy_upstream", Some(F::NoHealthyUpstream))
@@ -155,7 +155,7 @@ impl Failure {
             Self::UpgradeRefused => row(403, "", "upgrade_failed", None),
             Self::BadPath => row(400, "", "path_normalization_failed", None),
             Self::NotAPath => row(404, "", "absolute_path_rejected", None),
-            Self::LowVersion => row(426, "", "low_version", None),
+            Self::LowVersion => row(426, "Upgrade Required", "low_version", None),
             Self::NoHost => row(400, "", "missing_host_header", None),
             Self::BadRequest => row(400, "Bad Request", "http1.codec_error", Some(F::DownstreamProtocol)),
             Self::BadConnection => {
@@ -213,7 +213,7 @@ mod tests {
 404 NR route_not_found:
 503 NC cluster_not_found:
 503 NC cluster_not_found:
-500 - direct_response:
+500 NC cluster_not_found:
 503 NC cluster_refused:
 503 UH no_healthy_upstream: no healthy upstream
 504 UT response_timeout: upstream request timeout
@@ -223,7 +223,7 @@ mod tests {
 403 - upgrade_failed:
 400 - path_normalization_failed:
 404 - absolute_path_rejected:
-426 - low_version:
+426 - low_version: Upgrade Required
 400 - missing_host_header:
 400 DPE http1.codec_error: Bad Request
 400 DPE http1.connection_header_rejected: Bad Request

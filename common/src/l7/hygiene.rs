@@ -123,7 +123,7 @@ fn remove_hop_by_hop(headers: &mut HeaderMap, named: &[HeaderName], switch: Swit
     [KEEP_ALIVE, PROXY_CONNECTION, TRANSFER_ENCODING].iter().for_each(|name| remove(headers, name));
     match switch {
         Switch::No => [CONNECTION, UPGRADE].iter().for_each(|name| remove(headers, name)),
-        Switch::Upgrade => drop(headers.insert(CONNECTION, HeaderValue::from_static("upgrade"))),
+        Switch::Upgrade => drop(headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"))),
     }
     if headers.contains_key(TE) {
         let is_trailers = |token: &[u8]| {
@@ -262,7 +262,7 @@ mod tests {
     fn an_upgrade_keeps_what_it_needs() {
         let mut got = headers(&["connection: keep-alive, Upgrade", "upgrade: websocket", "keep-alive: 5"]);
         clean_request(&mut got, Switch::Upgrade).unwrap();
-        assert_eq!(lines(&got), ["connection: upgrade", "upgrade: websocket"]);
+        assert_eq!(lines(&got), ["connection: Upgrade", "upgrade: websocket"]);
     }
 
     /// What Envoy 1.40 passes and drops.

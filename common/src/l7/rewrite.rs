@@ -31,7 +31,7 @@ pub fn rewritten<'t>(rewrite: &PathRewrite, by: Option<&RequestMatch>, target: &
 /// before the route's.
 pub fn new_authority<'r>(route: &'r Route, backend: &'r Weighted) -> Option<&'r HeaderValue> {
     let says = |edits: &'r HeaderEdits, rewrite: &'r Rewrite| {
-        edits.authority.as_ref().or(rewrite.authority.as_ref())
+        rewrite.authority.as_ref().or(edits.authority.as_ref())
     };
     says(&backend.request_headers, &backend.rewrite).or_else(|| says(&route.request_headers, &route.rewrite))
 }
@@ -64,6 +64,8 @@ pub(super) fn prefix_replaced<'t>(new: &str, by: Option<&RequestMatch>, target: 
 pub(super) fn segments_replaced<'t>(new: &str, by: Option<&RequestMatch>, target: &'t str) -> Cow<'t, str> {
     let (path, query) = parts(target);
     let rest = match by.and_then(|by| by.path.as_ref()) {
+        // The prefix is the whole path.
+        Some(PathTest::Segments(prefix)) if prefix.is_empty() && path == "/" => "",
         Some(PathTest::Segments(prefix)) => after_segments(path, prefix).unwrap_or_default(),
         None => path,
         Some(PathTest::Text { .. }) => "",
@@ -151,11 +153,15 @@ mod tests {
         route.rewrite = Rewrite { path: Some(PathRewrite::Full("/r".into())), authority: value("route") };
         assert_eq!(new_authority(&route, &backend), value("route").as_ref());
         route.request_headers = HeaderEdits { authority: value("route-edit"), ..edits(&[]) };
-        assert_eq!(new_authority(&route, &backend), value("route-edit").as_ref());
+        assert_eq!(
+            new_authority(&route, &backend),
+            value("route").as_ref(),
+            "as istiod has it, a rewrite wins"
+        );
         backend.rewrite = Rewrite { path: Some(PathRewrite::Full("/b".into())), authority: value("backend") };
         assert_eq!(new_authority(&route, &backend), value("backend").as_ref());
         assert_eq!(path_rewrite(&route, &backend), Some(&PathRewrite::Full("/b".into())));
         backend.request_headers = HeaderEdits { authority: value("backend-edit"), ..edits(&[]) };
-        assert_eq!(new_authority(&route, &backend), value("backend-edit").as_ref());
+        assert_eq!(new_authority(&route, &backend), value("backend").as_ref());
     }
 }

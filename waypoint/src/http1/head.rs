@@ -72,8 +72,11 @@ pub enum BadHead {
     #[error("a request target that is no path and no absolute address")]
     Target,
     /// Host.
-    #[error("no Host, several, one that is none, or one that differs from the target's")]
+    #[error("no Host, several, or one that Connection names")]
     Host,
+    /// What Host or the target says.
+    #[error("a Host that is none, or differs from the target's")]
+    Authority,
     /// Content-Length, or what it stands beside.
     #[error("lengths that contradict each other, or are none")]
     Length,
@@ -150,6 +153,7 @@ pub fn request(head: &[u8]) -> Result<RequestHead, BadHead> {
         let mut all = headers.get_all(HOST).iter();
         match (all.next(), all.next()) {
             (Some(host), None) if is_authority(host.as_bytes()) => host.clone(),
+            (Some(_), None) => return Err(BadHead::Authority),
             _ => return Err(BadHead::Host),
         }
     };
@@ -157,7 +161,7 @@ pub fn request(head: &[u8]) -> Result<RequestHead, BadHead> {
     let Target { path, authority, is_https } = target_of(&method, target)?;
     let authority = match authority {
         Some(authority) if authority.eq_ignore_ascii_case(host.as_bytes()) => host,
-        Some(_) => return Err(BadHead::Host),
+        Some(_) => return Err(BadHead::Authority),
         None => host,
     };
     let options = options(&headers);
@@ -242,6 +246,10 @@ pub fn is_authority(text: &[u8]) -> bool {
 fn request_line(line: &[u8]) -> Result<(Method, &[u8], &[u8]), BadHead> {
     let mut words = line.split(|byte| *byte == b' ');
     match (words.next(), words.next(), words.next(), words.next()) {
+        // A request of HTTP/0.9 says no version.
+        (Some(method), Some([b'/', ..]), None, _) if Method::from_bytes(method).is_ok() => {
+            Err(BadHead::OldVersion)
+        }
         (Some(method), Some(target), Some(version), None) if !target.is_empty() => {
             Ok((Method::from_bytes(method).map_err(|_| BadHead::Line)?, target, version))
         }
@@ -372,6 +380,7 @@ mod tests {
             | BadHead::Field
             | BadHead::Target
             | BadHead::Host
+            | BadHead::Authority
             | BadHead::Length
             | BadHead::Upgrade => 400,
         }
@@ -423,7 +432,7 @@ mod tests {
             (line("GET\t/ HTTP/1.1"), 400),
             (line("GET / HTTP/1.1 "), 400),
             (line(" GET / HTTP/1.1"), 400),
-            (line("GET /"), 400),
+            (line("GET /"), 426),
             (line("GET / http/1.1"), 400),
             (line("G(T / HTTP/1.1"), 400),
             (line("GET a HTTP/1.1"), 400),
@@ -439,6 +448,8 @@ mod tests {
             (line("GET / HTTP/2.0"), 505),
             (get(""), 400),
             (get("Host: a\r\nHost: a\r\n"), 400),
+            (get("Host: a b\r\n"), 400),
+            (get("Host: a/b\r\n"), 400),
             (get("Host: a\r\nConnection: host\r\n"), 400),
             (get("Host: a\nX: b\r\n"), 400),
             (get("Host: a\r\n X: b\r\n"), 400),

@@ -62,10 +62,9 @@ fn target(field: &Field<'_>) -> Option<Target> {
         field.problem(format!("kind {kind:?} of group {group:?}"), format!("allowed: {ALLOWED}"));
         return None;
     };
-    let own = field.at().object.split_once(' ').and_then(|(_, key)| key.split_once('/'));
-    let own = own.map_or("", |(namespace, _)| namespace);
-    if let Some(namespace) = field.get("namespace").filter(|n| n.text().is_some_and(|text| text != own)) {
-        namespace.refuse("the namespace of the policy, or no such field");
+    if let Some(namespace) = field.get("namespace").filter(|n| n.text().is_some_and(|text| !text.is_empty()))
+    {
+        namespace.refuse("no such field: a policy is for what is in its own namespace");
     }
     let Some(name) = field.text_at("name") else {
         field.problem("no name", "allowed: the name of what the policy is for");

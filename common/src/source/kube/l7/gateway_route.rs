@@ -166,7 +166,7 @@ fn parent(item: &Field<'_>, own: &Arc<str>) -> Option<ParentRef> {
     item.only(&["group", "kind", "namespace", "name", "port", "sectionName"]);
     let group = item.get("group").map_or(Some("gateway.networking.k8s.io"), |group| group.text())?;
     let kind = match (group, item.text_at("kind").unwrap_or("Gateway")) {
-        ("" | "core", "Service") => "Service",
+        ("", "Service") => "Service",
         ("networking.istio.io", "ServiceEntry") => "ServiceEntry",
         (group, kind) => {
             let known = group == "gateway.networking.k8s.io";
@@ -272,7 +272,7 @@ fn read_retry(field: &Field<'_>) -> Retries {
         let number = integer(&code, 400, 599).and_then(|n| u16::try_from(n).ok());
         on.statuses.extend(number.and_then(|n| http::StatusCode::from_u16(n).ok()));
     }
-    let attempts = field.get("attempts").and_then(|n| integer(&n, 0, i32::MAX.into()));
+    let attempts = field.get("attempts").and_then(|n| integer(&n, 1, i32::MAX.into()));
     let pause = field.get("backoff").and_then(|pause| gateway_duration(&pause)).filter(|p| !p.is_zero());
     let unset = super::actions::default_retries();
     Retries {
@@ -413,7 +413,7 @@ fn grpc_method(field: &Field<'_>) -> Option<PathTest> {
             return None;
         }
         (true, Some(service), Some(method)) => TextMatch::Exact(format!("/{service}/{method}").into()),
-        (true, Some(service), None) => TextMatch::Prefix(format!("/{service}/").into()),
+        (true, Some(service), None) => return Some(PathTest::Segments(format!("/{service}").into())),
         (_, None, Some(method)) => TextMatch::Regex(compiled(field, &format!("/[^/]+/{method}"))?),
         (false, Some(service), None) => TextMatch::Regex(compiled(field, &format!("/{service}/.+"))?),
         (false, Some(service), Some(method)) => {

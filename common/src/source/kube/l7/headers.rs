@@ -81,7 +81,14 @@ pub(super) fn modifier(field: &Field<'_>, side: Side) -> HeaderEdits {
                 continue;
             }
             // Gateway API knows no substitutions, Istio makes them all the same.
+            if value.text().is_some_and(str::is_empty) {
+                value.refuse("a value with at least one character");
+            }
             let Some((name, header)) = header_name(&item, name).zip(lax_template(&value)) else { continue };
+            // Of names that differ in case only the first counts.
+            if edits.set.iter().any(|(other, _)| key == "set" && *other == name) {
+                continue;
+            }
             match key {
                 "set" => edits.set.push((name, header)),
                 _ => edits.add.push((name, header)),

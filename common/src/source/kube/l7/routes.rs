@@ -1,8 +1,9 @@
 //! All routes and destinations of one waypoint: VirtualServices, HTTPRoutes and GRPCRoutes together.
 //!
 //! Routes of several objects for one service are tried in the order in which the objects were created; all routes of
-//! Gateway API for one port of a service count as one such object, as old as the oldest of them. Only a service without any
-//! has the default route.
+//! Gateway API in one namespace for one port of a service count as one such object, as old as the oldest of them. Before all
+//! that come, as with istiod, what is exported to the waypoint's namespace alone, and Gateway API's routes in it. Only a
+//! service without any has the default route.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -121,18 +122,33 @@ impl<'a> Routing<'a> {
     /// HTTP routes of one port of a service, in the order in which they are tried.
     pub(in crate::source::kube) fn http(&self, service: &Known, port: u16) -> Vec<Route> {
         let to = For { world: self.world, service, port };
-        let mut groups: Vec<(Age, Vec<Route>)> = Vec::new();
+        let mut groups: Vec<((Tier, Age), Vec<Route>)> = Vec::new();
         for vs in self.counting(service) {
-            groups.push((age(&vs.of.meta), virtual_routes::http(vs, to)));
+            groups.push(((self.tier(vs), age(&vs.of.meta)), virtual_routes::http(vs, to)));
         }
-        if let Some(of_port) = self.attached.get(&(service.key.clone(), port))
-            && let Some(oldest) = of_port.iter().map(|route| age(&route.meta)).min()
-        {
-            groups.push((oldest, gateway_attach::http(of_port, self.world)));
+        let mut of_namespace: BTreeMap<&str, Vec<&GatewayRoute>> = BTreeMap::new();
+        for route in self.attached.get(&(service.key.clone(), port)).into_iter().flatten() {
+            of_namespace.entry(&route.meta.namespace).or_default().push(route);
+        }
+        for (namespace, routes) in of_namespace {
+            let is_own = *namespace == *self.world.gateway.namespace;
+            let tier = if is_own { Tier::OwnGatewayApi } else { Tier::Other };
+            if let Some(oldest) = routes.iter().map(|route| age(&route.meta)).min() {
+                groups.push(((tier, oldest), gateway_attach::http(&routes, self.world)));
+            }
         }
         groups.sort_by(|(a, _), (b, _)| a.cmp(b));
         let routes: Vec<Route> = groups.into_iter().flat_map(|(_, routes)| routes).collect();
         if routes.is_empty() { vec![default_route(service, port)] } else { routes }
+    }
+
+    fn tier(&self, vs: &Expanded<'_>) -> Tier {
+        let own = &*self.world.gateway.namespace;
+        match vs.of.export_to.is_for_all() {
+            true => Tier::Other,
+            false if *vs.of.meta.namespace == *own => Tier::Private,
+            false => Tier::Exported,
+        }
     }
 
     /// TCP routes of one port of a service; the default route is the last.
@@ -182,6 +198,17 @@ fn key(backend: &Backend) -> Option<&ClusterKey> {
         Backend::Cluster(key) => Some(key),
         Backend::Invalid { .. } => None,
     }
+}
+
+/// What is tried before age counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Tier {
+    /// A VirtualService in the waypoint's namespace that is exported to few.
+    Private,
+    /// One of another namespace that is exported to the waypoint's.
+    Exported,
+    OwnGatewayApi,
+    Other,
 }
 
 /// The oldest first; of one age by name, as Istio does.

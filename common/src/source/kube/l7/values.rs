@@ -344,6 +344,11 @@ impl ExportTo {
         self.namespaces.is_empty() || self.namespaces.iter().any(|n| **n == *namespace)
     }
 
+    /// Whether it is seen everywhere.
+    pub(super) fn is_for_all(&self) -> bool {
+        self.namespaces.is_empty()
+    }
+
     /// Whether it is seen in `own` only.
     pub(super) fn is_private(&self, own: &str) -> bool {
         matches!(&self.namespaces[..], [only] if **only == *own)

@@ -12,7 +12,9 @@ use super::actions;
 use super::headers::{self, BothEdits};
 use super::http_match::{self, HttpMatch, OnlyFor};
 use super::values::{ExportTo, duration, host, host_matches, integer, name};
-use crate::model::l7::{Cors, DirectResponse, Fault, Fraction, Redirect, Retries, Rewrite};
+use crate::model::l7::{
+    Cors, DirectResponse, Fault, Fraction, PathTest, Redirect, RedirectPath, Retries, Rewrite, TextMatch,
+};
 use crate::source::kube::object::Meta;
 use crate::source::kube::reader::Field;
 
@@ -223,10 +225,20 @@ fn http_rule(field: &Field<'_>, of: &VirtualService, is_delegate: bool) -> HttpR
         }
         (None, None, None) => Action::Forward(splits(field, &of.meta.namespace)),
     };
+    let matches: Vec<_> = field.items("match").iter().map(|m| http_match::read(m, of.in_mesh)).collect();
+    let replaces_prefix =
+        matches!(&action, Action::Redirect(to) if matches!(to.path, RedirectPath::PrefixText(_)));
+    let is_prefix = |path: &PathTest| matches!(path, PathTest::Text { text: TextMatch::Prefix(_), .. });
+    if replaces_prefix && matches.iter().filter_map(|m| m.test.path.as_ref()).any(|path| !is_prefix(path)) {
+        field.problem(
+            "redirect.prefixRewrite beside a uri that is no prefix",
+            "allowed: a match with uri.prefix",
+        );
+    }
     HttpRule {
         path: field.path().to_owned(),
         name: field.text_at("name").map(Arc::from),
-        matches: field.items("match").iter().map(|m| http_match::read(m, of.in_mesh)).collect(),
+        matches,
         action,
         delegate: delegate.flatten(),
         headers,

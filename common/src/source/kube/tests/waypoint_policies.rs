@@ -299,6 +299,7 @@ fn targets_that_cannot_be_are_problems() {
         ),
         ("targetRefs: [{kind: Service}]", "spec.targetRefs[0]: no name"),
         ("targetRefs: [{kind: Service, name: a, namespace: web}]", "spec.targetRefs[0].namespace: \"web\""),
+        ("targetRefs: [{kind: Service, name: a, namespace: shop}]", "spec.targetRefs[0].namespace: \"shop\""),
         ("targetRefs: [{kind: Service, name: a, port: 80}]", "spec.targetRefs[0].port: no such field"),
         (
             "targetRefs: [{group: gateway.networking.k8s.io, kind: GatewayClass, name: culvert-waypoint}]",

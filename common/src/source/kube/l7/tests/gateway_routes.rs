@@ -77,7 +77,7 @@ fn grpc_methods() {
             "{method: {service: a.B, method: C}}",
             r#"Some(Text { text: Exact("/a.B/C"), ignore_case: false })"#,
         ),
-        ("{method: {service: a.B}}", r#"Some(Text { text: Prefix("/a.B/"), ignore_case: false })"#),
+        ("{method: {service: a.B}}", r#"Some(Segments("/a.B"))"#),
         ("{method: {method: C}}", "Some(Text { text: Regex(//[^/]+/C/), ignore_case: false })"),
         (
             "{method: {type: RegularExpression, service: 'a.*', method: 'C|D'}}",
@@ -239,7 +239,6 @@ fn timeouts_and_retries() {
         ("timeouts: {request: 2s, backendRequest: 1s}", format!("Some(1s) None 2 [] {pause}")),
         ("timeouts: {request: 2s, backendRequest: 1s}, retry: {}", format!("Some(2s) Some(1s) 2 [] {pause}")),
         ("retry: {attempts: 5, codes: [500, 503]}", format!("None None 5 [500, 503] {pause}")),
-        ("retry: {attempts: 0}", format!("None None 0 [] {pause}")),
         ("retry: {backoff: 100ms}", "None None 2 [] AtLeast(100ms)".into()),
     ] {
         assert_eq!(shown(fields), wanted, "{fields}");
@@ -460,14 +459,11 @@ fn routes_of_both_kinds_and_virtual_services_on_one_port() {
         "{{{TO}, name: h, matches: [{{path: {{type: Exact, value: /a.B/C}}, method: POST}}]}}, {{{TO}, name: rest}}"
     );
     let grpc_rule = format!("{{{TO}, name: g, matches: [{{method: {{service: a.B, method: C}}}}]}}");
-    let vs = |created: &str| {
+    let vs = |created: &str, more: &str| {
         let meta = format!("name: vs, creationTimestamp: '{created}'");
-        object(
-            "VirtualService",
-            "shop",
-            &meta,
-            "hosts: [echo], http: [{name: vs, route: [{destination: {host: echo}}]}]",
-        )
+        let spec =
+            format!("hosts: [echo], {more} http: [{{name: vs, route: [{{destination: {{host: echo}}}}]}}]");
+        object("VirtualService", "shop", &meta, &spec)
     };
     let created = "name: same, creationTimestamp: '2026-01-02T00:00:00Z'";
     let routes = [
@@ -480,8 +476,11 @@ fn routes_of_both_kinds_and_virtual_services_on_one_port() {
         routes.iter().map(|route| route.name.to_string()).collect::<Vec<_>>()
     };
     assert_eq!(names(&routes), ["h", "g", "rest"]);
-    assert_eq!(names(&(routes.clone() + &vs("2026-01-03T00:00:00Z"))), ["h", "g", "rest", "vs"]);
-    assert_eq!(names(&(routes + &vs("2026-01-01T00:00:00Z"))), ["vs", "h", "g", "rest"]);
+    // As istiod has it: routes of the waypoint's namespace first, but for what is exported nowhere else.
+    for created in ["2026-01-01T00:00:00Z", "2026-01-03T00:00:00Z"] {
+        assert_eq!(names(&(routes.clone() + &vs(created, ""))), ["h", "g", "rest", "vs"]);
+        assert_eq!(names(&(routes.clone() + &vs(created, "exportTo: ['.'],"))), ["vs", "h", "g", "rest"]);
+    }
 }
 
 #[test]

@@ -137,6 +137,10 @@ fn http_rules() {
             ".redirect.derivePort: derivePort beside port",
         ),
         ("redirect: {uri: /a, prefixRewrite: /b}", ".redirect: prefixRewrite beside uri"),
+        (
+            "match: [{uri: {exact: /a}}], redirect: {prefixRewrite: /b}",
+            ": redirect.prefixRewrite beside a uri that is no prefix",
+        ),
         ("redirect: {uri: /a}, fault: {abort: {httpStatus: 500}}", ".fault: fault beside redirect"),
         ("redirect: {uri: /a}, rewrite: {uri: /b}", ".rewrite: rewrite beside redirect"),
         (
@@ -424,6 +428,8 @@ fn gateway_routes() {
         ("filters: [{type: RequestHeaderModifier, requestHeaderModifier: {remove: ['a b']}}]".into(), ".filters[0].requestHeaderModifier.remove[0]"),
         ("filters: [{type: ResponseHeaderModifier, responseHeaderModifier: {add: [{name: a}]}}]".into(), ".filters[0].responseHeaderModifier.add[0]: no name or no value"),
         ("backendRefs: [{name: cart}]".into(), ".backendRefs[0]: no port"),
+        ("backendRefs: [{name: cart, port: 80}], retry: {attempts: 0}".into(), ".retry.attempts: 0"),
+        ("filters: [{type: RequestHeaderModifier, requestHeaderModifier: {set: [{name: a, value: ''}]}}]".into(), ".filters[0].requestHeaderModifier.set[0].value: \"\""),
         ("backendRefs: [{port: 80}]".into(), ".backendRefs[0]: no name"),
         ("backendRefs: [{name: cart, port: 80, weight: 1000001}]".into(), ".backendRefs[0].weight: 1000001"),
         ("timeouts: {request: 1.5s}".into(), ".timeouts.request: \"1.5s\""),
