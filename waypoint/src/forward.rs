@@ -121,7 +121,9 @@ impl<'a> Exchange<'a> {
             To::Workload(_) => None,
         };
         let route = way.route.map(|(route, _)| route);
-        let retries = route.map(|route| &route.retries).filter(|retries| retries.attempts > 0);
+        let usual = route.is_none().then(Retries::default);
+        let retries = route.map(|route| &route.retries).or(usual.as_ref());
+        let retries = retries.filter(|retries| retries.attempts > 0);
         let per_try = retries.and_then(|retries| retries.per_try_timeout);
         let grpc = is_grpc.then_some(&request.headers);
         let _permit = match live.map(|live| live.breaker.take(Kind::Requests, &live.cluster)) {

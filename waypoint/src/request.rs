@@ -228,7 +228,7 @@ impl<'a> Exchange<'a> {
             RouteAction::Forward(backends) => (route, pick(backends, random() as u64)),
             RouteAction::Respond(_) | RouteAction::Redirect(_) => (route, None),
         });
-        self.told.route = route.map(|route| Arc::clone(&route.name));
+        self.told.route = route_name(&stage.target, route);
         // Known to the log even of what is denied, as Envoy's is once there is a route.
         self.told.cluster = chosen.and_then(|(_, backend)| match &backend?.backend {
             Backend::Cluster(key) => current.cluster(key).map(|live| live.cluster.key.clone()),
@@ -353,6 +353,14 @@ fn rules<'r>(current: &'r Current, target: &Target) -> Option<(&'r [Route], &'r 
             Some((&bound.ports.get(port)?.http, &bound.policies))
         }
         Target::Workload(..) => Some((&[], &current.waypoint.policies)),
+    }
+}
+
+/// What the log calls the route: a workload has the one that everybody gets.
+fn route_name(target: &Target, route: Option<&Route>) -> Option<Arc<str>> {
+    match target {
+        Target::Service(..) => route.map(|route| Arc::clone(&route.name)),
+        Target::Workload(_) => Some("default".into()),
     }
 }
 

@@ -146,7 +146,7 @@ const HEADS: &[Row] = &[
     ("GET / HTTP/1.1\r\nHost: u@a\r\n\r\n~", 400, 0),
     ("GET / HTTP/1.1\r\nHost : a\r\n\r\n~", 400, 0),
     ("GET / HTTP/1.1\r\nHost: a\r\nConnection: host\r\n\r\n~", 400, 0),
-    ("GET /\r\n\r\n~", 400, 0),
+    ("GET /\r\n\r\n~", 426, 0),
     ("GET / http/1.1\r\nHost: a\r\n\r\n~", 400, 0),
     ("GET / HTTP/0.9\r\nHost: a\r\n\r\n~", 426, 0),
     ("GET / HTTP/1.0\r\nHost: a\r\n\r\n~", 426, 0),

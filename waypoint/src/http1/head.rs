@@ -72,10 +72,10 @@ pub enum BadHead {
     #[error("a request target that is no path and no absolute address")]
     Target,
     /// Host.
-    #[error("no Host, several, or one that Connection names")]
+    #[error("no Host, or one that Connection names")]
     Host,
     /// What Host or the target says.
-    #[error("a Host that is none, or differs from the target's")]
+    #[error("a Host that is none, several, or one that differs from the target's")]
     Authority,
     /// Content-Length, or what it stands beside.
     #[error("lengths that contradict each other, or are none")]
@@ -153,8 +153,8 @@ pub fn request(head: &[u8]) -> Result<RequestHead, BadHead> {
         let mut all = headers.get_all(HOST).iter();
         match (all.next(), all.next()) {
             (Some(host), None) if is_authority(host.as_bytes()) => host.clone(),
-            (Some(_), None) => return Err(BadHead::Authority),
-            _ => return Err(BadHead::Host),
+            (Some(_), _) => return Err(BadHead::Authority),
+            (None, _) => return Err(BadHead::Host),
         }
     };
     headers.remove(HOST);
@@ -247,7 +247,9 @@ fn request_line(line: &[u8]) -> Result<(Method, &[u8], &[u8]), BadHead> {
     let mut words = line.split(|byte| *byte == b' ');
     match (words.next(), words.next(), words.next(), words.next()) {
         // A request of HTTP/0.9 says no version.
-        (Some(method), Some([b'/', ..]), None, _) if Method::from_bytes(method).is_ok() => {
+        (Some(method), Some(target @ [b'/', ..]), None, _)
+            if Method::from_bytes(method).is_ok() && target.iter().all(u8::is_ascii_graphic) =>
+        {
             Err(BadHead::OldVersion)
         }
         (Some(method), Some(target), Some(version), None) if !target.is_empty() => {

@@ -170,7 +170,8 @@ impl Asked<'_> {
             }
             RouteAction::Forward(all) => {
                 let total: u64 = all.iter().map(|one| u64::from(one.weight)).sum();
-                answer.backends = all.iter().map(|one| self.backend(found, one, total)).collect();
+                let counting = all.iter().filter(|one| one.weight > 0 || all.len() == 1);
+                answer.backends = counting.map(|one| self.backend(found, one, total)).collect();
                 backends::judge(answer, &by);
             }
         }

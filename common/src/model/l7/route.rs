@@ -276,6 +276,25 @@ pub enum BackOff {
     AtLeast(Duration),
 }
 
+impl BackOff {
+    /// Base of pauses of which nothing is said.
+    pub const BASE: Duration = Duration::from_millis(25);
+}
+
+impl Default for Retries {
+    /// Where nothing is said of them. Source: Istio, defaultHttpRetryPolicy.
+    fn default() -> Self {
+        Self {
+            attempts: 2,
+            on: RetryOn::usual(),
+            per_try_timeout: None,
+            back_off: BackOff::Jittered { base: BackOff::BASE },
+            ignore_previous_hosts: None,
+            remote_localities: false,
+        }
+    }
+}
+
 /// What makes a try worth repeating. Source: Envoy, x-envoy-retry-on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the names are the tokens")]
@@ -292,6 +311,13 @@ pub struct RetryOn {
     pub statuses: Vec<StatusCode>,
     /// `cancelled` 1, `deadline-exceeded` 4, `internal` 13, `resource-exhausted` 8, `unavailable` 14.
     pub grpc_statuses: Vec<u8>,
+}
+
+impl RetryOn {
+    /// `connect-failure,refused-stream,unavailable,cancelled`; `retriable-status-codes` of none means nothing.
+    pub fn usual() -> Self {
+        Self { connect_failure: true, refused_stream: true, grpc_statuses: vec![14, 1], ..Self::default() }
+    }
 }
 
 /// Faults that are made on purpose: the delay first.

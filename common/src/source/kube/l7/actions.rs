@@ -1,11 +1,9 @@
 //! What an HTTP route of a VirtualService does with requests, field by field.
 
-use std::sync::Arc;
-use std::time::Duration;
-
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::{HeaderValue, Method, StatusCode};
+use std::sync::Arc;
 
 use super::values::{Lax, decimal, duration, duration_at, integer, pattern, percentage, string_match};
 use crate::grpc::Code;
@@ -15,28 +13,9 @@ use crate::model::l7::{
 };
 use crate::source::kube::reader::Field;
 
-/// Pause before the first repetition, unless something else is said.
-const BACK_OFF: Duration = Duration::from_millis(25);
 /// Largest body of a direct response.
 const BODY_MAX: usize = 1 << 20;
 const REDIRECT_CODES: [u16; 5] = [301, 302, 303, 307, 308];
-
-/// What is tried again where nothing is said of it. Source: Istio, defaultHttpRetryPolicy.
-pub(super) fn default_retries() -> Retries {
-    Retries {
-        attempts: 2,
-        on: default_retry_on(),
-        per_try_timeout: None,
-        back_off: BackOff::Jittered { base: BACK_OFF },
-        ignore_previous_hosts: None,
-        remote_localities: false,
-    }
-}
-
-/// `connect-failure,refused-stream,unavailable,cancelled`; `retriable-status-codes` of none means nothing.
-pub(super) fn default_retry_on() -> RetryOn {
-    RetryOn { connect_failure: true, refused_stream: true, grpc_statuses: vec![14, 1], ..RetryOn::default() }
-}
 
 /// `retries` of an HTTP route.
 pub(super) fn retries(field: &Field<'_>) -> Retries {
@@ -51,7 +30,7 @@ pub(super) fn retries(field: &Field<'_>) -> Retries {
     field.only(&fields);
     let attempts = field.get("attempts").and_then(|n| integer(&n, 0, i32::MAX.into())).unwrap_or(0);
     let per_try_timeout = duration_at(field, "perTryTimeout");
-    let base = duration_at(field, "backoff").unwrap_or(BACK_OFF);
+    let base = duration_at(field, "backoff").unwrap_or(BackOff::BASE);
     let on = field.get("retryOn").filter(|on| on.text() != Some("")).map(|on| retry_on(&on));
     if attempts == 0
         && let Some(other) =
@@ -61,7 +40,7 @@ pub(super) fn retries(field: &Field<'_>) -> Retries {
     }
     Retries {
         attempts: attempts.try_into().unwrap_or(u32::MAX),
-        on: on.unwrap_or_else(default_retry_on),
+        on: on.unwrap_or_else(RetryOn::usual),
         per_try_timeout,
         back_off: BackOff::Jittered { base },
         ignore_previous_hosts: field.maybe_flag_at("retryIgnorePreviousHosts"),

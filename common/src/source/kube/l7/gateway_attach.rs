@@ -9,7 +9,6 @@ use std::sync::Arc;
 
 use http::StatusCode;
 
-use super::actions::default_retries;
 use super::gateway_filters::{BackendRef, Filters, RefTo};
 use super::gateway_route::{GatewayRoute, ParentRef, Rule};
 use super::world::{Known, World};
@@ -286,7 +285,7 @@ fn route(of: &GatewayRoute, index: usize, rule: &Rule, world: &World<'_>) -> Rou
         Some(_) => (rule.timeout, rule.backend_timeout),
         None => (rule.backend_timeout.or(rule.timeout), None),
     };
-    let mut retries = retries.unwrap_or_else(default_retries);
+    let mut retries = retries.unwrap_or_default();
     retries.per_try_timeout = per_try;
     let name = || format!("{}.{}.{index}", of.meta.namespace, of.meta.name).into();
     Route {

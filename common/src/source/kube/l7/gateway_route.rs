@@ -7,11 +7,10 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::actions::default_retry_on;
 use super::gateway_filters::{self, BackendRef, Filters, Place};
 use super::values::{gateway_duration, integer, pattern, section_name};
 use crate::model::l7::{
-    BackOff, HeaderMatch, PathTest, Pattern, QueryMatch, RequestMatch, Retries, TextMatch,
+    BackOff, HeaderMatch, PathTest, Pattern, QueryMatch, RequestMatch, Retries, RetryOn, TextMatch,
 };
 use crate::source::kube::object::Meta;
 use crate::source::kube::reader::Field;
@@ -267,14 +266,14 @@ fn timeouts(field: &Field<'_>) -> (Option<Duration>, Option<Duration>) {
 
 fn read_retry(field: &Field<'_>) -> Retries {
     field.only(&["codes", "attempts", "backoff"]);
-    let mut on = default_retry_on();
+    let mut on = RetryOn::usual();
     for code in field.items("codes") {
         let number = integer(&code, 400, 599).and_then(|n| u16::try_from(n).ok());
         on.statuses.extend(number.and_then(|n| http::StatusCode::from_u16(n).ok()));
     }
     let attempts = field.get("attempts").and_then(|n| integer(&n, 1, i32::MAX.into()));
     let pause = field.get("backoff").and_then(|pause| gateway_duration(&pause)).filter(|p| !p.is_zero());
-    let unset = super::actions::default_retries();
+    let unset = Retries::default();
     Retries {
         attempts: attempts.and_then(|n| u32::try_from(n).ok()).unwrap_or(unset.attempts),
         on,

@@ -8,7 +8,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::actions::default_retries;
 use super::clusters::{self, Rules};
 use super::delegate;
 use super::destination_rule::DestinationRule;
@@ -20,7 +19,8 @@ use super::virtual_service::VirtualService;
 use super::world::{Known, World};
 use crate::model::Status;
 use crate::model::l7::{
-    Backend, Cluster, ClusterKey, Fault, HeaderEdits, Origin, Rewrite, Route, RouteAction, TcpRoute, Weighted,
+    Backend, Cluster, ClusterKey, Fault, HeaderEdits, Origin, Retries, Rewrite, Route, RouteAction, TcpRoute,
+    Weighted,
 };
 use crate::source::kube::object::Meta;
 use crate::source::kube::reader::Report;
@@ -247,7 +247,7 @@ fn default_route(service: &Known, port: u16) -> Route {
         response_headers: HeaderEdits::default(),
         rewrite: Rewrite::default(),
         timeout: None,
-        retries: default_retries(),
+        retries: Retries::default(),
         fault: Fault::default(),
         mirrors: Vec::new(),
         cors: None,

@@ -3,7 +3,6 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use super::actions::default_retries;
 use super::values::{full_name, host_matches};
 use super::virtual_service::{Action, Destination, HttpRule, L4Rule, MirrorTo, Split, VirtualService};
 use super::world::{Known, To, World};
@@ -153,7 +152,7 @@ fn route(rule: &HttpRule, index: usize, vs: &Expanded<'_>, to: For<'_>) -> Route
         response_headers: headers.response,
         rewrite: rule.rewrite.clone().unwrap_or_default(),
         timeout: rule.timeout,
-        retries: rule.retries.clone().unwrap_or_else(default_retries),
+        retries: rule.retries.clone().unwrap_or_default(),
         fault: rule.fault.clone().unwrap_or_default(),
         mirrors: rule.mirrors.iter().flatten().map(mirror).collect(),
         cors: rule.cors.clone(),
@@ -168,10 +167,9 @@ fn target(to: &Destination) -> To<'_> {
     To { namespace: &to.namespace, host: &to.host, subset: to.subset.as_ref(), port: to.port }
 }
 
-/// One destination gets everything; of several those with weight 0 are left out.
+/// One destination gets everything. Of several one with weight 0 gets nothing, but the order of edits is that of several.
 fn weighted(splits: &[Split], to: For<'_>) -> Vec<Weighted> {
     let alone = splits.len() == 1;
-    let counting = splits.iter().filter(|split| alone || split.weight > 0);
     let one = |split: &Split| Weighted {
         backend: to.world.backend(&target(&split.to), to.port),
         weight: if alone { 1 } else { split.weight },
@@ -180,7 +178,7 @@ fn weighted(splits: &[Split], to: For<'_>) -> Vec<Weighted> {
         rewrite: Rewrite::default(),
         mirrors: Vec::new(),
     };
-    counting.map(one).collect()
+    splits.iter().map(one).collect()
 }
 
 /// The TLS and TCP routes of one VirtualService; TLS routes come first.

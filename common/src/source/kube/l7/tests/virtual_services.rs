@@ -1,6 +1,7 @@
 //! VirtualServices, field by field.
 
 use super::*;
+use crate::model::l7::{Retries, RetryOn};
 
 type Part = fn(&Route) -> String;
 
@@ -301,7 +302,7 @@ fn destinations() {
             "{destination: {host: cart}, weight: 9}, {destination: {host: echo}, weight: 1}",
             "9 cart:80, 1 echo:80",
         ),
-        ("{destination: {host: cart}, weight: 9}, {destination: {host: echo}}", "9 cart:80"),
+        ("{destination: {host: cart}, weight: 9}, {destination: {host: echo}}", "9 cart:80, 0 echo:80"),
         // The only port of a service, or the one that was asked for.
         ("{destination: {host: cart, port: {number: 8080}}}", "1 cart:8080"),
         ("{destination: {host: echo, port: {number: 7070}}}", "1 echo:7070"),
@@ -331,9 +332,9 @@ fn what_nobody_says() {
     let route = rule("");
     assert_eq!((&*route.name, route.timeout, route.retries.attempts), ("", None, 2));
     assert_eq!(route.origin.to_string(), "VirtualService shop/vs rule 0");
-    assert_eq!(route.retries, actions::default_retries());
+    assert_eq!(route.retries, Retries::default());
     assert_eq!(
-        format!("{:?}", actions::default_retry_on()),
+        format!("{:?}", RetryOn::usual()),
         "RetryOn { five_xx: false, gateway_error: false, reset: false, reset_before_request: false, connect_failure: true, \
          refused_stream: true, retriable_4xx: false, envoy_ratelimited: false, statuses: [], grpc_statuses: [14, 1] }"
     );
@@ -342,7 +343,7 @@ fn what_nobody_says() {
     assert_eq!(default.len(), 1);
     assert_eq!((&*default[0].name, action(&default[0])), ("default", "1 cart:80".to_owned()));
     assert_eq!(default[0].origin.to_string(), "default route");
-    assert_eq!((default[0].timeout, &default[0].retries), (None, &actions::default_retries()));
+    assert_eq!((default[0].timeout, &default[0].retries), (None, &Retries::default()));
     let tcp = tcp(&of, "echo", 9090);
     assert_eq!(
         (tcp.len(), &*tcp[0].name, shown(&tcp[0].backends[0].0)),

@@ -239,12 +239,12 @@ fn backends() {
                 "backendRefs: [{name: cart, port: 80, weight: 0}, {name: echo, port: 80}]",
                 &[("GET /a", "GET svc/a > echo-1:80")],
             ),
-            ("backendRefs: [{name: nobody, port: 80}]", &[("GET /a", "500")]),
+            ("backendRefs: [{name: nobody, port: 80}]", &[("GET /a", "500 NC")]),
             (
                 "backendRefs: [{name: nobody, port: 80, weight: 0}, {name: echo, port: 80}]",
                 &[("GET /a", "GET svc/a > echo-1:80")],
             ),
-            ("backendRefs: [{name: cart, port: 81}]", &[("GET /a", "500")]),
+            ("backendRefs: [{name: cart, port: 81}]", &[("GET /a", "500 NC")]),
             ("backendRefs: [{name: cart, port: 80, weight: 0}]", &[("GET /a", "500")]),
             ("backendRefs: []", &[("GET /a", "500")]),
             (
@@ -274,7 +274,7 @@ fn backends() {
     let mut answered = [0, 0];
     for drawn in 0..400 {
         of.drawn = drawn;
-        answered[usize::from(of.outcome("GET /a") == "500")] += 1;
+        answered[usize::from(of.outcome("GET /a") == "500 NC")] += 1;
     }
     assert_eq!(answered, [300, 100], "a backend that is not there answers 500 for its share");
 }

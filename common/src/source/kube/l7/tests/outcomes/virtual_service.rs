@@ -184,6 +184,11 @@ fn destinations() {
                 &[("GET /a", "GET svc/a > cart-1:80|cart-2:80 < 200 x-up: 3")],
             ),
             // The weight of a single one says nothing.
+            // One of weight 0 gets nothing, and yet the edits are those of several: the route's come last.
+            (
+                "headers: {request: {set: {x-a: r}}}, route: [{destination: {host: cart}, weight: 1, headers: {request: {set: {x-a: d}}}}, {destination: {host: nobody}, weight: 0}]",
+                &[("GET /a", "GET svc/a > cart-1:80|cart-2:80 +x-a: r")],
+            ),
             ("route: [{destination: {host: echo}, weight: 0}]", &[("GET /a", "GET svc/a > echo-1:80")]),
         ],
         rule,
