@@ -190,7 +190,9 @@ fn enrolment_loses_nothing_whoever_learns_first() {
         }
     }
     for traffic in traffic {
-        traffic.end_well("enrolment");
+        let (good, bad) = traffic.end();
+        let logs = || format!("{}\n{}", log_of(mesh.agent("a")), log_of(mesh.agent("b")));
+        assert!(bad.is_empty(), "{} beside {good} failed:\n{}\n{}", bad.len(), bad.join("\n"), logs());
     }
     mesh.finish();
 }
