@@ -1,6 +1,6 @@
 //! When memory that load has used goes back to the system: once the load is over, never while it runs.
 //!
-//! Told each second how much processor time a worker has used so far, [`Trim::is_due`] says whether now is the time.
+//! Told each second how much processor time a worker has used so far, [`Trim::tick`] gives back when it is time.
 
 use std::time::Duration;
 

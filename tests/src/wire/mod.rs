@@ -15,7 +15,7 @@ use crate::mesh::{Mesh, SOON, log_of};
 use crate::net::Server;
 use crate::waypoint::{Waypoint, ask, gateway, get, pod};
 
-/// Ports of the services and of the application. The services' ports say what they speak, but for [`SNIFFED`].
+/// Ports of the services and of the application. The services' ports say what they speak, but for the sniffed ones.
 pub mod port {
     /// HTTP/1.1; `http` of the services.
     pub const HTTP: u16 = 80;

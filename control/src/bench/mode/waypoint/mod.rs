@@ -2,7 +2,7 @@
 //! and from there to the server's.
 //!
 //! The waypoint is in a pod of its own on a third node, which has no agent, since nothing there is captured. `ours.rs` and
-//! `envoy.rs` are what may run in it ([`Instance`]); both know the same three routes and one policy: `documents.rs` has
+//! `envoy.rs` are what may run in it; both know the same three routes and one policy: `documents.rs` has
 //! them as objects, which the agents read too, `envoy.yaml` as an Envoy is told them.
 
 mod documents;
