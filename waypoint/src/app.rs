@@ -167,6 +167,7 @@ fn shared(settings: &Settings, telemetry: &Arc<Telemetry>) -> Result<Arc<Shared>
     let aliases = settings.trust_domain_aliases.iter().map(|domain| domain.as_str().into()).collect();
     let acceptance = Acceptance { aliases, ..Acceptance::default() };
     let certs = Certs::accepting(ca, Arc::new(SystemClock), acceptance);
+    let [from_clients, to_endpoints] = settings.http2();
     Ok(Arc::new(Shared {
         state: State::new(),
         current: ArcSwap::default(),
@@ -177,7 +178,8 @@ fn shared(settings: &Settings, telemetry: &Arc<Telemetry>) -> Result<Arc<Shared>
         trace_sampling: settings.trace_sampling,
         spans: Spans::default(),
         budget: Budget::new(settings.memory_budget),
-        http2: settings.http2(),
+        from_clients,
+        to_endpoints,
         limits: settings.limits(),
         idle: settings.idle_timeout,
         last_call: settings.termination_deadline / 2,

@@ -168,7 +168,8 @@ async fn establish(worker: &Rc<Worker>, key: &Key, limits: &Limits) -> Result<Rc
     let made = socket::dial_socket(peer, &options).map_err(|source| ConnectError::Io { to: peer, source })?;
     let tcp = socket::connect(made, peer, limits.connect).await?;
     let tls = certificate.client_config(&key.expected);
-    let context = Context { http2: &shared.http2, limits, scope: &worker.scope, metrics: &shared.metrics };
+    let context =
+        Context { http2: &shared.to_endpoints, limits, scope: &worker.scope, metrics: &shared.metrics };
     let tunnel = Tunnel::establish(tcp, peer, tls, certificate.not_after, &context).await;
     count(match &tunnel {
         Ok(_) => Handshake::Complete,

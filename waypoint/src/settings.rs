@@ -14,8 +14,11 @@ use culvert_common::types::SpiffeId;
 
 use crate::log::Form;
 
-/// Bytes that a client may send on one CONNECT stream before they are taken.
-const STREAM_WINDOW: u32 = 256 * 1024;
+/// Bytes that a client may send on one CONNECT stream before they are taken: with less, bulk comes in pieces so small that
+/// they cost more than what is in them.
+const CLIENT_WINDOW: u32 = 1 << 20;
+/// Bytes that a server may send on one: less, since many answers may wait for clients that do not read.
+const SERVER_WINDOW: u32 = 256 * 1024;
 
 /// Culvert's waypoint: HTTP routing, resilience and authorization for the services and workloads that are bound to it.
 #[derive(Parser, Debug, Clone)]
@@ -179,8 +182,10 @@ impl Settings {
         self.worker_threads.map_or(cpus, std::num::NonZero::get)
     }
 
-    pub(crate) fn http2(&self) -> Http2 {
-        Http2::new(STREAM_WINDOW, None, 64 * 1024, 100)
+    /// For tunnels that clients open, and for those to endpoints.
+    pub(crate) fn http2(&self) -> [Http2; 2] {
+        [(CLIENT_WINDOW, 256 * 1024), (SERVER_WINDOW, 64 * 1024)]
+            .map(|(window, frame)| Http2::new(window, None, frame, 100))
     }
 
     pub(crate) fn limits(&self) -> Limits {

@@ -30,7 +30,10 @@ pub(crate) struct Shared {
     pub(crate) trace_sampling: Fraction,
     pub(crate) spans: Spans,
     pub(crate) budget: Arc<Budget>,
-    pub(crate) http2: Http2,
+    /// Of the tunnels that clients open.
+    pub(crate) from_clients: Http2,
+    /// Of the tunnels to endpoints.
+    pub(crate) to_endpoints: Http2,
     pub(crate) limits: Limits,
     /// A connection without requests is ended after so long.
     pub(crate) idle: Duration,

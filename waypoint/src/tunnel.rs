@@ -40,7 +40,7 @@ pub(crate) async fn serve(worker: &Rc<Worker>, tcp: TcpStream, address: SocketAd
         }
     };
     let context = Context {
-        http2: &shared.http2,
+        http2: &shared.from_clients,
         limits: &shared.limits,
         scope: &worker.scope,
         metrics: &shared.metrics,
