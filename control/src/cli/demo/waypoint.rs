@@ -258,7 +258,8 @@ fn circuit(stage: &Stage, story: &mut Story) -> anyhow::Result<()> {
     v2.fail(true);
     let answers = stage.ask(story, ("/", ""), 50)?;
     let failed = count(&answers, |a| a.status == 503);
-    let is_open = stage.waypoint.stdout().contains("endpoint ejected");
+    let ejected = || stage.waypoint.stdout().contains("endpoint ejected").then_some(());
+    let is_open = wait_until("the circuit to open", UP_MAX, ejected, || stage.end_of_log()).is_ok();
     // More than two only where 50 requests take longer than the two seconds for which it is left alone.
     let claim = "cart-v2 fails twice in a row and is left alone";
     story
