@@ -184,11 +184,16 @@ pub fn connect(from: &Place, to: (IpAddr, u16)) -> io::Result<TcpStream> {
 pub fn exchange(from: &Place, to: (IpAddr, u16), text: &[u8]) -> io::Result<(SocketAddr, Vec<u8>)> {
     let mut stream = connect(from, to)?;
     let own = canonical(stream.local_addr()?);
-    stream.write_all(text)?;
-    stream.shutdown(Shutdown::Write)?;
     let mut answer = Vec::new();
-    stream.read_to_end(&mut answer)?;
-    Ok((own, answer))
+    let mut asked = || {
+        stream.write_all(text)?;
+        stream.shutdown(Shutdown::Write)?;
+        stream.read_to_end(&mut answer)
+    };
+    match asked() {
+        Ok(_) => Ok((own, answer)),
+        Err(error) => Err(io::Error::new(error.kind(), format!("as {own}: {error}"))),
+    }
 }
 
 /// How a connection ended, seen from one end.

@@ -142,6 +142,7 @@ fn connect(namespace: &Namespace, to: SocketAddr) -> TcpStream {
 
 /// Connects with the agent's options; the stream blocks.
 fn dial(namespace: &Namespace, to: SocketAddr, source: Option<IpAddr>) -> TcpStream {
+    let source = source.map(|ip| SocketAddr::new(ip, 0));
     let options = DialOptions { mark: Some(0x539), source, ..DialOptions::default() };
     let socket = namespace.run(|| dial_socket(to, &options)).unwrap();
     socket.set_nonblocking(false).unwrap();

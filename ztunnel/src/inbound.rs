@@ -327,7 +327,7 @@ fn way_in(
     pod: &Pod,
     client: &Client,
     (to, told): (SocketAddr, Option<SocketAddr>),
-) -> (SocketAddr, Option<IpAddr>) {
+) -> (SocketAddr, Option<SocketAddr>) {
     if told.is_none() || !shared.localhost_app_tunnel {
         return (to, pod.client_of(client.src, to));
     }

@@ -1,11 +1,13 @@
 //! One plaintext connection to a captured pod, top to bottom: original destination, policy without an identity, dial,
 //! copy, one log line and one set of counters.
 
+use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use culvert_common::authz::Facts;
+use culvert_common::crypto::random;
 use culvert_common::decide::inbound_plaintext;
 use culvert_common::net::copy::{CopyError, copy_both_ways};
 use culvert_common::net::socket::{ConnectError, original_destination};
@@ -19,6 +21,11 @@ use crate::outbound::orderly;
 use crate::permit::{Denied, held, is_for_now, permit};
 use crate::shared::{Pod, Shared, failed};
 use crate::worker::Worker;
+
+/// Ports above 60999.
+const APART: u128 = 4536;
+/// Of these so many are tried, then it is the kernel's choice: a client that comes often leaves many in TIME_WAIT.
+const APART_TRIES: usize = 2;
 
 #[derive(Debug, thiserror::Error)]
 enum PassthroughError {
@@ -82,12 +89,32 @@ pub(crate) async fn serve(worker: &Rc<Worker>, pod: &Arc<Pod>, client: TcpStream
 }
 
 /// Connects to the app as its client, where it may.
-fn dial<'a>(
-    worker: &'a Worker,
-    pod: &'a Pod,
-    flow: &Flow,
-) -> impl Future<Output = Result<Rc<TcpStream>, ConnectError>> + use<'a> {
-    pod.dial(worker, flow.dst_addr, pod.client_of(flow.src_addr, flow.dst_addr))
+///
+/// The client itself may be connecting to the same address at this moment, and where both are of one kernel they are given
+/// the same port more often than chance has it: one of the two would be reset. So a port is tried first that clients
+/// are not given.
+async fn dial(worker: &Worker, pod: &Pod, flow: &Flow) -> Result<Rc<TcpStream>, ConnectError> {
+    let (to, client) = (flow.dst_addr, pod.client_of(flow.src_addr, flow.dst_addr));
+    if let Some(client) = client {
+        for _ in 0..APART_TRIES {
+            let source = SocketAddr::new(client.ip(), apart(random()));
+            match pod.dial(worker, to, Some(source)).await {
+                Err(ConnectError::Io { source, .. }) if is_taken(&source) => {}
+                dialled => return dialled,
+            }
+        }
+    }
+    pod.dial(worker, to, client).await
+}
+
+/// A port beyond those that Linux gives to connections unless it is told to (`ip_local_port_range`).
+fn apart(random: u128) -> u16 {
+    u16::MAX - (random % APART) as u16
+}
+
+/// Whether the socket's own port was in the way.
+fn is_taken(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable)
 }
 
 /// Boxed, as a connection's future is larger for every byte of it.

@@ -1,7 +1,7 @@
 //! What all workers share: settings that do not change, state, certificates, telemetry; and what they know of a pod.
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -223,19 +223,19 @@ impl Pod {
         self.netns.run(work)
     }
 
-    /// The address that the app at `to` is to see as its client's, where it may and can.
-    pub(crate) fn client_of(&self, src: SocketAddr, to: SocketAddr) -> Option<IpAddr> {
-        (self.spoof_source && src.ip() != to.ip()).then(|| src.ip())
+    /// The address that the app at `to` is to see as its client's, where it may and can; any port.
+    pub(crate) fn client_of(&self, src: SocketAddr, to: SocketAddr) -> Option<SocketAddr> {
+        (self.spoof_source && src.ip() != to.ip()).then(|| SocketAddr::new(src.ip(), 0))
     }
 
-    /// Connects from within the pod's namespace, as `source` if it is given.
+    /// Connects from within the pod's namespace, as `source` if it is given; port 0: the kernel picks one.
     ///
     /// The socket resets its peer when it is dropped, until it is told otherwise.
     pub(crate) fn dial<'a>(
         &'a self,
         worker: &'a Worker,
         to: SocketAddr,
-        source: Option<IpAddr>,
+        source: Option<SocketAddr>,
     ) -> impl Future<Output = Result<Rc<TcpStream>, ConnectError>> + 'a {
         self.dial_app(worker, (to, source), &worker.shared.limits)
     }
@@ -253,7 +253,7 @@ impl Pod {
     async fn dial_app(
         &self,
         worker: &Worker,
-        addrs: (SocketAddr, Option<IpAddr>),
+        addrs: (SocketAddr, Option<SocketAddr>),
         limits: &Limits,
     ) -> Result<Rc<TcpStream>, ConnectError> {
         // A limit on unacknowledged data counts from the first byte on; probes can wait.
@@ -275,7 +275,7 @@ impl Pod {
     async fn connect(
         &self,
         shared: &Shared,
-        (to, source): (SocketAddr, Option<IpAddr>),
+        (to, source): (SocketAddr, Option<SocketAddr>),
         (is_app, keepalive): (bool, Option<Keepalive>),
         limits: &Limits,
     ) -> Result<TcpStream, ConnectError> {

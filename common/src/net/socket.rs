@@ -205,8 +205,8 @@ pub fn original_destination(fd: impl AsFd, peer: SocketAddr) -> io::Result<Socke
 pub struct DialOptions {
     /// SO_MARK; needs CAP_NET_ADMIN.
     pub mark: Option<u32>,
-    /// Source address, which need not be one of this machine's (IP_TRANSPARENT); the kernel picks the port.
-    pub source: Option<IpAddr>,
+    /// Source address, which need not be one of this machine's (IP_TRANSPARENT); port 0: the kernel picks one.
+    pub source: Option<SocketAddr>,
     /// TCP_NODELAY: small writes go out at once.
     pub nodelay: bool,
     /// None: no keepalive.
@@ -218,22 +218,27 @@ pub struct DialOptions {
 /// Creates, in the current namespace, a non-blocking socket that [`connect`] then connects to `to`.
 ///
 /// Errors: `InvalidInput` when `source` and `to` are of different families; `PermissionDenied` for a foreign source or a
-/// mark without CAP_NET_ADMIN.
+/// mark without CAP_NET_ADMIN; `AddrInUse` for a source port that another socket has, unless both only dial.
 pub fn dial_socket(to: SocketAddr, options: &DialOptions) -> io::Result<Socket> {
     let to = canonical(to);
     let socket = Socket::new(Domain::for_address(to), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
     apply(&socket, options.mark, options.keepalive, options.nodelay, options.reset_on_drop)?;
-    let Some(source) = options.source.map(|source| source.to_canonical()) else { return Ok(socket) };
+    let Some(source) = options.source.map(canonical) else { return Ok(socket) };
     if source.is_ipv4() != to.is_ipv4() {
         let seen = format!("source {source} and destination {to} are of different families");
         return Err(io::Error::new(io::ErrorKind::InvalidInput, seen));
     }
     // A transparent socket may bind to what is no address of this machine, without IP_FREEBIND.
     set_transparent(&socket, to.is_ipv6(), false)?;
-    // The port is chosen in connect(), per four-tuple: at bind() time it would be taken for all destinations, and one
-    // busy client would run out of 28,000 ports.
-    setsockopt(&socket, sockopt::IpBindAddressNoPort, &true)?;
-    socket.bind(&SocketAddr::new(source, 0).into())?;
+    if source.port() == 0 {
+        // The port is chosen in connect(), per four-tuple: at bind() time it would be taken for all destinations, and
+        // one busy client would run out of 28,000 ports.
+        setsockopt(&socket, sockopt::IpBindAddressNoPort, &true)?;
+    } else {
+        // Others may dial from the same port elsewhere; a four-tuple that is in use is refused by connect().
+        socket.set_reuse_address(true)?;
+    }
+    socket.bind(&source.into())?;
     Ok(socket)
 }
 

@@ -244,7 +244,38 @@ fn an_agent_that_is_replaced_costs_no_new_connection() {
         traffic.iter().for_each(|traffic| traffic.more(20));
     }
     for traffic in traffic {
-        traffic.end_well("a new agent");
+        let (good, bad) = traffic.end();
+        assert!(
+            bad.is_empty(),
+            "{} beside {good} failed:\n{}\n{}",
+            bad.len(),
+            bad.join("\n"),
+            log_of(mesh.agent("a"))
+        );
     }
+    mesh.finish();
+}
+
+/// Who is dialled as an unmeshed client never gets a port that the client may have at this moment: one of the two
+/// connections would be reset.
+#[test]
+fn a_client_and_who_dials_as_it_do_not_meet() {
+    let mut mesh = Mesh::new();
+    let (client, server) = (mesh.outside("a", "client"), mesh.captured("b", "server"));
+    let echo = Server::echo(&server, PORT);
+    mesh.start(&[]);
+    let traffic = server.addresses().map(|at| Traffic::start(&client, (at, PORT), 3));
+    traffic.iter().for_each(|traffic| traffic.more(100));
+    for traffic in traffic {
+        traffic.end_well("beside those dialled as the client");
+    }
+    let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap();
+    let last: u16 = range.split_whitespace().last().unwrap().parse().unwrap();
+    let peers = echo.seen.peers();
+    let ours = client.addresses().map(|ip| peers.iter().filter(|peer| peer.ip() == ip).count());
+    assert!(ours.iter().all(|count| *count >= 100), "{ours:?}");
+    let apart = peers.iter().filter(|peer| peer.port() > last).count();
+    // Few of the ports are taken by those that ended: hardly ever are two tries in vain.
+    assert!(apart * 10 > peers.len() * 9, "{apart} of {} beyond {last}", peers.len());
     mesh.finish();
 }

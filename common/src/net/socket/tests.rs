@@ -88,13 +88,31 @@ fn a_second_listener_is_refused() {
 
 #[test]
 fn source_and_destination_must_be_of_one_family() {
-    let options = DialOptions { source: Some(Ipv6Addr::LOCALHOST.into()), ..DialOptions::default() };
+    let options = DialOptions { source: Some((Ipv6Addr::LOCALHOST, 0).into()), ..DialOptions::default() };
     let to = SocketAddr::from((Ipv4Addr::LOCALHOST, 9));
     assert_eq!(dial_socket(to, &options).unwrap_err().kind(), io::ErrorKind::InvalidInput);
     // The mapped form is IPv4 and therefore fits.
-    let options =
-        DialOptions { source: Some(Ipv4Addr::LOCALHOST.to_ipv6_mapped().into()), ..DialOptions::default() };
+    let mapped = (Ipv4Addr::LOCALHOST.to_ipv6_mapped(), 0);
+    let options = DialOptions { source: Some(mapped.into()), ..DialOptions::default() };
     dial_socket(to, &options).unwrap();
+}
+
+/// Several connections leave from one port, to other places; a four-tuple in use is told apart from a refusal.
+#[tokio::test]
+async fn a_source_port_is_taken_per_destination() {
+    let from = SocketAddr::from(([127, 0, 0, 77], 61_234));
+    let options = DialOptions { source: Some(from), ..DialOptions::default() };
+    let listeners = [(); 2].map(|()| listener(Ipv4Addr::LOCALHOST.into(), &ListenOptions::default()));
+    let dial = async |to| connect(dial_socket(to, &options).unwrap(), to, Duration::from_secs(5)).await;
+    let mut open = Vec::new();
+    for (listener, to) in &listeners {
+        open.push(dial(*to).await.unwrap());
+        assert_eq!(listener.accept().unwrap().1, from);
+    }
+    let Err(ConnectError::Io { source, .. }) = dial(listeners[0].1).await else {
+        panic!("two of one four-tuple")
+    };
+    assert_eq!(source.kind(), io::ErrorKind::AddrNotAvailable);
 }
 
 #[tokio::test]
@@ -104,7 +122,7 @@ async fn connecting_carries_options_and_source() {
     let source = IpAddr::from([127, 0, 0, 77]);
     let options = DialOptions {
         mark: Some(MARK),
-        source: Some(source),
+        source: Some((source, 0).into()),
         nodelay: true,
         keepalive: None,
         reset_on_drop: true,
