@@ -353,6 +353,10 @@ async fn handshake(
     let failed = |cause, result| OpenError::Tls { peer, cause, result };
     match timeout(limits.tls, TlsConnector::from(tls).connect(server_name(), Wire::new(tcp))).await {
         Ok(Ok(tls)) => Ok(tls),
+        // Listeners reset what waits in their queues when they close: nobody took it, as if it had been refused.
+        Ok(Err(error)) if error.kind() == ErrorKind::ConnectionReset => {
+            Err(OpenError::Tcp { peer, cause: error.to_string(), is_refused: true })
+        }
         Ok(Err(error)) => Err(failed(explain(&error), result_of(&error))),
         Err(_) => Err(failed(format!("no handshake within {:?}", limits.tls), Handshake::Timeout)),
     }

@@ -20,7 +20,7 @@ pub enum OpenError {
         peer: SocketAddr,
         /// What the kernel said.
         cause: String,
-        /// Nobody listens there: it may be about to.
+        /// Nobody listens there, or no more: it may be about to.
         is_refused: bool,
     },
     /// No answer to the SYN.
@@ -83,7 +83,8 @@ impl From<ConnectError> for OpenError {
         match error {
             ConnectError::Timeout { to, limit } => Self::TcpTimeout { peer: to, limit },
             ConnectError::Io { to, source } => {
-                let is_refused = source.kind() == ErrorKind::ConnectionRefused;
+                let is_refused =
+                    matches!(source.kind(), ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset);
                 Self::Tcp { peer: to, cause: source.to_string(), is_refused }
             }
         }

@@ -51,6 +51,23 @@ async fn a_server_that_proves_another_identity_is_refused() {
     .await;
 }
 
+/// As of a listener that closes while connections wait in its queue.
+#[tokio::test]
+async fn a_handshake_that_is_reset_counts_as_a_refused_connection() {
+    local(async {
+        let mesh = Mesh::new(100).await;
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let server = async {
+            let (tcp, _) = listener.accept().await.unwrap();
+            tcp.peek(&mut [0]).await.unwrap(); // what is not read makes its end a reset
+        };
+        let (error, ()) = tokio::join!(mesh.establish_by(listener.local_addr().unwrap()), server);
+        let error = error.err().unwrap();
+        assert!(matches!(error, OpenError::Tcp { is_refused: true, .. }), "{error}");
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_client_without_alpn_is_refused() {
     local(async {
