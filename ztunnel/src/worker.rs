@@ -38,7 +38,7 @@ const HAND_OVER: usize = 1024;
 /// Connections that one listener may accept before the other tasks of its worker have their turn.
 const ACCEPTS_IN_TURN: usize = 16;
 /// A pod that leaves has redirects until just before: who was on the way to its listeners is let in until nobody has come
-/// for so long. Closed at once, a listener resets what waits in its queue.
+/// for so long.
 const LATECOMERS: Duration = Duration::from_millis(100);
 /// At most so long, if they keep coming.
 const LATECOMERS_END: Duration = Duration::from_secs(1);
@@ -286,26 +286,24 @@ impl Worker {
             Ok(listener) => listener,
             Err(error) => return tracing::error!(%error, ?port, "cannot watch a listener"),
         };
-        let (mut closing, mut last) = (false, None);
+        let mut latecomers: Option<Latecomers> = None;
         for turn in 1_usize.. {
             if turn.is_multiple_of(ACCEPTS_IN_TURN) {
                 yield_now().await;
             }
             let accepted = tokio::select! {
                 biased;
-                // The pod stays and its socket is opened anew: what waits in this one is still served.
-                () = until.draining(), if !closing => {
-                    closing = true;
-                    // The agent ends: a successor has the same socket, with all that waits in it; without one they are
-                    // refused, as all who come later.
-                    if self.agent.is_draining() {
+                () = until.draining(), if latecomers.is_none() => {
+                    // A successor has the same socket, with all that waits in it.
+                    if self.shared.is_succeeded.load(Ordering::Relaxed) {
                         return;
                     }
-                    last = pod.scope.is_draining().then(|| Instant::now() + LATECOMERS_END);
+                    let leaves = pod.scope.is_draining() && !self.agent.is_draining();
+                    latecomers = Some(Latecomers::new(if leaves { LATECOMERS } else { Duration::ZERO }));
                     continue;
                 }
                 accepted = listener.accept() => accepted,
-                () = latecomers(last), if closing => return,
+                () = Latecomers::end(latecomers.as_ref()) => return,
             };
             match accepted {
                 Ok((stream, peer)) => match pod.admission.admit(std::time::Instant::now()) {
@@ -317,6 +315,9 @@ impl Worker {
                     self.shared.telemetry.metrics().accepts_reset(reset);
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
+            }
+            if latecomers.as_ref().is_some_and(|them| Instant::now() > them.end) {
+                return;
             }
         }
     }
@@ -400,10 +401,24 @@ impl Worker {
     }
 }
 
-/// Ends when nobody more is waited for; at once without an end.
-async fn latecomers(last: Option<Instant>) {
-    if let Some(last) = last {
-        sleep_until(last.min(Instant::now() + LATECOMERS)).await;
+/// Those who are let in by a listener that closes: closed at once it would reset what waits in its queue.
+struct Latecomers {
+    quiet: Duration,
+    end: Instant,
+}
+
+impl Latecomers {
+    /// Until nobody has come for `quiet`; who waits already is always let in.
+    fn new(quiet: Duration) -> Self {
+        Self { quiet, end: Instant::now() + LATECOMERS_END }
+    }
+
+    /// Ends when nobody more is waited for; never while the listener stays open.
+    async fn end(them: Option<&Self>) {
+        match them {
+            Some(them) => sleep_until(them.end.min(Instant::now() + them.quiet)).await,
+            None => std::future::pending().await,
+        }
     }
 }
 
