@@ -12,9 +12,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use culvert_common::hbone::link::Writer;
 use culvert_common::l7::breaker::{Kind, Permit};
+use culvert_common::model::TunnelProtocol;
 use culvert_common::model::l7::{ClusterKey, ConnectionPool};
 use culvert_common::state::Snapshot;
-use culvert_common::types::WorkloadUid;
+use culvert_common::types::{SpiffeId, WorkloadUid};
 use tokio::sync::Notify;
 use tokio::time::{Instant, interval_at};
 
@@ -46,8 +47,10 @@ struct Place {
 }
 
 /// Connections of one destination to one endpoint.
-#[derive(Default)]
 struct Pool {
+    /// Whom they were made to, and how: an endpoint of another identity, or no longer captured, is another one.
+    identity: SpiffeId,
+    protocol: TunnelProtocol,
     idle: RefCell<Vec<Idle>>,
     shared: RefCell<Vec<Rc<Http2>>>,
     /// A connection of HTTP/2 that is being made, for all who wait for one.
@@ -97,7 +100,19 @@ impl Drop for DialGuard<'_> {
 struct Idle {
     connection: Http1,
     since: Instant,
-    until: Instant,
+    /// None: as long as its server keeps it.
+    until: Option<Instant>,
+}
+
+impl Idle {
+    fn of(connection: Http1, idle: Duration) -> Self {
+        let since = Instant::now();
+        Self { connection, since, until: since.checked_add(idle) }
+    }
+
+    fn is_usable(&mut self, now: Instant) -> bool {
+        self.until.is_none_or(|until| until > now) && !self.connection.input.has_ended()
+    }
 }
 
 /// A server ends connections that nobody has used for a while. One that has waited no longer than this was hardly ended for that.
@@ -181,7 +196,7 @@ impl Connections {
         let serves = |place: &Place| is_there(snapshot, &place.workload, place.address.ip());
         self.places.borrow_mut().retain(|place, pool| {
             if serves(place) {
-                pool.idle.borrow_mut().retain_mut(|one| one.until > now && !one.connection.input.has_ended());
+                pool.idle.borrow_mut().retain_mut(|one| one.is_usable(now));
             } else {
                 pool.close();
             }
@@ -200,11 +215,31 @@ impl Connections {
             workload: endpoint.workload.uid.clone(),
             address: endpoint.address,
         };
-        Rc::clone(self.places.borrow_mut().entry(place).or_default())
+        let mut places = self.places.borrow_mut();
+        let pool = places.entry(place).or_insert_with(|| Rc::new(Pool::to(endpoint)));
+        if !pool.is_to(endpoint) {
+            std::mem::replace(pool, Rc::new(Pool::to(endpoint))).close();
+        }
+        Rc::clone(pool)
     }
 }
 
 impl Pool {
+    fn to(endpoint: &Endpoint) -> Self {
+        Self {
+            identity: endpoint.workload.identity.clone(),
+            protocol: endpoint.workload.protocol,
+            idle: RefCell::default(),
+            shared: RefCell::default(),
+            dial: RefCell::default(),
+            counts: Rc::default(),
+        }
+    }
+
+    fn is_to(&self, endpoint: &Endpoint) -> bool {
+        self.identity == endpoint.workload.identity && self.protocol == endpoint.workload.protocol
+    }
+
     fn close(&self) {
         // Dropped after the borrow: a connection that ends wakes who waits here.
         let idle = std::mem::take(&mut *self.idle.borrow_mut());
@@ -217,7 +252,7 @@ impl Pool {
         let now = Instant::now();
         loop {
             let mut one = self.idle.borrow_mut().pop()?;
-            if one.until > now && !one.connection.input.has_ended() {
+            if one.is_usable(now) {
                 return Some((one.connection, now - one.since > HARDLY_WAITED));
             }
         }
@@ -299,8 +334,7 @@ pub(crate) fn keep(need: Need<'_>, connection: Http1) {
     let place = worker.connections.at(need.endpoint, need.live);
     let mut idle = place.idle.borrow_mut();
     if idle.len() < IDLE_MAX {
-        let since = Instant::now();
-        idle.push(Idle { connection, since, until: since + pool.http_idle });
+        idle.push(Idle::of(connection, pool.http_idle));
         drop(idle);
         place.counts.freed.notify_one();
     }
@@ -396,6 +430,57 @@ async fn unanswered(mut pings: h2::PingPong, (every, limit): (Duration, Duration
         tick.tick().await;
         if !matches!(tokio::time::timeout(limit, pings.ping(h2::Ping::opaque())).await, Ok(Ok(_))) {
             return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use culvert_common::hbone::link;
+    use culvert_common::model::Workload;
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    fn endpoint(account: &str, protocol: TunnelProtocol) -> Endpoint {
+        let identity = SpiffeId::new("cluster.local", "shop", account).unwrap();
+        let workload = Workload { protocol, ..Workload::new(WorkloadUid("cart".into()), "cart", identity) };
+        Endpoint { workload: Arc::new(workload), address: "10.0.0.1:80".parse().unwrap() }
+    }
+
+    async fn connection() -> (TcpStream, Http1) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let server = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (reader, output) = link::tcp(listener.accept().await.unwrap().0);
+        let counted = Counted { counts: Rc::default(), _permit: None };
+        counted.counts.open.set(1);
+        let (input, opened) = (Input::new(reader), Instant::now());
+        (server, Http1 { input, output, served: 1, opened, _counted: counted })
+    }
+
+    #[tokio::test]
+    async fn an_endpoint_with_another_identity_gets_connections_of_its_own() {
+        let connections = Connections::default();
+        let at = |account, protocol| connections.at(&endpoint(account, protocol), None);
+        let old = at("cart", TunnelProtocol::Hbone);
+        let (_server, connection) = connection().await;
+        old.idle.borrow_mut().push(Idle::of(connection, Duration::MAX));
+        assert!(Rc::ptr_eq(&old, &at("cart", TunnelProtocol::Hbone)));
+        let new = at("other", TunnelProtocol::Hbone);
+        assert!(!Rc::ptr_eq(&old, &new) && new.waiting().is_none());
+        assert!(old.waiting().is_none(), "closed");
+        assert!(!Rc::ptr_eq(&new, &at("other", TunnelProtocol::Tcp)));
+    }
+
+    #[tokio::test]
+    async fn a_connection_waits_as_long_as_it_may() {
+        let pool = Pool::to(&endpoint("cart", TunnelProtocol::Tcp));
+        for (idle, is_kept) in
+            [(Duration::MAX, true), (Duration::from_secs(60), true), (Duration::ZERO, false)]
+        {
+            let (_server, connection) = connection().await;
+            pool.idle.borrow_mut().push(Idle::of(connection, idle));
+            assert_eq!(pool.waiting().is_some(), is_kept, "{idle:?}");
         }
     }
 }
