@@ -330,6 +330,8 @@ impl<'a> Sink<'a> {
 /// `part` behind what waits, in one piece if it is small.
 fn framed(pending: &mut Bytes, framing: Framing, part: Part) {
     match (framing, part) {
+        // The head has said that there is none: whoever reads it would take these bytes for the next message.
+        (Framing::Empty, Part::Data(_)) => {}
         (Framing::Chunked, Part::Data(data)) => {
             let mut out = BytesMut::with_capacity(pending.len() + data.len() + 16);
             out.extend_from_slice(pending);
@@ -566,6 +568,26 @@ mod tests {
     use culvert_common::hbone::budget::{Board, Budget};
 
     use super::*;
+
+    /// A server of HTTP/2 can send a body behind a status that has none.
+    #[tokio::test]
+    async fn behind_a_head_without_a_body_nothing_is_written() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (_reader, mut writer) = culvert_common::hbone::link::tcp(listener.accept().await.unwrap().0);
+        let head =
+            encode::response(http::StatusCode::NOT_MODIFIED, &HeaderMap::new(), Framing::Empty, false, false);
+        let wanted = head.clone();
+        let mut parts =
+            [Part::Data(Bytes::from_static(b"HTTP/1.1 200 OK\r\n\r\n")), Part::End(None)].into_iter();
+        let mut pump = Pump::new(Sink::http1(&mut writer, Framing::Empty, head));
+        poll_fn(|cx| pump.poll(cx, |_| Poll::Ready(Ok(parts.next().unwrap())))).await.unwrap();
+        drop(pump);
+        writer.finish().unwrap();
+        let mut got = Vec::new();
+        tokio::io::AsyncReadExt::read_to_end(&mut client, &mut got).await.unwrap();
+        assert_eq!(got, wanted);
+    }
 
     /// What gRPC clients send: a message, then an empty frame that ends the stream.
     #[tokio::test]

@@ -119,6 +119,10 @@ impl Exchange<'_> {
         let answer = loop {
             let answer = match self.answer(tries, upload, source).await? {
                 Waited::Answer(answer) => answer,
+                // Who has said something has seen the request: nothing else can be made of it.
+                Waited::Broken(MessageError::Closed | MessageError::Link(_)) if interim > 0 => {
+                    return Ok(Exchanged::Broken(MessageError::Short));
+                }
                 Waited::Broken(error) => return Ok(Exchanged::Broken(error)),
                 Waited::TimedOut => return Ok(Exchanged::Over(self.timed_out(tries, node), false)),
             };
@@ -135,6 +139,8 @@ impl Exchange<'_> {
             if let Some(responder) = &mut self.responder {
                 let mut headers = answer.headers;
                 clean_response(&mut headers, Switch::No);
+                // Nothing follows of which it could tell. Source: RFC 9110 §8.6.
+                headers.remove(CONTENT_LENGTH);
                 responder.interim(answer.status, headers).await?;
             }
         };
@@ -287,8 +293,6 @@ impl Exchange<'_> {
         status: StatusCode,
         headers: &mut HeaderMap,
     ) {
-        let switches = status == StatusCode::SWITCHING_PROTOCOLS;
-        clean_response(headers, if switches { Switch::Upgrade } else { Switch::No });
         // Of a request that is still coming, or goes on as something else, no time is known.
         if self.body.is_done() && request.upgrade.is_none() {
             add_service_time(headers, self.told.upstream_time.unwrap_or_default());
@@ -302,6 +306,9 @@ impl Exchange<'_> {
             let edits = Edits::of_response(route, Some(backend), &values);
             edits.apply(headers);
         }
+        // Behind the edits, as Envoy has it: what is for one hop is not for routes to say.
+        let switches = status == StatusCode::SWITCHING_PROTOCOLS;
+        clean_response(headers, if switches { Switch::Upgrade } else { Switch::No });
         add_server(headers);
         headers.extend(std::mem::take(&mut self.cors));
     }

@@ -14,8 +14,8 @@ use culvert_common::crypto::random;
 use culvert_common::l7::retry::grpc_status;
 use culvert_common::l7::{
     Connection, Edits, Facts, Failure, Flag, Flags, Reply, Switch, Values, add_original_path, add_server,
-    clean_request, find, forwarded_for, location, new_authority, normalize, own_location, path_rewrite, pick,
-    rewritten,
+    clean_request, clean_response, find, forwarded_for, location, new_authority, normalize, own_location,
+    path_rewrite, pick, rewritten,
 };
 use culvert_common::model::l7::{Backend, ClusterKey, Policies, RequestMatch, Route, RouteAction, Weighted};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
@@ -256,8 +256,7 @@ impl<'a> Exchange<'a> {
         };
         match &found.route.action {
             RouteAction::Respond(direct) => {
-                let body = Bytes::copy_from_slice(&direct.body);
-                let mut reply = Reply::direct(direct.status, body, is_grpc);
+                let mut reply = Reply::direct(direct.status, direct.body.clone(), is_grpc);
                 let at = own_location(direct.status, &facts).and_then(|at| HeaderValue::try_from(at).ok());
                 reply.headers.extend(at.map(|at| (http::header::LOCATION, at)));
                 return Ok(Plan::Reply(reply, chosen));
@@ -313,7 +312,10 @@ impl<'a> Exchange<'a> {
         if let Some((route, backend)) = chosen {
             let facts = facts(self.stage, request);
             let edits = Edits::of_response(route, backend, &values(&facts, request.version, self.told));
-            reply.edit(|headers| edits.apply(headers));
+            reply.edit(|headers| {
+                edits.apply(headers);
+                clean_response(headers, Switch::No);
+            });
         }
         let Reply { status, mut headers, body, details, flag } = reply;
         headers.extend(std::mem::take(&mut self.cors));

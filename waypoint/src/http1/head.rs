@@ -220,7 +220,8 @@ pub fn response(head: &[u8], method: &Method) -> Result<ResponseHead, BadHead> {
         (false, false, Some(length)) => Framing::Length(length),
         (false, false, None) => Framing::Close,
     };
-    let keep_alive = if is_new { !says("close") } else { says("keep-alive") };
+    // A coding that HTTP/1.0 does not have is doubtful: the connection is not used again. Source: RFC 9112 §6.1.
+    let keep_alive = if is_new { !says("close") } else { says("keep-alive") && !chunked };
     Ok(ResponseHead { status, headers, framing, keep_alive: keep_alive && framing != Framing::Close })
 }
 
@@ -536,6 +537,16 @@ mod tests {
             ("HTTP/1.1 304\r\nContent-Length: 5\r\n\r\n".into(), Method::GET, (Framing::Empty, true)),
             ("HTTP/1.1 100 Continue\r\n\r\n".into(), Method::POST, (Framing::Empty, true)),
             ("HTTP/1.0 200 OK\r\nContent-Length: 1\r\n\r\n".into(), Method::GET, (Framing::Length(1), false)),
+            (
+                "HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 1\r\n\r\n".into(),
+                Method::GET,
+                (Framing::Length(1), true),
+            ),
+            (
+                "HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nTransfer-Encoding: chunked\r\n\r\n".into(),
+                Method::GET,
+                (Framing::Chunked, false),
+            ),
         ];
         for (text, method, wanted) in table {
             let head = of(&text, method).unwrap();

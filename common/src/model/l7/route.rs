@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::{HeaderName, HeaderValue, StatusCode};
 use ipnet::IpNet;
 
@@ -243,8 +244,8 @@ pub enum RedirectPath {
 pub struct DirectResponse {
     /// Its status.
     pub status: StatusCode,
-    /// Its body.
-    pub body: Arc<[u8]>,
+    /// Its body; all answers share it.
+    pub body: Bytes,
 }
 
 /// When a request is tried again.

@@ -7,6 +7,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use http::StatusCode;
 
 use super::gateway_filters::{BackendRef, Filters, RefTo};
@@ -341,5 +342,5 @@ fn forward(of: &GatewayRoute, rule: &Rule, world: &World<'_>) -> RouteAction {
 }
 
 fn internal_error() -> RouteAction {
-    RouteAction::Respond(DirectResponse { status: StatusCode::INTERNAL_SERVER_ERROR, body: Arc::new([]) })
+    RouteAction::Respond(DirectResponse { status: StatusCode::INTERNAL_SERVER_ERROR, body: Bytes::new() })
 }

@@ -152,9 +152,7 @@ impl World {
             return answered(Reply::failure(&Failure::NoRoute, is_grpc));
         };
         let reply = match &found.route.action {
-            RouteAction::Respond(direct) => {
-                Reply::direct(direct.status, direct.body.to_vec().into(), is_grpc)
-            }
+            RouteAction::Respond(direct) => Reply::direct(direct.status, direct.body.clone(), is_grpc),
             RouteAction::Redirect(redirect) => {
                 let mut reply = Reply::direct(redirect.status, bytes::Bytes::new(), is_grpc);
                 let to = location(redirect, found.by, &request.facts());
