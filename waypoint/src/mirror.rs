@@ -1,13 +1,16 @@
 //! Copies of requests for mirrors: sent beside the request once all of it is here, their answers read and thrown away.
 //!
-//! Bounded: a body longer than what is kept for another try is not copied, nor is anything beyond so many copies at once.
+//! Bounded: a body longer than what is kept for another try is not copied, nor is anything beyond so many copies at once or
+//! beyond the memory budget, against which their bodies count.
 
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use culvert_common::hbone::budget::Budget;
 use culvert_common::l7::balance::{Active, Picked};
 use culvert_common::l7::breaker::Kind;
 use culvert_common::model::l7::Backend;
@@ -29,6 +32,42 @@ use crate::upstream::{self, Http1, Need};
 const COPIES_MAX: usize = 256;
 /// A copy takes no longer, from its connection to the end of its answer.
 const LONGEST: Duration = Duration::from_secs(60);
+
+/// Copies of one worker that are under way.
+pub(crate) struct UnderWay {
+    count: Cell<usize>,
+    budget: Arc<Budget>,
+}
+
+impl UnderWay {
+    /// None are. What they hold counts against `budget`.
+    pub(crate) fn new(budget: &Arc<Budget>) -> Rc<Self> {
+        Rc::new(Self { count: Cell::new(0), budget: Arc::clone(budget) })
+    }
+
+    /// One more with a body of so many bytes, if there may be.
+    fn take(self: &Rc<Self>, bytes: usize) -> Option<Place> {
+        if self.count.get() >= COPIES_MAX || self.budget.is_over() {
+            return None;
+        }
+        self.count.set(self.count.get() + 1);
+        self.budget.charge(bytes as u64);
+        Some(Place { of: Rc::clone(self), bytes: bytes as u64 })
+    }
+}
+
+/// A copy that is under way, until it is dropped.
+struct Place {
+    of: Rc<UnderWay>,
+    bytes: u64,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.of.count.set(self.of.count.get() - 1);
+        self.of.budget.release(self.bytes);
+    }
+}
 
 /// The copies of one request that are to be sent.
 pub(crate) struct Copies {
@@ -80,11 +119,12 @@ impl Copies {
         let Self { stage, to, head, limit } = self;
         let head = Rc::new(head);
         for live in to {
-            let copies = &stage.worker.copies;
-            if copies.get() >= COPIES_MAX || stage.worker.scope.is_draining() {
-                return tracing::debug!("too many copies for mirrors are under way");
+            if stage.worker.scope.is_draining() {
+                return;
             }
-            copies.set(copies.get() + 1);
+            let Some(place) = stage.worker.copies.take(parts.iter().map(Bytes::len).sum()) else {
+                return tracing::debug!("too many copies for mirrors are under way, or too large ones");
+            };
             let (stage, head) = (Rc::clone(&stage), Rc::clone(&head));
             let body = Copied { parts: parts.clone().into_iter(), trailers: trailers.clone() };
             stage.worker.scope.clone().spawn_local(async move {
@@ -92,8 +132,7 @@ impl Copies {
                 if let Err(error) = sent.unwrap_or(Err(Failed::Late)) {
                     tracing::debug!(cluster = %live.cluster.key, %error, "a copy for a mirror failed");
                 }
-                let copies = &stage.worker.copies;
-                copies.set(copies.get() - 1);
+                drop(place);
             });
         }
     }
@@ -165,4 +204,24 @@ async fn exchange(
     };
     while !matches!(poll_fn(|cx| from.poll_part(cx)).await?, Part::End(_)) {}
     Ok(keep_alive)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn copies_are_bounded_in_number_and_bytes_until_they_end() {
+        let budget = Budget::new(1000);
+        let copies = UnderWay::new(&budget);
+        let all: Vec<_> = (0..COPIES_MAX).map(|_| copies.take(1).unwrap()).collect();
+        assert!(copies.take(1).is_none());
+        assert_eq!(budget.held(), COPIES_MAX as u64);
+        drop(all);
+        assert_eq!((copies.count.get(), budget.held()), (0, 0));
+        let large = copies.take(1001).unwrap();
+        assert!(copies.take(0).is_none(), "over the budget");
+        drop(large);
+        assert!(copies.take(0).is_some());
+    }
 }

@@ -3,7 +3,7 @@
 use std::future::poll_fn;
 use std::task::{Context, Poll, ready};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use culvert_common::hbone::budget::Budget;
 use http::HeaderMap;
 
@@ -12,6 +12,8 @@ use crate::message::{Body, MessageError};
 
 /// Bytes of a request's body that are kept for another try.
 const REPLAY_MAX: usize = 1 << 20;
+/// Parts up to this size are kept in one piece: each of its own would hold the buffer that it was read into.
+const JOINED_MAX: usize = 4096;
 
 /// A request's body that can be sent again from its beginning, as long as it is small enough to be kept.
 pub(crate) struct Replay<'a> {
@@ -104,7 +106,7 @@ impl<'a> Replay<'a> {
             Part::Data(data) if self.keeps => {
                 self.keeps = self.held.grow(data.len());
                 if self.keeps {
-                    self.kept.push(data.clone());
+                    hold(&mut self.kept, data);
                     self.at = self.kept.len();
                 } else {
                     self.drop_sent();
@@ -125,7 +127,7 @@ impl<'a> Replay<'a> {
                 Part::End(trailers) => self.end = Some(trailers),
                 Part::Data(data) => {
                     self.keeps = self.held.grow(data.len());
-                    self.kept.push(data);
+                    hold(&mut self.kept, &data);
                 }
             }
         }
@@ -185,6 +187,20 @@ impl<'a> Replay<'a> {
     }
 }
 
+/// Keeps a part behind those that are kept: what is sent of them, and what is not, is either all of them or none.
+fn hold(kept: &mut Vec<Bytes>, data: &Bytes) {
+    match kept.last_mut() {
+        Some(last) if last.len() + data.len() <= JOINED_MAX => {
+            let mut both = BytesMut::with_capacity(last.len() + data.len());
+            both.extend_from_slice(last);
+            both.extend_from_slice(data);
+            *last = both.freeze();
+        }
+        _ if data.len() < JOINED_MAX => kept.push(Bytes::copy_from_slice(data)),
+        _ => kept.push(data.clone()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use culvert_common::hbone::link;
@@ -230,6 +246,22 @@ mod tests {
             replay.forget();
             assert_eq!(budget.held(), 0);
         }
+    }
+
+    #[tokio::test]
+    async fn a_body_in_tiny_pieces_is_kept_in_few() {
+        const SIZE: usize = 50_000;
+        let (mut client, mut input, _writer) = pair().await;
+        let budget = Budget::new(1 << 30);
+        let mut replay = Replay::new(Body::Http1(&mut input, Decoder::new(Framing::Chunked)), &budget);
+        let chunks = ["1\r\nx\r\n".repeat(SIZE), "0\r\n\r\n".to_owned()].concat();
+        let (sent, read) = tokio::join!(client.write_all(chunks.as_bytes()), all(&mut replay));
+        sent.unwrap();
+        assert_eq!((read, replay.held.bytes), (SIZE, SIZE));
+        assert!(replay.kept.len() <= 2 * SIZE / JOINED_MAX, "{}", replay.kept.len());
+        replay.rewind();
+        assert_eq!(all(&mut replay).await, SIZE);
+        assert_eq!(replay.whole().unwrap().0.concat(), vec![b'x'; SIZE]);
     }
 
     #[tokio::test]

@@ -1,7 +1,6 @@
 //! Traffic workers: each is one thread with a current-thread runtime that owns the tunnels it was given, in and out, and
 //! all requests on them.
 
-use std::cell::Cell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -19,6 +18,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, interval};
 
 use crate::dial::is_there;
+use crate::mirror::UnderWay;
 use crate::shared::Shared;
 use crate::tunnel;
 use crate::upstream::Connections;
@@ -45,7 +45,7 @@ pub(crate) struct Worker {
     pub(crate) connections: Connections,
     pub(crate) board: Board,
     /// Copies for mirrors that are under way.
-    pub(crate) copies: Cell<usize>,
+    pub(crate) copies: Rc<UnderWay>,
     load: Arc<AtomicUsize>,
 }
 
@@ -66,7 +66,7 @@ impl Workers {
             let thread = std::thread::Builder::new().name(format!("waypoint-{number}")).spawn(move || {
                 let board = Board::new(Arc::clone(&shared.budget));
                 let (tunnels, connections) = (Pool::default(), Connections::default());
-                let copies = Cell::new(0);
+                let copies = UnderWay::new(&shared.budget);
                 Rc::new(Worker { shared, scope, tunnels, connections, board, copies, load })
                     .run(number, taken);
             })?;
