@@ -188,9 +188,11 @@ pub fn add_client_cert(headers: &mut HeaderMap, own: &SpiffeId, peer: &SpiffeId)
     headers.extend(value.ok().map(|value| (CLIENT_CERT, value)));
 }
 
-/// Tells the application what the client asked for, before a rewrite.
+/// Tells the application what the client asked for, before a rewrite, in place of what the client says of that.
 pub fn add_original_path(headers: &mut HeaderMap, target: &str) {
-    headers.extend(HeaderValue::try_from(target).ok().map(|target| (ORIGINAL_PATH, target)));
+    if let Ok(target) = HeaderValue::try_from(target) {
+        headers.insert(ORIGINAL_PATH, target);
+    }
 }
 
 /// Adds to an upstream's answer how long it took, in whole milliseconds.
@@ -330,5 +332,8 @@ mod tests {
         assert_eq!(lines(&got), ["server: istio-envoy", "x-envoy-upstream-service-time: 2"]);
         add_original_path(&mut got, "/a?b");
         assert_eq!(got["x-envoy-original-path"], "/a?b");
+        add_original_path(&mut got, "/c");
+        let all: Vec<_> = got.get_all("x-envoy-original-path").iter().collect();
+        assert_eq!(all, ["/c"], "what the client says of it does not count");
     }
 }

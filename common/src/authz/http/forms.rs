@@ -42,7 +42,8 @@ impl<'a> Forms<'a> {
     /// A path: servers join slashes, drop the parameters of segments, and decode once more.
     pub(super) fn path(path: &'a str) -> Self {
         let mut forms = Self::only(path.as_bytes());
-        let is_plain = |pair: &[u8]| pair != b"//" && !pair.iter().any(|byte| b"%;\\".contains(byte));
+        let is_plain =
+            |pair: &[u8]| !matches!(pair, b"//" | b"/.") && !pair.iter().any(|byte| b"%;\\".contains(byte));
         if path.as_bytes().windows(2).all(is_plain) {
             return forms;
         }

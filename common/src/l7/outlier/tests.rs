@@ -84,6 +84,14 @@ fn each_trigger_counts_what_is_its_own() {
 }
 
 #[test]
+fn a_limit_that_was_lowered_is_passed() {
+    let mut watch = Watch::new(2, outliers());
+    (0..4).for_each(|_| assert_eq!(watch.see(0, BAD, s(0)), None));
+    watch.outliers.consecutive_5xx = 3;
+    assert!(watch.see(0, BAD, s(0)).is_some());
+}
+
+#[test]
 fn any_success_begins_anew() {
     let watch = Watch::new(2, outliers());
     for success in [OK, Answered(StatusCode::NOT_FOUND), Opened] {
