@@ -162,7 +162,8 @@ impl fmt::Display for Line<'_> {
         }
         write!(f, "\"{}\" ", Shown(self.authority()))?;
         write!(f, "\"{}\" {} - ", OrDash(self.endpoint()), OrDash(self.cluster()))?;
-        let (stage, route) = (self.stage, OrDash(self.route()));
+        // Who writes a route's name is no stranger, but may be one to this log.
+        let (stage, route) = (self.stage, Shown(self.route().map(str::as_bytes)));
         write!(f, "{} {} - {route}", stage.destination, stage.client.address)
     }
 }

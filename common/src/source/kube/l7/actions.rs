@@ -5,7 +5,9 @@ use base64::engine::general_purpose::STANDARD;
 use http::{HeaderValue, Method, StatusCode};
 use std::sync::Arc;
 
-use super::values::{Lax, decimal, duration, duration_at, integer, pattern, percentage, string_match};
+use super::values::{
+    Lax, decimal, duration, duration_at, integer, path_text, pattern, percentage, string_match,
+};
 use crate::grpc::Code;
 use crate::model::l7::{
     Abort, BackOff, Cors, Delay, DirectResponse, Fault, Fraction, PathRewrite, Redirect, RedirectPath,
@@ -215,13 +217,13 @@ pub(super) fn redirect(field: &Field<'_>) -> Option<Redirect> {
         }
         (None, None) => RedirectPort::OfScheme,
     };
-    let path = match (field.text_at("uri"), field.text_at("prefixRewrite")) {
+    let path = match (path_text(field, "uri"), path_text(field, "prefixRewrite")) {
         (Some(_), Some(_)) => {
             field.problem("prefixRewrite beside uri", "allowed: one of them");
             return None;
         }
-        (Some(uri), None) => RedirectPath::Full(uri.into()),
-        (None, Some(prefix)) => RedirectPath::PrefixText(prefix.into()),
+        (Some(uri), None) => RedirectPath::Full(uri),
+        (None, Some(prefix)) => RedirectPath::PrefixText(prefix),
         (None, None) => RedirectPath::Same,
     };
     Some(Redirect {
@@ -253,14 +255,14 @@ pub(super) fn redirect_code(field: &Field<'_>, key: &str, unset: u16) -> Option<
 /// `rewrite` of an HTTP route.
 pub(super) fn rewrite(field: &Field<'_>) -> Rewrite {
     field.only(&["uri", "authority", "uriRegexRewrite"]);
-    let uri = field.text_at("uri");
+    let uri = path_text(field, "uri");
     let authority = field.get("authority").filter(|a| a.text() != Some(""));
     let path = match (uri, field.get("uriRegexRewrite")) {
         (Some(_), Some(regex)) => {
             regex.problem("uriRegexRewrite beside uri", "allowed: one of them");
             None
         }
-        (Some(uri), None) => Some(PathRewrite::PrefixText(uri.into())),
+        (Some(uri), None) => Some(PathRewrite::PrefixText(uri)),
         (None, Some(regex)) => regex_rewrite(&regex),
         (None, None) => {
             if authority.is_none() {
@@ -283,9 +285,9 @@ pub(super) fn authority_value(field: &Field<'_>) -> Option<HeaderValue> {
 
 fn regex_rewrite(field: &Field<'_>) -> Option<PathRewrite> {
     field.only(&["match", "rewrite"]);
-    match (field.get("match"), field.text_at("rewrite")) {
+    match (field.get("match"), path_text(field, "rewrite")) {
         (Some(expression), Some(substitution)) => {
-            Some(PathRewrite::Regex { pattern: pattern(&expression)?, substitution: substitution.into() })
+            Some(PathRewrite::Regex { pattern: pattern(&expression)?, substitution })
         }
         _ => {
             field.problem("no match or no rewrite", "allowed: both");

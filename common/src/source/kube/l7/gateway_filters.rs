@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::actions::{authority_value, is_header, is_method, joined, redirect_code};
 use super::gateway_route::{RouteKind, limited};
 use super::headers::{BothEdits, Side, modifier};
-use super::values::integer;
+use super::values::{integer, path_text};
 use crate::model::l7::{
     Cors, Fraction, PathRewrite, Pattern, Redirect, RedirectPath, RedirectPort, Rewrite, TextMatch,
     UnmatchedPreflight,
@@ -289,13 +289,13 @@ fn path_modifier(field: &Field<'_>) -> Option<PathRewrite> {
     if let Some(other) = field.get(other) {
         other.problem("a field of another type", format!("allowed: {key}"));
     }
-    let Some(text) = field.get(key).and_then(|value| value.text()) else {
+    if field.get(key).is_none() {
         field.problem(format!("no {key}"), format!("allowed: {key}"));
-        return None;
-    };
+    }
+    let text = path_text(field, key)?;
     Some(match key {
-        "replaceFullPath" => PathRewrite::Full(text.into()),
-        _ => PathRewrite::PrefixSegments(text.into()),
+        "replaceFullPath" => PathRewrite::Full(text),
+        _ => PathRewrite::PrefixSegments(text),
     })
 }
 

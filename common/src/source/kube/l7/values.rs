@@ -213,6 +213,17 @@ pub(super) fn pattern(field: &Field<'_>) -> Option<Pattern> {
     }
 }
 
+/// The text `key` that is to become part of a path: it would end the line that it is written on if it had what none has.
+pub(super) fn path_text(field: &Field<'_>, key: &str) -> Option<Arc<str>> {
+    let field = field.get(key)?;
+    let text = field.text()?;
+    let good = !text.bytes().any(|byte| byte <= b' ' || byte == 0x7f);
+    if !good {
+        field.refuse("a path without spaces and control characters");
+    }
+    good.then(|| text.into())
+}
+
 /// A host name, perhaps with `*` for its first label or at its beginning.
 pub(super) fn host(field: &Field<'_>) -> Option<Arc<str>> {
     let text = field.text()?;

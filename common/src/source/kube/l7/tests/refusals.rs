@@ -76,6 +76,12 @@ fn http_rules() {
             "rewrite: {uri: /a, uriRegexRewrite: {match: a, rewrite: b}}",
             "rewrite.uriRegexRewrite: uriRegexRewrite beside uri",
         ),
+        (r#"rewrite: {uri: "/a\r\nX: b"}"#, "rewrite.uri: \"/a"),
+        (
+            "rewrite: {uri: /a b}",
+            "rewrite.uri: \"/a b\"; allowed: a path without spaces and control characters",
+        ),
+        (r#"rewrite: {uriRegexRewrite: {match: a, rewrite: "b\n"}}"#, "rewrite.uriRegexRewrite.rewrite: \"b"),
         ("rewrite: {uriRegexRewrite: {match: a}}", "rewrite.uriRegexRewrite: no match or no rewrite"),
         ("rewrite: {uriRegexRewrite: {match: '(', rewrite: b}}", "rewrite.uriRegexRewrite.match"),
         (
@@ -142,6 +148,8 @@ fn http_rules() {
             ": redirect.prefixRewrite beside a uri that is no prefix",
         ),
         ("redirect: {uri: /a}, fault: {abort: {httpStatus: 500}}", ".fault: fault beside redirect"),
+        (r#"redirect: {uri: "/a\nb"}"#, ".redirect.uri: \"/a"),
+        (r#"redirect: {prefixRewrite: "/a\tb"}"#, ".redirect.prefixRewrite: \"/a"),
         ("redirect: {uri: /a}, rewrite: {uri: /b}", ".rewrite: rewrite beside redirect"),
         (
             "redirect: {uri: /a}, directResponse: {status: 200}",
@@ -412,6 +420,7 @@ fn gateway_routes() {
         ("filters: [{type: URLRewrite, urlRewrite: {hostname: a}}, {type: URLRewrite, urlRewrite: {hostname: a}}]".into(), ".filters[1].type: URLRewrite for the second time"),
         ("filters: [{type: URLRewrite, urlRewrite: {hostname: a}}, {type: RequestRedirect, requestRedirect: {hostname: a}}]".into(), ": URLRewrite beside RequestRedirect"),
         ("filters: [{type: URLRewrite, urlRewrite: {hostname: '*.a'}}]".into(), ".filters[0].urlRewrite.hostname: \"*.a\""),
+        ("filters: [{type: URLRewrite, urlRewrite: {path: {type: ReplaceFullPath, replaceFullPath: /a b}}}]".into(), ".filters[0].urlRewrite.path.replaceFullPath: \"/a b\""),
         ("filters: [{type: URLRewrite, urlRewrite: {path: {type: ReplaceFullPath}}}]".into(), ".filters[0].urlRewrite.path: no replaceFullPath"),
         ("matches: [{path: {value: /a}}, {path: {value: /b}}], filters: [{type: URLRewrite, urlRewrite: {path: {type: ReplacePrefixMatch, replacePrefixMatch: /}}}]".into(), ".filters: ReplacePrefixMatch without"),
         ("matches: [{path: {type: Exact, value: /a}}], filters: [{type: RequestRedirect, requestRedirect: {path: {type: ReplacePrefixMatch, replacePrefixMatch: /}}}]".into(), ".filters: ReplacePrefixMatch without"),
