@@ -86,6 +86,11 @@ impl Tries<'_> {
         }
     }
 
+    /// The client has heard of this try: there will be no other one.
+    pub(crate) fn is_told(&mut self) {
+        self.retries = None;
+    }
+
     /// When the request has taken too long.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         self.sent?.checked_add(self.times.request?)

@@ -136,6 +136,8 @@ impl Exchange<'_> {
             if interim > INTERIM_MAX {
                 return Ok(Exchanged::Broken(MessageError::Interim));
             }
+            // As Envoy has it: whoever has heard of one try is not given another one's answer.
+            tries.is_told();
             if let Some(responder) = &mut self.responder {
                 let mut headers = answer.headers;
                 clean_response(&mut headers, Switch::No);

@@ -197,6 +197,8 @@ async fn go_on(
             relay(&mut ending, (input, writer), upstream, &counts).await;
         }
         Err(error) => {
+            // A reset takes back whatever has not been sent, and the tunnel's answer may not have been: its turn first.
+            tokio::task::yield_now().await;
             writer.reset();
             if let Failed::Denied { policy, .. } = &error {
                 log::denied_tcp(&stage, policy);

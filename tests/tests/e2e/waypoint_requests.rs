@@ -262,7 +262,10 @@ fn endpoints(good: &Pod, bad: &Pod, gate: &Arc<Gate>) -> [Server; 2] {
         }
         "HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\ngood".to_owned()
     };
-    let ill = |_: &str| "HTTP/1.1 503 No\r\ncontent-length: 3\r\n\r\nbad".to_owned();
+    let ill = |head: &str| {
+        let hint = if head.starts_with("GET /hinted") { "HTTP/1.1 103 Early Hints\r\n\r\n" } else { "" };
+        format!("{hint}HTTP/1.1 503 No\r\ncontent-length: 3\r\n\r\nbad")
+    };
     [answering(good, 8080, well), answering(bad, 8080, ill)]
 }
 
@@ -295,6 +298,13 @@ fn failures_are_hidden_left_alone_and_bounded() {
         let answer = send(21, "/");
         assert!(answer.contains("200 OK"), "a retry goes elsewhere: {answer}\n{}", logs());
     }
+    let told = || Some(send(21, "/hinted")).filter(|answer| answer.contains("103 "));
+    let answer = wait_until("a hint", SOON, told, logs).unwrap();
+    assert!(
+        answer.contains("503 ") && answer.contains("bad"),
+        "no other try after a hint: {answer}\n{}",
+        logs()
+    );
     let answers: Vec<String> = (0..30).map(|_| send(22, "/")).collect();
     let failed = answers.iter().filter(|answer| answer.contains("503 ") && answer.contains("bad")).count();
     assert_eq!(failed, 3, "three failures in a row, then it is left alone: {answers:?}\n{}", logs());

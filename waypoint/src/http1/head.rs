@@ -1,6 +1,7 @@
 //! Heads of requests and responses.
 
 use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TRANSFER_ENCODING, UPGRADE};
+use http::uri::Authority;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 
 use super::trim;
@@ -160,7 +161,13 @@ pub fn request(head: &[u8]) -> Result<RequestHead, BadHead> {
     headers.remove(HOST);
     let Target { path, authority, is_https } = target_of(&method, target)?;
     let authority = match authority {
-        Some(authority) if authority.eq_ignore_ascii_case(host.as_bytes()) => host,
+        // As Envoy has it, whose CONNECT is for its target, whatever the Host says.
+        Some(authority) if method == Method::CONNECT => {
+            HeaderValue::from_bytes(authority).map_err(|_| BadHead::Target)?
+        }
+        Some(authority) if same_authority(authority, host.as_bytes(), is_https) => {
+            HeaderValue::from_bytes(authority).map_err(|_| BadHead::Target)?
+        }
         Some(_) => return Err(BadHead::Authority),
         None => host,
     };
@@ -244,6 +251,13 @@ pub fn is_authority(text: &[u8]) -> bool {
     text.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-._~%!$&'()[]*+,;=:".contains(byte))
 }
 
+/// Whether both mean one host and port: a scheme's own port need not be said.
+fn same_authority(one: &[u8], other: &[u8], is_https: bool) -> bool {
+    let default: &[u8] = if is_https { b":443" } else { b":80" };
+    let bare = |text: &[u8]| text.strip_suffix(default).unwrap_or(text).to_ascii_lowercase();
+    bare(one) == bare(other)
+}
+
 fn request_line(line: &[u8]) -> Result<(Method, &[u8], &[u8]), BadHead> {
     let mut words = line.split(|byte| *byte == b' ');
     match (words.next(), words.next(), words.next(), words.next()) {
@@ -274,7 +288,11 @@ fn target_of<'a>(method: &Method, target: &'a [u8]) -> Result<Target<'a>, BadHea
         Ok(text.split('#').next().unwrap_or_default().to_owned())
     };
     if *method == Method::CONNECT {
-        return Ok(Target { path: String::new(), authority: None, is_https: false });
+        let target_is = std::str::from_utf8(target).ok().and_then(|text| text.parse::<Authority>().ok());
+        if !is_authority(target) || target_is.is_none_or(|of| of.host().is_empty() || of.port().is_none()) {
+            return Err(BadHead::Target);
+        }
+        return Ok(Target { path: String::new(), authority: Some(target), is_https: false });
     }
     if target.first() == Some(&b'/') {
         return Ok(Target { path: text(target)?, authority: None, is_https: false });
@@ -419,9 +437,29 @@ mod tests {
     }
 
     #[test]
+    fn the_port_of_a_scheme_need_not_be_said() {
+        for (target, host, authority) in [
+            ("http://a:80/x", "a", Some("a:80")),
+            ("http://A/x", "a:80", Some("A")),
+            ("https://a:443/x", "a", Some("a:443")),
+            ("https://a:80/x", "a", None),
+            ("http://a:81/x", "a", None),
+        ] {
+            let head = of(&format!("GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n"));
+            assert_eq!(
+                head.ok().map(|head| head.authority),
+                authority.map(HeaderValue::from_static),
+                "{target}"
+            );
+        }
+    }
+
+    #[test]
     fn nothing_is_read_behind_a_connect() {
         let head = of("CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\n").unwrap();
         assert_eq!((head.path.as_str(), head.keep_alive), ("", false));
+        let head = of("CONNECT a:1 HTTP/1.1\r\nHost: b\r\n\r\n").unwrap();
+        assert_eq!(head.authority, "a:1", "whatever the Host says");
     }
 
     /// What two parsers could read differently, and what nobody should send.
@@ -437,6 +475,11 @@ mod tests {
             (line(" GET / HTTP/1.1"), 400),
             (line("GET /"), 426),
             (line("GET / http/1.1"), 400),
+            (line("CONNECT / HTTP/1.1"), 400),
+            (line("CONNECT * HTTP/1.1"), 400),
+            (line("CONNECT a HTTP/1.1"), 400),
+            (line("CONNECT :80 HTTP/1.1"), 400),
+            (line("CONNECT http://a/ HTTP/1.1"), 400),
             (line("G(T / HTTP/1.1"), 400),
             (line("GET a HTTP/1.1"), 400),
             (line("GET ?x HTTP/1.1"), 400),

@@ -55,9 +55,10 @@ impl Line<'_> {
         Some(self.request()?.method.as_str())
     }
 
-    /// As the client asked for it.
+    /// As the client asked for it; a CONNECT has none.
     pub(super) fn path(&self) -> Option<&[u8]> {
-        self.header(&ORIGINAL_PATH).or(self.request().map(|request| request.path.as_bytes()))
+        let path = self.header(&ORIGINAL_PATH).or(self.request().map(|request| request.path.as_bytes()));
+        path.filter(|path| !path.is_empty())
     }
 
     fn protocol(&self) -> Option<&'static str> {

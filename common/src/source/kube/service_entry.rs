@@ -1,6 +1,6 @@
 //! ServiceEntry: services that Kubernetes does not know. Reading it; its endpoints are joined in [`super::entries`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use super::object::Meta;
 use super::port_protocol;
 use super::reader::{Field, Labels};
-use super::workload_entry::Entry;
+use super::workload_entry::{Entry, EntryAddress};
 use crate::model::l7::Protocol;
 use crate::model::{
     self, HealthPolicy, IpFamilies, LoadBalancing, LocalityScope, Mode, ServicePort, Visibility,
@@ -128,16 +128,40 @@ impl ServiceEntry {
             }
             Resolution::Static if self.endpoints.is_empty() && self.selector.is_none() => {
                 let seen = "resolution STATIC without endpoints";
-                spec.problem(seen, "allowed: endpoints or a workloadSelector, or resolution NONE or DNS");
+                spec.warning(
+                    seen,
+                    "there is nowhere to send its traffic; give endpoints or a workloadSelector",
+                );
             }
-            Resolution::Dns if wildcards => {
+            Resolution::Dns if wildcards && self.endpoints.is_empty() => {
                 let seen = "a wildcard host with resolution DNS";
                 spec.problem(seen, "allowed: resolution NONE with it, or host names that DNS knows");
             }
             _ => {}
         }
+        let has_blocks = self.addresses.iter().any(|net| net.prefix_len() < net.max_prefix_len());
+        if has_blocks && self.resolution == Resolution::Dns {
+            spec.problem("a CIDR block with resolution DNS", "allowed: single addresses, or NONE or STATIC");
+        }
+        self.check_endpoints(spec);
         if !self.endpoints.is_empty() && self.selector.is_some() {
             spec.problem("both endpoints and workloadSelector", "allowed: one of the two");
+        }
+    }
+
+    /// What its inline endpoints cannot have.
+    fn check_endpoints(&self, spec: &Field<'_>) {
+        for (item, endpoint) in spec.items("endpoints").iter().zip(&self.endpoints) {
+            if let (Resolution::Static, EntryAddress::Hostname(name)) = (self.resolution, &endpoint.address) {
+                item.problem(
+                    format!("address {name:?} with resolution STATIC"),
+                    "allowed: an IP address, or DNS",
+                );
+            }
+            let is_known = |name: &Arc<str>| self.ports.iter().any(|port| port.name == *name);
+            if let Some(name) = endpoint.ports.keys().find(|name| !is_known(name)) {
+                item.problem(format!("a port {name:?}"), "allowed: names of the object's own ports");
+            }
         }
     }
 
@@ -198,12 +222,17 @@ fn host(field: &Field<'_>) -> Option<Arc<str>> {
 /// The TCP ports; the mesh carries nothing else.
 fn ports(spec: &Field<'_>) -> Vec<EntryPort> {
     let mut ports: BTreeMap<u16, EntryPort> = BTreeMap::new();
+    let mut names = HashSet::new();
     for item in spec.items("ports") {
         item.only(&["number", "protocol", "name", "targetPort"]);
         let Some(number) = item.get("number") else {
             item.problem("no number", "allowed: a port with a number");
             continue;
         };
+        let name = item.text_at("name").unwrap_or("");
+        if !names.insert(name) {
+            item.problem(format!("port name {name:?} for the second time"), "allowed: each name once");
+        }
         let protocol = item.text_at("protocol").unwrap_or("").to_ascii_lowercase();
         let (Some(port), false) = (number.port(), protocol == "udp") else { continue };
         let spoken = port_protocol::named(&protocol);
@@ -213,7 +242,7 @@ fn ports(spec: &Field<'_>) -> Vec<EntryPort> {
         let target = item.get("targetPort").map_or(Some(port), |target| target.port());
         let of = EntryPort {
             number: port,
-            name: item.text_at("name").unwrap_or("").into(),
+            name: name.into(),
             protocol: spoken.unwrap_or_default(),
             target: target.unwrap_or(port),
         };

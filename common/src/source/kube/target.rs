@@ -90,8 +90,10 @@ pub(super) fn check(known: &Known<'_>, report: &Report) {
             let is_root = meta.namespace == settings.root_namespace;
             if target.kind == TargetKind::GatewayClass && !is_root {
                 let seen = format!("a GatewayClass in namespace {}", meta.namespace);
-                let what = format!("allowed: in the root namespace {} only", settings.root_namespace);
-                report.problem(meta.at.about(&target.path, seen, what));
+                let root = &settings.root_namespace;
+                let what =
+                    format!("nobody evaluates the policy for it; allowed: in the root namespace {root}");
+                report.warning(meta.at.about(&target.path, seen, what));
             } else if let Some(seen) = nobody(meta, target, known) {
                 report.warning(meta.at.about(&target.path, seen, "nobody evaluates the policy for it"));
             }

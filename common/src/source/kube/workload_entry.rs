@@ -95,6 +95,12 @@ impl Entry {
                 .refuse("an IP address or a host name; sockets of other kinds cannot be reached from here");
             return None;
         }
+        let of_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+        let is_ip = text.parse::<IpAddr>().is_ok();
+        if !is_ip && (text.len() > 253 || text.contains("..") || !text.bytes().all(of_name)) {
+            address.refuse("an IP address or a host name");
+            return None;
+        }
         let ports = field.get("ports").map(|ports| ports.entries()).unwrap_or_default();
         let ports = ports.into_iter().filter_map(|(name, port)| Some((name.into(), port.port()?)));
         Some(Self {

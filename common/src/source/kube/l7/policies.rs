@@ -145,7 +145,10 @@ fn attach(mesh: &Mesh<'_>, meta: &Meta, target: &Target, bound: &dyn Fn(&Service
             return known(others.any(|of| of.name == target.name && of.namespace == meta.namespace));
         }
         TargetKind::GatewayClass => {
-            // Elsewhere than in the root namespace it is refused when it is read.
+            // Elsewhere than in the root namespace it counts for nobody.
+            if meta.namespace != mesh.settings.root_namespace {
+                return Attached::Unknown;
+            }
             if mesh.gateway.class == target.name {
                 return Attached::Wide;
             }

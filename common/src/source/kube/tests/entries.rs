@@ -210,7 +210,26 @@ fn what_contradicts_itself_is_a_problem() {
         ("ports: [{number: 80, name: a}]", "spec: no hosts"),
         ("hosts: ['']", "spec.hosts[0]: \"\"; allowed: a host name, or *. and a host name"),
         ("hosts: ['a b']", "spec.hosts[0]: \"a b\""),
-        ("hosts: [a.example], resolution: STATIC", "resolution STATIC without endpoints"),
+        (
+            "hosts: [a.example], resolution: STATIC, endpoints: [{address: b.example}]",
+            "spec.endpoints[0]: address \"b.example\" with resolution STATIC",
+        ),
+        (
+            "hosts: [a.example], resolution: DNS, endpoints: [{address: 'b c'}]",
+            "spec.endpoints[0].address: \"b c\"; allowed: an IP address or a host name",
+        ),
+        (
+            "hosts: [a.example], resolution: STATIC, ports: [{number: 80, name: a}], endpoints: [{address: 10.0.0.1, ports: {b: 1}}]",
+            "spec.endpoints[0]: a port \"b\"; allowed: names of the object's own ports",
+        ),
+        (
+            "hosts: [a.example], resolution: DNS, addresses: [10.0.0.0/8]",
+            "spec: a CIDR block with resolution DNS",
+        ),
+        (
+            "hosts: [a.example], ports: [{number: 80, name: a}, {number: 81, name: a}]",
+            "spec.ports[1]: port name \"a\" for the second time",
+        ),
         (
             "hosts: [a.example], resolution: NONE, endpoints: [{address: 10.0.0.1}]",
             "endpoints with resolution NONE",
@@ -247,6 +266,10 @@ fn what_contradicts_itself_is_a_problem() {
         let problems = problems(&entry("a", "", spec));
         assert!(problems.iter().any(|line| line.contains(expected)), "{spec}: {problems:?}");
     }
+}
+
+#[test]
+fn entries_that_cannot_be_are_problems_and_what_has_no_effect_is_told() {
     for (spec, expected) in [
         ("ports: {a: 1}", "spec: no address"),
         ("address: 10.0.0.1, weight: many", "spec.weight: \"many\""),
@@ -259,6 +282,10 @@ fn what_contradicts_itself_is_a_problem() {
     let racing = "annotations: {istio.io/connect-strategy: RACE_FIRST_TCP_CONNECT}";
     let said = warnings(&entry("a", racing, "hosts: [a.example], resolution: DNS"));
     assert!(said[0].contains("racing connections is not supported"), "{said:?}");
+    let said = warnings(&entry("a", "", "hosts: [a.example], resolution: STATIC"));
+    assert!(said.iter().any(|line| line.contains("resolution STATIC without endpoints")), "{said:?}");
+    let of_dns = "hosts: ['*.example'], resolution: DNS, endpoints: [{address: b.example}]";
+    assert_eq!(model(&entry("a", "", of_dns)).services[0].endpoints.len(), 1, "its endpoints are known");
     let said = warnings(&entry("a", "", "hosts: ['*.example'], resolution: DYNAMIC_DNS"));
     assert!(said.iter().any(|line| line.contains("DYNAMIC_DNS is not supported")), "{said:?}");
 }

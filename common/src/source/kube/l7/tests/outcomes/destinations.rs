@@ -83,6 +83,13 @@ fn service_entries() {
     assert_eq!(of.outcome("GET /a\nto: 240.0.0.2:80"), "not bound");
     // Without the label of a waypoint it is not the waypoint's.
     assert_eq!(world(&ENTRY.replace("istio.io/use-waypoint", "other")).outcome(ask), "not bound");
+    let (nobody, _) = ENTRY.split_once("endpoints").unwrap();
+    let nobody = format!("{}}}}}\n", nobody.trim_end().trim_end_matches(','));
+    assert_eq!(
+        world(&nobody).outcome(ask),
+        "503 \"no healthy upstream\" UH",
+        "as Istio has it: no endpoint yet"
+    );
     // Without resolution it goes where it was asked to go, in a whole range too.
     let open = ENTRY.replace("STATIC", "NONE").replace("240.0.0.1", "240.0.0.0/24");
     let (before, _) = open.split_once("endpoints").unwrap();
