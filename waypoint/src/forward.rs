@@ -262,9 +262,10 @@ impl<'a> Exchange<'a> {
         tries: &mut Tries<'_>,
         (endpoint, node): (&Endpoint, Option<&Node>),
     ) -> Result<Ended, MessageError> {
-        if !can_be_http2(request) {
+        // HTTP/2's rules for hosts and paths are narrower than those of HTTP/1.1, and of routes.
+        let Some(uri) = upstream::uri(request) else {
             return Ok(Ended::Failed(Failure::BadRequest));
-        }
+        };
         let (live, pool) = (tries.live, tries.pool.clone());
         let (worker, client) = (&self.stage.worker, &self.stage.client);
         let need = Need { worker, client, endpoint, live, pool: &pool };
@@ -275,7 +276,7 @@ impl<'a> Exchange<'a> {
                 Some(Err(error)) => return Ok(self.unreached(&error, tries, node)),
                 Some(Ok(connection)) => connection,
             };
-            let begun = match self.within(tries, connection.request(request)).await? {
+            let begun = match self.within(tries, connection.request(request, uri.clone())).await? {
                 None => return Ok(self.timed_out(tries, node)),
                 Some(begun) => begun,
             };
@@ -482,13 +483,6 @@ fn overflow() -> Failure {
 /// Whether a connection that waited ended before anything of an answer came.
 fn is_stale(error: &MessageError) -> bool {
     matches!(error, MessageError::Closed | MessageError::Link(_))
-}
-
-/// Whether HTTP/2 has words for a request that came in HTTP/1.1: its rules for hosts and paths are narrower.
-fn can_be_http2(request: &Request) -> bool {
-    request.version == Version::Http2
-        || (http::uri::Authority::try_from(request.authority.as_bytes()).is_ok()
-            && http::uri::PathAndQuery::try_from(request.path.as_str()).is_ok())
 }
 
 /// Which version of HTTP an endpoint is spoken to with.

@@ -88,6 +88,8 @@ enum Failed {
     Broken(#[from] MessageError),
     #[error("it took too long")]
     Late,
+    #[error("its host or path cannot be said in HTTP/2")]
+    Unsayable,
 }
 
 impl Copies {
@@ -163,8 +165,9 @@ async fn one(stage: &Rc<Stage>, live: &Arc<Live>, head: &Request, body: Copied) 
     let (worker, client, pool) = (&stage.worker, &stage.client, &live.cluster.pool);
     let need = Need { worker, client, endpoint: &endpoint, live: Some(live), pool };
     if is_http2(Some(&live.cluster), head.version) {
+        let uri = upstream::uri(head).ok_or(Failed::Unsayable)?;
         let connection = upstream::http2(need).await.map_err(|error| Failed::Unreached(error.to_string()))?;
-        let (response, stream, _place) = connection.request(head).await.map_err(MessageError::from)?;
+        let (response, stream, _place) = connection.request(head, uri).await.map_err(MessageError::from)?;
         let upload = Pump::new(stream.map_or(Sink::Nothing, Sink::Http2));
         exchange(upload, body, Source::Http2(response, stage.worker.board.clone())).await?;
         return Ok(());

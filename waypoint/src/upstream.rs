@@ -12,6 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use culvert_common::hbone::link::Writer;
 use culvert_common::l7::breaker::{Kind, Permit};
+use culvert_common::l7::remove_hop_by_hop;
 use culvert_common::model::TunnelProtocol;
 use culvert_common::model::l7::{ClusterKey, ConnectionPool};
 use culvert_common::state::Snapshot;
@@ -151,25 +152,25 @@ impl Drop for Stream {
 pub(crate) type Begun = (h2::client::ResponseFuture, Option<h2::SendStream<Bytes>>, Stream);
 
 impl Http2 {
-    /// Sends a request's head.
+    /// Sends a request's head; `uri` is that of it.
     ///
-    /// **Errors**: the connection takes no new requests, or the request cannot be said in HTTP/2.
-    pub(crate) async fn request(self: &Rc<Self>, request: &Request) -> Result<Begun, h2::Error> {
+    /// **Errors**: the connection takes no new requests.
+    pub(crate) async fn request(
+        self: &Rc<Self>,
+        request: &Request,
+        uri: http::Uri,
+    ) -> Result<Begun, h2::Error> {
         self.streams.set(self.streams.get() + 1);
         let place = Stream(Rc::clone(self));
         let mut send = self.send.clone().ready().await?;
         self.served.set(self.served.get().saturating_add(1));
-        let scheme = if request.is_https { "https" } else { "http" };
-        let uri = http::Uri::builder()
-            .scheme(scheme)
-            .authority(request.authority.as_bytes())
-            .path_and_query(request.path.as_str())
-            .build();
         let mut head = http::Request::new(());
         *head.method_mut() = request.method.clone();
-        *head.uri_mut() = uri.map_err(|_| h2::Error::from(h2::Reason::PROTOCOL_ERROR))?;
+        *head.uri_mut() = uri;
         *head.version_mut() = http::Version::HTTP_2;
         head.headers_mut().clone_from(&request.headers);
+        // What a route sets of Connection has no place here: the codec would refuse it.
+        remove_hop_by_hop(head.headers_mut());
         let is_empty = request.framing == Framing::Empty;
         let (response, stream) = send.send_request(head, is_empty)?;
         Ok((response, (!is_empty).then_some(stream), place))
@@ -188,6 +189,16 @@ impl Http2 {
         let most = STREAMS.min(usize::try_from(pool.max_streams).unwrap_or(STREAMS));
         self.streams.get() < most.min(self.send.current_max_send_streams())
     }
+}
+
+/// What a request asks for, as HTTP/2 says it; none: it cannot.
+pub(crate) fn uri(request: &Request) -> Option<http::Uri> {
+    let scheme = if request.is_https { "https" } else { "http" };
+    let uri = http::Uri::builder()
+        .scheme(scheme)
+        .authority(request.authority.as_bytes())
+        .path_and_query(request.path.as_str());
+    uri.build().ok()
 }
 
 impl Connections {

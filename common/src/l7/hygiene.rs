@@ -70,7 +70,7 @@ pub fn clean_request(headers: &mut HeaderMap, switch: Switch) -> Result<(), BadC
         referers += usize::from(*name == REFERER);
     }
     let named = named(headers)?;
-    remove_hop_by_hop(headers, &named, switch);
+    clean(headers, &named, switch);
     if has_envoy {
         COMMANDS.iter().for_each(|name| remove(headers, name));
     }
@@ -88,7 +88,13 @@ pub fn clean_request(headers: &mut HeaderMap, switch: Switch) -> Result<(), BadC
 pub fn clean_response(headers: &mut HeaderMap, switch: Switch) {
     // What an answer's Connection should not name stays: only its own client would be deceived.
     let named = named(headers).unwrap_or_default();
-    remove_hop_by_hop(headers, &named, switch);
+    clean(headers, &named, switch);
+}
+
+/// Takes away what HTTP/2 has no place for, whoever says it.
+pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
+    const NAMES: [HeaderName; 5] = [CONNECTION, UPGRADE, KEEP_ALIVE, PROXY_CONNECTION, TRANSFER_ENCODING];
+    NAMES.iter().for_each(|name| remove(headers, name));
 }
 
 fn remove(headers: &mut HeaderMap, name: &HeaderName) {
@@ -118,7 +124,7 @@ fn named(headers: &HeaderMap) -> Result<Vec<HeaderName>, BadConnection> {
     Ok(named)
 }
 
-fn remove_hop_by_hop(headers: &mut HeaderMap, named: &[HeaderName], switch: Switch) {
+fn clean(headers: &mut HeaderMap, named: &[HeaderName], switch: Switch) {
     named.iter().for_each(|name| remove(headers, name));
     [KEEP_ALIVE, PROXY_CONNECTION, TRANSFER_ENCODING].iter().for_each(|name| remove(headers, name));
     match switch {

@@ -41,7 +41,7 @@ pub use forwarded::forwarded_for;
 pub use headers::Edits;
 pub use hygiene::{
     BadConnection, Switch, add_client_cert, add_original_path, add_request_headers, add_server,
-    add_service_time, clean_request, clean_response,
+    add_service_time, clean_request, clean_response, remove_hop_by_hop,
 };
 pub use matching::{Found, by_weight, find, is_match, pick};
 pub use path::{BadPath, normalize};

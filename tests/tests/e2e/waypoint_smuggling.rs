@@ -6,7 +6,7 @@ use culvert_tests::peer::net::connect;
 use culvert_tests::peer::raw::{self, END_HEADERS, END_STREAM, Frame, Raw, kind};
 use culvert_tests::peer::within;
 use culvert_tests::wire::http1::{Heard, Wire};
-use culvert_tests::wire::http2::run;
+use culvert_tests::wire::http2::{Client, request, run};
 use culvert_tests::wire::{World, port};
 
 /// What a request looks like that should not be one.
@@ -259,6 +259,53 @@ fn answers_are_never_two() {
     drop((wire, ask));
     world.finish();
     drop(server);
+}
+
+/// What is for one hop, set by a route, and a time for which connections wait that no clock has.
+const CONNECTIONS: &str = r#"---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: plain, namespace: default}
+spec:
+  host: plain
+  trafficPolicy: {connectionPool: {tcp: {idleTimeout: 0s}}}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: plain, namespace: default}
+spec:
+  hosts: [plain]
+  http:
+  - match: [{uri: {exact: /direct}}]
+    directResponse: {status: 200}
+    headers:
+      response: {set: {connection: close, transfer-encoding: chunked, x-set: "yes"}}
+  - route: [{destination: {host: plain}}]
+    headers:
+      request: {set: {transfer-encoding: gzip, keep-alive: "5"}}
+      response: {set: {connection: close, transfer-encoding: chunked, x-set: "yes"}}
+"#;
+
+#[test]
+fn what_a_route_says_of_connections_is_not_said_on_them() {
+    let world = World::start(CONNECTIONS);
+    let mut wire = Wire::open(&world.client, (world.plain(), port::HTTP)).unwrap();
+    for path in ["/", "/direct", "/a", "/chunks/2"] {
+        wire.send(format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n")).unwrap();
+        let answer = wire.answer("GET").unwrap_or_else(|| panic!("{path}: no answer\n{}", world.logs()));
+        let got = (answer.status(), answer.values("x-set"), answer.values("connection").len());
+        assert_eq!(got, (200, vec!["yes"], 0), "{path}: {}", answer.head);
+        assert_eq!(lengths(&answer.head), 1, "{path}: {}", answer.head);
+    }
+    run(async {
+        let mut client = Client::open(&world.client, (world.plain(), port::GRPC)).await;
+        for path in ["/Head", "/direct", "/Head"] {
+            let mut call = client.begin(request(http::Method::GET, path), true).await;
+            assert_eq!(call.status().await, Ok(200), "{path}\n{}", world.logs());
+            assert_eq!(call.head["x-set"], "yes", "{path}");
+        }
+    });
+    world.finish();
 }
 
 /// Pseudo-headers of a right request.

@@ -29,18 +29,26 @@ const NO_ANSWER: u8 = 2;
 /// verdict and the rule that decides, and what would change the answer. SOURCE is a pod (namespace/name, or a name), a
 /// service or an address; DESTINATION the same with a port, which may be left out where there is only one. With --method,
 /// --path or -H it follows that request through the destination's waypoint: route, rewrite, filters, policies, destination
-/// rule, subset and endpoints. It sees the configuration, not the network: whether the app listens, or a NetworkPolicy drops packets, it cannot know.
+/// rule, subset and endpoints. It sees the configuration, not the network: whether the app listens, or a NetworkPolicy drops
+/// packets, it cannot know.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:\n  \
-    culvert why shop/web-0 cart.shop:80                    from the directory that the agent reads\n  \
-    culvert why web-0 cart:80 --config ./mesh              from the files in ./mesh, before they are applied\n  \
-    culvert why web-0 cart:80 --method POST --path /pay -H 'x-user: ann'   what its waypoint does with this request\n  \
-    culvert why shop/web-0 10.96.1.1:80 --agent 127.0.0.1:15000   as a running agent sees it\n  \
-    culvert why shop/web-0 cart.shop:80 --path /pay --waypoint 127.0.0.1:15000   as a running waypoint does it\n  \
-    culvert why 192.0.2.7 shop/cart-0:8080 -o json         from outside the mesh, for scripts\n  \
-    culvert why --denial 0ba7c9d2e5f841bb96a1d0c3e2f4a587  the id of a refusal, from an agent's log\n\n\
-    Exit status: 0 if the connection, and the request, is let through or answered as configured, 1 if it is refused, 2 if the question cannot be answered \
-    (unknown name, wrong configuration, no agent).")]
+    culvert why shop/web-0 cart.shop:80\n      \
+        from the directory that the agent reads\n  \
+    culvert why web-0 cart:80 --config ./mesh\n      \
+        from the files in ./mesh, before they are applied\n  \
+    culvert why web-0 cart:80 --method POST --path /pay -H 'x-user: ann'\n      \
+        what its waypoint does with this request\n  \
+    culvert why shop/web-0 10.96.1.1:80 --agent 127.0.0.1:15000\n      \
+        as a running agent sees it\n  \
+    culvert why shop/web-0 cart.shop:80 --path /pay --waypoint 127.0.0.1:15000\n      \
+        as a running waypoint does it\n  \
+    culvert why 192.0.2.7 shop/cart-0:8080 -o json\n      \
+        from outside the mesh, for scripts\n  \
+    culvert why --denial 0ba7c9d2e5f841bb96a1d0c3e2f4a587\n      \
+        the id of a refusal, from an agent's log\n\n\
+    Exit status: 0 if the connection, and the request, is let through or answered as configured, 1 if it is refused, 2 if the \
+    question cannot be answered (unknown name, wrong configuration, no agent).")]
 pub(crate) struct WhyArgs {
     /// Who connects
     #[arg(value_name = "SOURCE", required_unless_present = "denial")]

@@ -22,20 +22,20 @@ const CONDITIONS_MAX: usize = 8;
 
 /// The request to follow.
 #[derive(Args, Debug)]
-#[command(
-    next_help_heading = "A request, followed through the destination's waypoint (with a directory, or --waypoint)"
-)]
 pub(super) struct RequestArgs {
     /// Method [default: GET, if --path or --header is there]
-    #[arg(long, value_name = "METHOD", value_parser = method, conflicts_with_all = ["agent", "denial"])]
+    #[arg(long, value_name = "METHOD", value_parser = method, help_heading = REQUEST, conflicts_with_all = ["agent", "denial"])]
     method: Option<Method>,
     /// Path, with a query if it has one [default: /]
-    #[arg(long, value_name = "PATH", value_parser = path, conflicts_with_all = ["agent", "denial"])]
+    #[arg(long, value_name = "PATH", value_parser = path, help_heading = REQUEST, conflicts_with_all = ["agent", "denial"])]
     path: Option<String>,
     /// Header, `name: value`; may be repeated. Host is DESTINATION unless it is named here
-    #[arg(short = 'H', long = "header", value_name = "HEADER", value_parser = header, conflicts_with_all = ["agent", "denial"])]
+    #[arg(short = 'H', long = "header", value_name = "HEADER", value_parser = header, help_heading = REQUEST, conflicts_with_all = ["agent", "denial"])]
     headers: Vec<(HeaderName, HeaderValue)>,
 }
+
+const REQUEST: &str =
+    "A request, followed through the destination's waypoint (with a directory, or --waypoint)";
 
 fn method(text: &str) -> Result<Method, String> {
     text.parse().map_err(|_| "write a method such as GET".to_owned())
