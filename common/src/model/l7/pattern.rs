@@ -21,8 +21,7 @@ impl Pattern {
     ///
     /// **Errors**: the syntax, or a program that would grow too large; in words for people.
     pub fn new(text: &str) -> Result<Self, String> {
-        let build =
-            |text: &str| RegexBuilder::new(text).size_limit(PROGRAM).build().map_err(|e| e.to_string());
+        let build = |text: &str| RegexBuilder::new(text).size_limit(PROGRAM).build().map_err(|e| in_a_line(&e));
         // Alone first: "a)(b" must not become right by what stands around it.
         let part = build(text)?;
         Ok(Self { text: text.into(), whole: build(&format!("^(?:{text})$"))?, part })
@@ -65,6 +64,13 @@ impl Pattern {
     pub fn as_str(&self) -> &str {
         &self.text
     }
+}
+
+/// What is wrong, without the drawing that points at it.
+fn in_a_line(error: &regex::Error) -> String {
+    let text = error.to_string();
+    let last = text.lines().last().unwrap_or_default().trim();
+    last.strip_prefix("error: ").unwrap_or(last).trim_end_matches('.').to_ascii_lowercase()
 }
 
 impl PartialEq for Pattern {
@@ -130,7 +136,7 @@ mod tests {
             assert_eq!(pattern.is_match(text.as_bytes()), is_match, "{text}");
         }
         assert_eq!(pattern.replace(b"/a1/b2", r"/\1-\\"), br"/a-\/b-\");
-        assert!(Pattern::new("a)(b").is_err());
+        assert_eq!(Pattern::new("a)(b").unwrap_err(), "unopened group");
         assert!(Pattern::new("(a{500}){500}").is_err(), "a program of megabytes");
     }
 

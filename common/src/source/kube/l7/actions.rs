@@ -30,18 +30,19 @@ pub(super) fn retries(field: &Field<'_>) -> Retries {
         "backoff",
     ];
     field.only(&fields);
-    let attempts = field.get("attempts").and_then(|n| integer(&n, 0, i32::MAX.into())).unwrap_or(0);
+    // What is no number has been told of, and says nothing of the others.
+    let attempts = field.get("attempts").map_or(Some(0), |n| integer(&n, 0, i32::MAX.into()));
     let per_try_timeout = duration_at(field, "perTryTimeout");
     let base = duration_at(field, "backoff").unwrap_or(BackOff::BASE);
     let on = field.get("retryOn").filter(|on| on.text() != Some("")).map(|on| retry_on(&on));
-    if attempts == 0
+    if attempts == Some(0)
         && let Some(other) =
             ["perTryTimeout", "retryOn", "retryRemoteLocalities"].iter().find_map(|k| field.get(k))
     {
         other.problem("set although attempts is 0, which means no retries", "allowed: attempts of 1 or more");
     }
     Retries {
-        attempts: attempts.try_into().unwrap_or(u32::MAX),
+        attempts: attempts.and_then(|n| n.try_into().ok()).unwrap_or(0),
         on: on.unwrap_or_else(RetryOn::usual),
         per_try_timeout,
         back_off: BackOff::Jittered { base },

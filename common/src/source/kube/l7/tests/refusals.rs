@@ -56,6 +56,7 @@ fn http_rules() {
         ("timeout: 1", "timeout: 1"),
         ("timeout: 1500us", "timeout"),
         ("retries: {attempts: -1}", "retries.attempts: -1"),
+        ("retries: {attempts: two, retryOn: 5xx}", "retries.attempts: \"two\""),
         ("retries: {attempts: 0, retryOn: 5xx}", "retries.retryOn: set although attempts is 0"),
         ("retries: {perTryTimeout: 1s}", "retries.perTryTimeout: set although attempts is 0"),
         ("retries: {attempts: 1, perTryTimeout: 0s}", "retries.perTryTimeout: \"0s\""),
