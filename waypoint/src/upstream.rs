@@ -106,9 +106,9 @@ struct Idle {
 }
 
 impl Idle {
-    fn of(connection: Http1, idle: Duration) -> Self {
+    fn of(connection: Http1, idle: Option<Duration>) -> Self {
         let since = Instant::now();
-        Self { connection, since, until: since.checked_add(idle) }
+        Self { connection, since, until: idle.and_then(|idle| since.checked_add(idle)) }
     }
 
     fn is_usable(&mut self, now: Instant) -> bool {
@@ -475,7 +475,7 @@ mod tests {
         let at = |account, protocol| connections.at(&endpoint(account, protocol), None);
         let old = at("cart", TunnelProtocol::Hbone);
         let (_server, connection) = connection().await;
-        old.idle.borrow_mut().push(Idle::of(connection, Duration::MAX));
+        old.idle.borrow_mut().push(Idle::of(connection, None));
         assert!(Rc::ptr_eq(&old, &at("cart", TunnelProtocol::Hbone)));
         let new = at("other", TunnelProtocol::Hbone);
         assert!(!Rc::ptr_eq(&old, &new) && new.waiting().is_none());
@@ -486,9 +486,12 @@ mod tests {
     #[tokio::test]
     async fn a_connection_waits_as_long_as_it_may() {
         let pool = Pool::to(&endpoint("cart", TunnelProtocol::Tcp));
-        for (idle, is_kept) in
-            [(Duration::MAX, true), (Duration::from_secs(60), true), (Duration::ZERO, false)]
-        {
+        for (idle, is_kept) in [
+            (None, true),
+            (Some(Duration::MAX), true),
+            (Some(Duration::from_secs(60)), true),
+            (Some(Duration::ZERO), false),
+        ] {
             let (_server, connection) = connection().await;
             pool.idle.borrow_mut().push(Idle::of(connection, idle));
             assert_eq!(pool.waiting().is_some(), is_kept, "{idle:?}");

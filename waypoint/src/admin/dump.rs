@@ -215,7 +215,7 @@ fn pool(pool: &ConnectionPool) -> Value {
                 ("maxRequests", limit(max_requests)),
                 ("maxRequestsPerConnection", json!(per_connection)),
                 ("maxRetries", limit(max_retries)),
-                ("idleTimeout", time(*http_idle)),
+                ("idleTimeout", some(*http_idle)),
                 ("http2", json!(upgrade)),
                 ("maxStreams", limit(max_streams)),
                 ("ping", ping),

@@ -176,7 +176,8 @@ pub(super) fn judge(answer: &mut HttpExplanation, by: &str) {
         if backend.failure.is_none() && backend.is_closed() {
             let denial = backend.endpoints.iter().find(|of| !of.refused.is_empty());
             let denial = denial.map(|of| of.refused.clone()).unwrap_or_default();
-            let reason = crate::l7::Reset::ConnectionFailure;
+            // As traffic has it: there was a tunnel, and it ended.
+            let reason = crate::l7::Reset::ConnectionTermination;
             let failure = Failure::Reset { reason, retried: false, transport: "".into() };
             backend.fail(&failure, format!("the endpoints' agents refuse the waypoint: {denial}"));
         }

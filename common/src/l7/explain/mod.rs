@@ -225,8 +225,9 @@ impl Asked<'_> {
             answer.fail(&Failure::Abort(abort.status), format!("{by} makes this fault on purpose"));
             return true;
         }
-        let Some(Origin::Preflight(origin)) = route.cors.as_ref().map(|cors| cors::check(cors, &self.facts))
-        else {
+        // What a route answers itself says nothing of origins.
+        let cors = route.cors.as_ref().filter(|_| matches!(route.action, RouteAction::Forward(_)));
+        let Some(Origin::Preflight(origin)) = cors.map(|cors| cors::check(cors, &self.facts)) else {
             return false;
         };
         let whom = if origin.is_some() { "an origin that may ask" } else { "an origin that may not ask" };

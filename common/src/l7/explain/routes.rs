@@ -6,7 +6,7 @@ use super::answer::{PassedRoute, RouteView};
 use crate::l7::{Facts, Found, is_match};
 use crate::model::l7::{
     BackOff, Backend, Fraction, HeaderEdits, HeaderMatch, Mirror, Origin, PathTest, QueryMatch, RequestMatch,
-    Retries, RetryOn, Route, TextMatch,
+    Retries, RetryOn, Route, RouteAction, TextMatch,
 };
 
 /// Object and rule, the rule as the path of its field.
@@ -167,7 +167,9 @@ fn actions(route: &Route, facts: &Facts<'_>) -> Vec<String> {
         let grpc = abort.grpc_status.map(|status| format!(", grpc-status {status}")).unwrap_or_default();
         all.push(format!("fault: {}{grpc} for {}", abort.status.as_u16(), share(abort.share)));
     }
-    if let Some(cors) = &route.cors {
+    // What a route answers itself says nothing of origins.
+    let forwards = matches!(route.action, RouteAction::Forward(_));
+    if let Some(cors) = route.cors.as_ref().filter(|_| forwards) {
         let origins: Vec<String> = cors.origins.iter().map(text).collect();
         let asked = match crate::l7::cors::check(cors, facts) {
             crate::l7::cors::Origin::None => "says nothing to this request",

@@ -107,8 +107,8 @@ pub struct ConnectionPool {
     pub max_requests_per_connection: u32,
     /// Retries under way.
     pub max_retries: u32,
-    /// An unused HTTP connection is kept so long.
-    pub http_idle: Duration,
+    /// An unused HTTP connection is kept so long; none: as long as its server keeps it.
+    pub http_idle: Option<Duration>,
     /// Whether HTTP/1.1 becomes HTTP/2.
     pub upgrade: Upgrade,
     /// Streams on one HTTP/2 connection.
@@ -129,7 +129,7 @@ impl Default for ConnectionPool {
             max_requests: u32::MAX,
             max_requests_per_connection: 0,
             max_retries: u32::MAX,
-            http_idle: Duration::from_secs(3600),
+            http_idle: Some(Duration::from_secs(3600)),
             upgrade: Upgrade::ByPort,
             max_streams: u32::MAX,
             ping: None,

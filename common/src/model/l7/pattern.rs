@@ -21,7 +21,8 @@ impl Pattern {
     ///
     /// **Errors**: the syntax, or a program that would grow too large; in words for people.
     pub fn new(text: &str) -> Result<Self, String> {
-        let build = |text: &str| RegexBuilder::new(text).size_limit(PROGRAM).build().map_err(|e| in_a_line(&e));
+        let build =
+            |text: &str| RegexBuilder::new(text).size_limit(PROGRAM).build().map_err(|e| in_a_line(&e));
         // Alone first: "a)(b" must not become right by what stands around it.
         let part = build(text)?;
         Ok(Self { text: text.into(), whole: build(&format!("^(?:{text})$"))?, part })

@@ -161,8 +161,8 @@ fn connection_pool(field: &Field<'_>) -> ConnectionPool {
         pool.keepalive = tcp.get("tcpKeepalive").map(|keepalive| read_keepalive(&keepalive));
         pool.max_connection_duration = duration_at(&tcp, "maxConnectionDuration");
         if let Some(idle) = tcp.get("idleTimeout").and_then(|idle| duration_or_zero(&idle)) {
-            pool.tcp_idle = Some(idle).filter(|idle| !idle.is_zero());
-            pool.http_idle = if idle.is_zero() { Duration::MAX } else { idle };
+            let idle = Some(idle).filter(|idle| !idle.is_zero());
+            (pool.tcp_idle, pool.http_idle) = (idle, idle);
         }
     }
     if let Some(http) = field.get("http") {
@@ -196,7 +196,7 @@ fn http_pool(field: &Field<'_>, pool: &mut ConnectionPool) {
     pool.max_requests = limit_at(field, "http2MaxRequests").unwrap_or(u32::MAX);
     pool.max_requests_per_connection = limit_at(field, "maxRequestsPerConnection").unwrap_or(0);
     pool.max_retries = limit_at(field, "maxRetries").unwrap_or(u32::MAX);
-    pool.http_idle = duration_at(field, "idleTimeout").unwrap_or(pool.http_idle);
+    pool.http_idle = duration_at(field, "idleTimeout").or(pool.http_idle);
     pool.max_streams = limit_at(field, "maxConcurrentStreams").unwrap_or(u32::MAX);
     let upgrades =
         [("DEFAULT", Upgrade::ByPort), ("DO_NOT_UPGRADE", Upgrade::ByPort), ("UPGRADE", Upgrade::Always)];

@@ -1,6 +1,7 @@
 //! YAML in, routes and destinations out. Each field has a row that says what it changes in the model.
 
 mod destinations;
+mod explained;
 mod gateway_routes;
 mod order;
 mod outcomes;
