@@ -116,6 +116,7 @@ mod tests {
             (None, Some("S"), None),
             (None, Some("123456789S"), None),
             (None, Some("-1S"), None),
+            (None, Some("+1S"), None),
             (None, Some("1s"), None),
             (Some(S(0)), None, None),
         ] {

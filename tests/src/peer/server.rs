@@ -1,9 +1,10 @@
-//! Port 15008 of the world's peer, answered by the test.
+//! Port 15008 of the world's peer, or of another place, answered by the test.
 
 use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use culvert::lab::Place;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
 use http::{Request, Response, StatusCode};
@@ -35,7 +36,12 @@ impl Server {
 
     /// With any TLS.
     pub fn with(world: &World, config: Arc<ServerConfig>) -> Self {
-        Self { tcp: App::listen(&world.peer, HBONE), config }
+        Self::at(&world.peer, config)
+    }
+
+    /// In any place.
+    pub fn at(place: &Place, config: Arc<ServerConfig>) -> Self {
+        Self { tcp: App::listen(place, HBONE), config }
     }
 
     /// The next tunnel, after its handshake.

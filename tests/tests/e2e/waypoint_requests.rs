@@ -41,6 +41,23 @@ spec:
   - match: [{uri: {exact: /cors}}]
     corsPolicy: {allowOrigins: [{exact: "http://ok"}], allowMethods: [GET], maxAge: 7s}
     route: [{destination: {host: shop}}]
+  - match: [{uri: {prefix: /cors/}}]
+    corsPolicy: &cors {allowOrigins: [{exact: "http://ok"}], allowMethods: [GET], unmatchedPreflights: IGNORE}
+    route: [{destination: {host: shop}}]
+  - match: [{uri: {exact: /cors-fault}}]
+    corsPolicy: *cors
+    fault: {abort: {httpStatus: 418, percentage: {value: 100}}}
+    route: [{destination: {host: shop}}]
+  - match: [{uri: {exact: /cors-redirect}}]
+    corsPolicy: *cors
+    redirect: {uri: /elsewhere}
+  - match: [{uri: {exact: /cors-direct}}]
+    corsPolicy: *cors
+    directResponse: {status: 203}
+  - match: [{uri: {exact: /delayed}}]
+    timeout: 2s
+    fault: {delay: {fixedDelay: 3s, percentage: {value: 100}}}
+    route: [{destination: {host: shop}}]
   - match: [{uri: {exact: /timeout}}]
     timeout: 5s
     route: [{destination: {host: shop}}]
@@ -63,11 +80,13 @@ metadata: {name: no-admin, namespace: default}
 spec:
   targetRefs: [{kind: Service, group: "", name: shop}]
   action: DENY
-  rules: [{to: [{operation: {paths: ["/admin"]}}]}]
+  rules: [{to: [{operation: {paths: ["/admin", "/cors/admin"]}}]}]
 "#;
 
 /// Request line and headers; texts that the answer has; texts that it has not. An echoed line is `name: value`.
 type Case = (&'static str, &'static [&'static str], &'static [&'static str], &'static [&'static str]);
+
+const PREFLIGHT: &[&str] = &["origin: http://ok", "access-control-request-method: GET"];
 
 const CASES: &[Case] = &[
     (
@@ -112,6 +131,21 @@ const CASES: &[Case] = &[
         &["allow-origin"],
     ),
     ("GET /cors", &["origin: http://ok"], &["x-server", "access-control-allow-origin: http://ok"], &[]),
+    (
+        "OPTIONS /cors/unmatched",
+        &["origin: http://no", "access-control-request-method: GET"],
+        &["200 OK", "access-control-allow-methods: GET"],
+        &["allow-origin", "x-server"],
+    ),
+    // Policies and faults come before CORS; redirects and answers of a route have none.
+    ("OPTIONS /cors/admin", PREFLIGHT, &["403 ", "RBAC"], &["access-control", "x-server"]),
+    ("GET /cors/admin", PREFLIGHT, &["403 ", "RBAC"], &["access-control", "x-server"]),
+    ("OPTIONS /cors-fault", PREFLIGHT, &["418 "], &["access-control", "x-server"]),
+    ("OPTIONS /cors-redirect", PREFLIGHT, &["301 "], &["access-control", "x-server"]),
+    ("GET /cors-redirect", PREFLIGHT, &["301 "], &["access-control", "x-server"]),
+    ("OPTIONS /cors-direct", PREFLIGHT, &["203 "], &["access-control", "x-server"]),
+    // The delay is none of the route's time.
+    ("GET /delayed", &[], &["200 OK", "x-server"], &[]),
     ("GET /timeout", &[], &["x-envoy-expected-rq-timeout-ms: 5000"], &["grpc-timeout"]),
     (
         "POST /timeout",

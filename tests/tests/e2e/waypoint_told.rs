@@ -217,7 +217,7 @@ const MALFORMED: &[(&str, &str, Labels)] = &[
 ];
 
 /// A service behind the waypoint; what `ports` says of each port: its name, number and target.
-fn bound(name: &str, vip: &str, app: &str, ports: &[(&str, u16, &str)]) -> String {
+pub(crate) fn bound(name: &str, vip: &str, app: &str, ports: &[(&str, u16, &str)]) -> String {
     let service = Service::new(name, &[vip]).selects("app", app);
     let service = ports.iter().fold(service, |service, (_, port, target)| service.port(*port, target)).yaml();
     let metadata = format!("metadata: {{name: {name}, namespace: default");
@@ -229,14 +229,14 @@ fn bound(name: &str, vip: &str, app: &str, ports: &[(&str, u16, &str)]) -> Strin
 }
 
 /// A page of the waypoint's loopback.
-fn page(waypoint: &Waypoint, port: u16, path: &str) -> String {
+pub(crate) fn page(waypoint: &Waypoint, port: u16, path: &str) -> String {
     let to = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let answer = waypoint.pod.run(|| http::get(to, path, Duration::from_secs(10))).unwrap();
     answer.map_or_else(|error| error.to_string(), |answer| answer.body)
 }
 
 /// The sum of a metric's samples that have all of these labels.
-fn metric(text: &str, name: &str, labels: &[(&str, &str)]) -> f64 {
+pub(crate) fn metric(text: &str, name: &str, labels: &[(&str, &str)]) -> f64 {
     let head = format!("{name}{{");
     let has = |line: &&str| labels.iter().all(|(key, value)| line.contains(&format!("{key}=\"{value}\"")));
     let values = text.lines().filter(|line| line.starts_with(&head)).filter(has);

@@ -433,3 +433,30 @@ impl TcpMatch {
             && self.port.is_none_or(|p| p == port)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tcp_match_means_addresses_and_a_port() {
+        let of = |nets: &[&str], port| TcpMatch {
+            destinations: nets.iter().map(|net| net.parse().unwrap()).collect(),
+            port,
+            server_names: Vec::new(),
+        };
+        for (of, address, is_meant) in [
+            (of(&[], None), "10.0.0.1:80", true),
+            (of(&[], Some(80)), "10.0.0.1:80", true),
+            (of(&[], Some(81)), "10.0.0.1:80", false),
+            (of(&["10.1.0.0/16", "10.0.0.0/16"], None), "10.0.0.1:80", true),
+            (of(&["10.1.0.0/16"], None), "10.0.0.1:80", false),
+            (of(&["10.0.0.0/16"], Some(81)), "10.0.0.1:80", false),
+            (of(&["fd00::/8"], Some(80)), "[fd00::1]:80", true),
+            (of(&["10.0.0.0/8"], None), "[fd00::1]:80", false),
+        ] {
+            let address: std::net::SocketAddr = address.parse().unwrap();
+            assert_eq!(of.is_match(address.ip(), address.port()), is_meant, "{of:?} {address}");
+        }
+    }
+}

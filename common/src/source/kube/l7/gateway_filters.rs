@@ -122,11 +122,11 @@ pub(super) fn read(parent: &Field<'_>, kind: RouteKind, place: Place, own: &Arc<
             "ExternalAuth" if is_http => filters.refuse(&item, "ExternalAuth is not built"),
             "ExtensionRef" => {
                 let seen = match body("extensionRef") {
-                    Some(reference) => format!(
-                        "no filter {} {} is known",
-                        reference.text_at("kind").unwrap_or("?"),
-                        reference.text_at("name").unwrap_or("?")
-                    ),
+                    Some(reference) => {
+                        reference.only(&["group", "kind", "name"]);
+                        let said = |key| reference.text_at(key).unwrap_or("?");
+                        format!("no filter {} {} is known", said("kind"), said("name"))
+                    }
                     None => continue,
                 };
                 filters.refuse(&item, &seen);

@@ -158,6 +158,18 @@ fn each_problem_names_file_line_object_field_and_what_is_allowed() {
             "6: AuthorizationPolicy shop/p: spec.rules[0].from[0].source.ipBlocks[0]: \"10.0.0.0/33\"; allowed: an IP address or a CIDR block such as 10.0.0.0/8",
         ),
         (
+            rule("{from: [{source: {serviceAccounts: ['/a']}}]}"),
+            "6: AuthorizationPolicy shop/p: spec.rules[0].from[0].source.serviceAccounts[0]: \"/a\"; allowed: <service account> or <namespace>/<service account>, without *",
+        ),
+        (
+            rule("{from: [{source: {serviceAccounts: [a/]}}]}"),
+            "6: AuthorizationPolicy shop/p: spec.rules[0].from[0].source.serviceAccounts[0]: \"a/\"; allowed: <service account> or <namespace>/<service account>, without *",
+        ),
+        (
+            rule("{from: [{source: {serviceAccounts: [a/b/c]}}]}"),
+            "6: AuthorizationPolicy shop/p: spec.rules[0].from[0].source.serviceAccounts[0]: \"a/b/c\"; allowed: <service account> or <namespace>/<service account>, without *",
+        ),
+        (
             rule("{from: [{source: {serviceAccounts: ['a/*']}}]}"),
             "6: AuthorizationPolicy shop/p: spec.rules[0].from[0].source.serviceAccounts[0]: \"a/*\"; allowed: <service account> or <namespace>/<service account>, without *",
         ),

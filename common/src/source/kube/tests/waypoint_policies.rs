@@ -116,6 +116,7 @@ fn templates_match_whole_segments() {
         }
     };
     for (template, path, matches) in [
+        ("/a-._~%!$&()+,;:@=9/{*}", "/a-._~%!$&()+,;:@=9/b", true),
         ("/a/{*}", "/a/b", true),
         ("/a/{*}", "/a/b/", false),
         ("/a/{*}", "/a/", false),

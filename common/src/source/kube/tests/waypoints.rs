@@ -245,6 +245,18 @@ fn allowed_routes_look_at_the_labels_of_a_namespace() {
             + &service("cart", "labels: {istio.io/use-waypoint: wp, istio.io/use-waypoint-namespace: infra}");
         assert_eq!(to_cart(&model(&text)) != "-", is_allowed, "{selector}");
     }
+    // What another listener says is not of tunnels.
+    let open = gateway("", ", allowedRoutes: {namespaces: {from: All}}", READY)
+        .replace("namespace: shop", "namespace: infra")
+        + &service("cart", "labels: {istio.io/use-waypoint: wp, istio.io/use-waypoint-namespace: infra}");
+    for (listener, is_allowed) in [
+        ("port: 15008, protocol: HBONE", true),
+        ("port: 15009, protocol: HBONE", false),
+        ("port: 15008, protocol: HTTP", false),
+    ] {
+        let text = open.replace("port: 15008, protocol: HBONE", listener);
+        assert_eq!(to_cart(&model(&text)) != "-", is_allowed, "{listener}");
+    }
 }
 
 #[test]
@@ -477,6 +489,10 @@ fn a_waypoint_that_nobody_can_reach_is_said() {
     assert!(
         warnings(&lost)[0].contains("no address, and no Service shop/wp; what is bound to it is refused")
     );
+    // One of another namespace is not its Service.
+    let elsewhere =
+        service("wp", "").replace("namespace: shop", "namespace: money").replace("port: 80", "port: 15008");
+    assert!(warnings(&(lost.clone() + &elsewhere))[0].contains("no Service shop/wp"));
     let portless = lost + &service("wp", "");
     assert!(warnings(&portless)[0].contains("Service shop/wp has no port 15008"));
     assert_eq!(warnings(&portless.replace("port: 80", "port: 15008")), Vec::<String>::new());

@@ -160,7 +160,11 @@ fn outlier_detection() {
 fn endpoints_are_ejected_by_percentage_if_the_annotation_says_so() {
     let meta = "name: dr, annotations: {policy.culvert.dev/failure-percentage: '40'}";
     let alone = under(&[rule("shop", meta, "host: cart")], ALL).unwrap().outliers.unwrap();
-    assert_eq!((alone.consecutive_5xx, alone.failure_percent), (0, Some(40)));
+    assert_eq!(
+        format!("{alone:?}"),
+        "Outliers { consecutive_5xx: 0, consecutive_gateway: 0, consecutive_local: None, interval: 10s, base_ejection: 30s, \
+         max_ejection_percent: None, min_health_percent: 0, failure_percent: Some(40) }"
+    );
     let policy = "host: cart, trafficPolicy: {outlierDetection: {}}";
     let both = under(&[rule("shop", meta, policy)], ALL).unwrap().outliers.unwrap();
     assert_eq!((both.consecutive_5xx, both.failure_percent), (5, Some(40)));
@@ -196,6 +200,7 @@ fn what_is_not_built_is_refused_and_nothing_else_breaks() {
         ("loadBalancer: {simple: ROUND_ROBIN, warmupDurationSecs: 1m}", "loadBalancer.warmupDurationSecs"),
         ("tls: {mode: SIMPLE}", "tls with mode SIMPLE"),
         ("tls: {mode: MUTUAL, credentialName: a}", "tls with mode MUTUAL"),
+        ("tls: {mode: MUTUAL, clientCertificate: a, privateKey: b}", "tls with mode MUTUAL"),
         ("tunnel: {targetHost: a, targetPort: 1}", "tunnel"),
         ("proxyProtocol: {version: V1}", "proxyProtocol"),
         ("retryBudget: {budgetInterval: 10s}", "retryBudget.budgetInterval"),
@@ -229,6 +234,9 @@ fn subsets_are_endpoints_with_labels() {
         members(&[rule("shop", "name: dr", everything)]),
         ["Kubernetes//Pod/shop/cart-1", "Kubernetes//Pod/shop/cart-2"]
     );
+    let named = virtual_service("{route: [{destination: {host: cart, subset: v-1}}]}")
+        + &rule("shop", "name: dr", "host: cart, subsets: [{name: v-1, labels: {version: v1}}]");
+    assert!(cluster(&translated(&named), &V1.replace("v1", "v-1")).is_some(), "a name with a hyphen");
     let nobody = "host: cart, subsets: [{name: v1, labels: {version: v1, app: other}}]";
     assert_eq!(members(&[rule("shop", "name: dr", nobody)]), [""; 0]);
 }
@@ -252,6 +260,13 @@ fn the_subset_replaces_blocks_and_the_port_all_of_them() {
             ),
             "Random 2 false",
             "Random 3 false",
+        ),
+        (
+            format!(
+                "trafficPolicy: {{{top}}}, subsets: [{{name: v1, trafficPolicy: {{loadBalancer: {{simple: ROUND_ROBIN}}}}}}]"
+            ),
+            "Random 2 false",
+            "RoundRobin 2 false",
         ),
         // What is said for the port takes nothing over.
         (
@@ -278,6 +293,30 @@ fn the_subset_replaces_blocks_and_the_port_all_of_them() {
     ] {
         assert_eq!(both(&format!("host: cart, {spec}")), (of_all.into(), of_subset.into()), "{spec}");
     }
+}
+
+/// Why nothing is sent there is taken over with its block, and replaced with it.
+#[test]
+fn refusals_are_those_of_the_block_that_counts() {
+    let locality = "loadBalancer: {localityLbSetting: {enabled: true}}";
+    for (top, of_subset, wanted) in [
+        ("tls: {mode: SIMPLE}", "", (true, true)),
+        ("tls: {mode: SIMPLE}", "tls: {mode: DISABLE}", (true, false)),
+        ("tls: {mode: SIMPLE}", "loadBalancer: {simple: RANDOM}", (true, true)),
+        ("tls: {mode: DISABLE}", "tls: {mode: SIMPLE}", (false, true)),
+        (locality, "tls: {mode: DISABLE}", (true, true)),
+        (locality, "loadBalancer: {simple: RANDOM}", (true, false)),
+        ("outlierDetection: {}", "proxyProtocol: {version: V1}", (false, true)),
+    ] {
+        let policy =
+            if of_subset.is_empty() { String::new() } else { format!(", trafficPolicy: {{{of_subset}}}") };
+        let spec = format!("host: cart, trafficPolicy: {{{top}}}, subsets: [{{name: v1{policy}}}]");
+        let rules = [rule("shop", "name: dr", &spec)];
+        let is_refused = |name| under(&rules, name).unwrap().refused.is_some();
+        assert_eq!((is_refused(ALL), is_refused(V1)), wanted, "{spec}");
+    }
+    let kept = "host: cart, trafficPolicy: {outlierDetection: {}}, subsets: [{name: v1, trafficPolicy: {tls: {mode: DISABLE}}}]";
+    assert!(under(&[rule("shop", "name: dr", kept)], V1).unwrap().outliers.is_some());
 }
 
 /// A rule whose `maxRetries` tells it from others.
@@ -342,6 +381,24 @@ fn a_rule_of_the_services_namespace_must_be_exported_to_the_waypoint() {
     ] {
         let of = translated(&(to_bank.clone() + &rules.concat()));
         assert_eq!(cluster(&of, name).unwrap().pool.max_retries, wanted, "{rules:?}");
+    }
+}
+
+/// A waypoint in the root namespace: what is said there for the whole mesh comes after a service's own rules.
+#[test]
+fn a_waypoint_in_the_root_namespace_sees_services_rules_first() {
+    let settings = Settings { root_namespace: "shop".into(), ..Settings::default() };
+    let to_bank = virtual_service("{route: [{destination: {host: bank.money.svc.cluster.local}}]}");
+    let own = numbered("money", "name: own", "bank", 1, "");
+    let root = |rest| numbered("shop", "name: root", "bank.money.svc.cluster.local", 2, rest);
+    for (rules, wanted) in
+        [(vec![own.clone(), root("")], 1), (vec![own, root(", exportTo: ['.']")], 2), (vec![root("")], 2)]
+    {
+        let text = to_bank.clone() + &rules.concat();
+        let documents = [MESH, &text].map(|text| Document { file: "a.yaml", text });
+        let of = translate_waypoint(&documents, &settings, &key()).unwrap();
+        let found = cluster(&of, "outbound|80||bank.money.svc.cluster.local").unwrap();
+        assert_eq!(found.pool.max_retries, wanted, "{rules:?}");
     }
 }
 

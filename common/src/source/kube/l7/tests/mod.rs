@@ -73,6 +73,7 @@ fn warnings(objects: &str) -> Vec<String> {
 fn object(kind: &str, namespace: &str, meta: &str, spec: &str) -> String {
     let version = match kind {
         "VirtualService" | "DestinationRule" => "networking.istio.io/v1",
+        "AuthorizationPolicy" => "security.istio.io/v1",
         _ => "gateway.networking.k8s.io/v1",
     };
     format!(

@@ -22,6 +22,7 @@ fn virtual_services() {
         (with("hosts: ['*']"), "spec.hosts[0]: * in the mesh"),
         (with("hosts: ['svc:stable']"), "spec.hosts[0]: \"svc:stable\""),
         (with("hosts: [a.b.c, '*.c']"), "spec.hosts[1]: *.c, which a.b.c means as well"),
+        (with("hosts: ['*.c', a.b.c]"), "spec.hosts[1]: a.b.c, which *.c means as well"),
         (with("hosts: [cart], gateways: ['a/b/c d']"), "spec.gateways[0]"),
         (with("hosts: [cart], exportTo: ['~']"), "spec.exportTo[0]: \"~\""),
         (with("hosts: [cart], exportTo: ['*', shop]"), "spec.exportTo: * beside others"),
@@ -291,6 +292,10 @@ fn destination_rules() {
             ".loadBalancer.consistentHash.maglev.tableSize: 4",
         ),
         (
+            "loadBalancer: {consistentHash: {useSourceIp: true, maglev: {tableSize: 1}}}",
+            ".loadBalancer.consistentHash.maglev.tableSize: 1",
+        ),
+        (
             "loadBalancer: {consistentHash: {useSourceIp: true, maglev: {tableSize: 5000011}}}",
             ".loadBalancer.consistentHash.maglev.tableSize: 5000011",
         ),
@@ -446,6 +451,7 @@ fn gateway_routes() {
         ("timeouts: {request: 123456s}".into(), ".timeouts.request"),
         ("timeouts: {request: 1h1m1s1ms1s}".into(), ".timeouts.request"),
         ("timeouts: {request: 1us}".into(), ".timeouts.request"),
+        ("timeouts: {request: '0'}".into(), ".timeouts.request: \"0\""),
         ("timeouts: {request: 1s, backendRequest: 2s}".into(), ".timeouts: backendRequest is longer"),
         ("retry: {codes: [200]}".into(), ".retry.codes[0]: 200"),
         ("retry: {attempts: -1}".into(), ".retry.attempts: -1"),
@@ -499,4 +505,94 @@ fn gateway_routes() {
             ("rules: [{timeouts: {request: 1s}}]", "spec.rules[0].timeouts: no such field"),
         ],
     );
+}
+
+/// Each kind with everything that it may have, as far as one may stand beside the other.
+const WHOLE: &[(&str, &str)] = &[
+    (
+        "VirtualService",
+        "hosts: [cart.shop.svc.cluster.local], http: [\
+         {name: a, match: [{name: m, uri: {prefix: /a}, scheme: {exact: http}, method: {exact: GET}, authority: {exact: a}, \
+         headers: {x: {exact: a}}, withoutHeaders: {y: {exact: a}}, queryParams: {q: {exact: a}}, port: 80}], \
+         rewrite: {uriRegexRewrite: {match: a, rewrite: b}}, retries: {attempts: 1}, \
+         fault: {delay: {fixedDelay: 1s, percentage: {value: 1}}, abort: {httpStatus: 500, percentage: {value: 1}}}, \
+         mirror: {host: cart, port: {number: 80}}, mirrorPercentage: {value: 1}, corsPolicy: {allowOrigins: [{exact: a}]}, \
+         headers: {request: {remove: [a]}, response: {remove: [a]}}, \
+         route: [{destination: {host: cart, port: {number: 80}}, headers: {request: {remove: [b]}}}]}, \
+         {match: [{uri: {exact: /b}}], redirect: {uri: /a}}, \
+         {match: [{uri: {exact: /c}}], directResponse: {status: 200, body: {string: a}}}, \
+         {match: [{uri: {exact: /d}}], delegate: {name: nobody}}, \
+         {mirrors: [{destination: {host: cart}, percentage: {value: 1}}], route: [{destination: {host: cart}}]}], \
+         tls: [{match: [{sniHosts: [cart.shop.svc.cluster.local]}], route: [{destination: {host: cart}}]}], \
+         tcp: [{match: [{port: 80}], route: [{destination: {host: cart}}]}]",
+    ),
+    (
+        "DestinationRule",
+        "host: cart, workloadSelector: {matchLabels: {a: b}}, exportTo: ['.'], trafficPolicy: {loadBalancer: {simple: RANDOM}, \
+         connectionPool: {tcp: {tcpKeepalive: {time: 1s}}, http: {http2KeepAlive: {interval: 1s, timeout: 1s}}}, \
+         outlierDetection: {interval: 1s}, tls: {mode: SIMPLE}, retryBudget: {percent: 1}, \
+         portLevelSettings: [{port: {number: 80}, tls: {mode: SIMPLE}}]}, \
+         subsets: [{name: v1, trafficPolicy: {tls: {mode: DISABLE}}}]",
+    ),
+    (
+        "HTTPRoute",
+        "parentRefs: [{group: '', kind: Service, name: cart}], rules: [{name: r, \
+         matches: [{path: {value: /a}, headers: [{name: a, value: b}], queryParams: [{name: a, value: b}]}], \
+         filters: [{type: RequestHeaderModifier, requestHeaderModifier: {set: [{name: a, value: b}]}}, \
+         {type: URLRewrite, urlRewrite: {hostname: a, path: {type: ReplaceFullPath, replaceFullPath: /b}}}, \
+         {type: RequestMirror, requestMirror: {backendRef: {name: cart, port: 80}, fraction: {numerator: 1, denominator: 2}}}, \
+         {type: CORS, cors: {allowOrigins: ['*']}}], timeouts: {request: 2s}, retry: {codes: [500]}, \
+         backendRefs: [{name: cart, port: 80, \
+         filters: [{type: ResponseHeaderModifier, responseHeaderModifier: {remove: [a]}}]}]}, \
+         {filters: [{type: ExtensionRef, extensionRef: {group: a.b, kind: C, name: d}}]}, \
+         {filters: [{type: RequestRedirect, requestRedirect: {path: {type: ReplaceFullPath, replaceFullPath: /b}}}]}]",
+    ),
+    (
+        "GRPCRoute",
+        "parentRefs: [{group: '', kind: Service, name: cart}], rules: [{matches: [{method: {service: a}, \
+         headers: [{name: a, value: b}]}], filters: [{type: ResponseHeaderModifier, responseHeaderModifier: {remove: [a]}}], \
+         backendRefs: [{name: cart, port: 80}]}]",
+    ),
+    (
+        "AuthorizationPolicy",
+        "targetRefs: [{group: '', kind: Service, name: cart}], rules: [{from: [{source: {namespaces: [a]}}], \
+         to: [{operation: {methods: [GET]}}], when: [{key: 'request.headers[a]', values: [b]}]}]",
+    ),
+];
+
+/// Mappings whose keys anybody may choose.
+const CHOSEN: [&str; 4] = ["headers: {x", "withoutHeaders: {", "queryParams: {q", "matchLabels: {"];
+
+/// A mistyped key says something that would not be done.
+#[test]
+fn a_key_that_does_not_exist_is_refused_wherever_it_stands() {
+    for (kind, spec) in WHOLE {
+        assert!(
+            result(&object(kind, "shop", "name: x", spec)).is_ok(),
+            "{kind}: {:?}",
+            result(&object(kind, "shop", "name: x", spec)).err()
+        );
+        for (at, _) in spec.match_indices('{') {
+            let before = spec.get(..at).unwrap();
+            let is_chosen = |key: &&str| {
+                let (name, first) = key.split_once('{').unwrap();
+                before.ends_with(name) && spec.get(at + 1..).unwrap().starts_with(first)
+            };
+            if CHOSEN.iter().any(is_chosen) {
+                continue;
+            }
+            let text = format!("{before}{{bogus: 1, {}", spec.get(at + 1..).unwrap());
+            let all = result(&object(kind, "shop", "name: x", &text)).err().unwrap_or_default();
+            assert!(
+                all.iter().any(|one| one.contains("bogus: no such field") || one.contains("bogus beside")),
+                "{kind}: {all:?}\n{text}"
+            );
+        }
+        for text in [
+            object(kind, "shop", "name: x", spec).replacen("spec: {", "bogus: 1, spec: {", 1),
+            object(kind, "shop", "name: x", &format!("bogus: 1, {spec}")),
+        ] {
+            assert!(problems(&text).iter().any(|one| one.contains("bogus: no such field")), "{text}");
+        }
+    }
 }

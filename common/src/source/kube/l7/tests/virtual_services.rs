@@ -333,6 +333,9 @@ fn what_nobody_says() {
     assert_eq!((&*route.name, route.timeout, route.retries.attempts), ("", None, 2));
     assert_eq!(route.origin.to_string(), "VirtualService shop/vs rule 0");
     assert_eq!(route.retries, Retries::default());
+    let said = rule("retries: {attempts: 3}").retries;
+    assert_eq!(said, Retries { attempts: 3, ..Retries::default() });
+    assert_eq!(format!("{:?}", said.back_off), "Jittered { base: 25ms }");
     assert_eq!(
         format!("{:?}", RetryOn::usual()),
         "RetryOn { five_xx: false, gateway_error: false, reset: false, reset_before_request: false, connect_failure: true, \
@@ -480,6 +483,10 @@ fn tcp_and_tls_routes() {
     assert!(
         of.waypoint.clusters.keys().any(|key| key.to_string() == "outbound|80||cart.shop.svc.cluster.local")
     );
+    // Without a match it is for every connection, and the weight of a single destination says nothing.
+    let plain = "hosts: [echo], tcp: [{route: [{destination: {host: cart}, weight: 0}]}]";
+    let of = translated(&object("VirtualService", "shop", "name: vs", plain));
+    assert_eq!(tcp(&of, "echo", 9090).iter().map(line).next().unwrap(), "[] 1 cart:80");
 }
 
 /// Routes of `cart` of a root with `root` in its rule and a delegate with these rules.
@@ -504,6 +511,25 @@ fn a_delegate_says_the_rest() {
         "",
     );
     assert_eq!(routes.len(), 2, "what is wider than the root is left out");
+    let one = |root: &str, leaf: &str| {
+        delegated(&format!("match: [{root}]"), &format!("{{match: [{leaf}], {to}}}"), "")
+    };
+    let both = one("{queryParams: {q: {exact: v}}}", "{queryParams: {r: {exact: w}}, uri: {prefix: /a}}");
+    assert_eq!(both[0].matches[0].query.len(), 2, "the root's parameters as well");
+    let both = one("{port: 80, withoutHeaders: {x: {}}}", "{uri: {prefix: /a}, withoutHeaders: {y: {}}}");
+    assert_eq!((both[0].matches[0].port, both[0].matches[0].without_headers.len()), (Some(80), 2));
+    let of_root = &one("{uri: {prefix: /a}}", "{method: {exact: GET}}")[0].matches[0].path;
+    assert!(of_root.is_some() && both[0].matches[0].path == *of_root);
+    // What only another proxy can test, and letters of any case where the root wants them as they are.
+    for (root, leaf) in [
+        ("{uri: {prefix: /a}, gateways: [gw]}", "{uri: {prefix: /a/b}}"),
+        ("{uri: {prefix: /a}}", "{uri: {prefix: /a/b}, ignoreUriCase: true}"),
+    ] {
+        assert_eq!(&*one(root, leaf)[0].name, "default", "{root} {leaf}");
+    }
+    let named =
+        delegated("match: [{name: a, uri: {prefix: /a}}]", &format!("{{match: [{{name: b}}], {to}}}"), "");
+    assert_eq!(&*named[0].name, ".a-b", "the log names both matches");
     let [first, second] = &routes[..] else { panic!() };
     assert_eq!((&*first.name, action(first)), ("root-leaf", "1 bank:80".to_owned()));
     assert_eq!(
@@ -518,6 +544,46 @@ fn a_delegate_says_the_rest() {
     assert_eq!((&*second.name, first.retries.attempts, first.mirrors.len()), ("root", 7, 1));
     assert!(first.rewrite.path.is_some() && first.fault.abort.is_some() && first.cors.is_some());
     assert_eq!(first.request_headers.remove.len(), 1);
+}
+
+/// A match of a delegate counts if it means no request that its root's does not.
+#[test]
+fn a_delegate_says_no_more_than_its_root() {
+    for (root, leaf, counts) in [
+        ("uri: {prefix: /a}", "uri: {exact: /a/b}", true),
+        ("uri: {exact: /a}", "uri: {exact: /a}", true),
+        ("uri: {exact: /a}", "uri: {prefix: /a}", false),
+        ("uri: {prefix: /a}", "uri: {regex: /a.*}", false),
+        ("uri: {regex: /a.*}", "uri: {exact: /a}", false),
+        ("method: {exact: GET}", "method: {exact: GET}", true),
+        ("method: {exact: GET}", "method: {exact: PUT}", false),
+        ("scheme: {exact: http}", "scheme: {exact: https}", false),
+        ("authority: {prefix: a}", "authority: {exact: ab}", true),
+        ("authority: {prefix: a}", "authority: {exact: b}", false),
+        ("headers: {x: {exact: v}}", "headers: {x: {exact: v}}", true),
+        ("headers: {x: {exact: v}}", "headers: {x: {exact: w}}", false),
+        ("headers: {x: {exact: v}}", "headers: {y: {exact: w}}", true),
+        ("withoutHeaders: {x: {exact: v}}", "withoutHeaders: {x: {exact: w}}", false),
+        ("withoutHeaders: {x: {exact: v}}", "withoutHeaders: {y: {exact: w}}", true),
+        ("queryParams: {x: {exact: v}}", "queryParams: {x: {exact: w}}", false),
+        ("queryParams: {x: {exact: v}}", "queryParams: {y: {exact: w}}", true),
+        ("port: 80", "port: 80", true),
+        ("port: 80", "port: 81", false),
+        ("port: 80", "method: {exact: GET}", true),
+    ] {
+        let rule = format!("{{name: leaf, match: [{{{leaf}}}], route: [{{destination: {{host: bank}}}}]}}");
+        let found = &delegated(&format!("match: [{{{root}}}]"), &rule, "")[0];
+        assert_eq!(&*found.name == "leaf", counts, "{root} | {leaf}");
+        let names = |all: &[l7::HeaderMatch]| {
+            all.iter().map(|one| one.name.to_string()).collect::<Vec<_>>().join(" ")
+        };
+        if counts && leaf.contains("{y:") {
+            let test = &found.matches[0];
+            let query = test.query.iter().map(|one| one.name.to_string()).collect::<Vec<_>>().join(" ");
+            let all = [names(&test.headers), names(&test.without_headers), query].concat();
+            assert_eq!(all, "x y", "{root} | {leaf}");
+        }
+    }
 }
 
 #[test]

@@ -312,6 +312,39 @@ fn parents_and_order() {
     assert_eq!(of.outcome("GET /a/b"), "302 location: http://exact/a/b");
     assert_eq!(of.outcome("GET /a/b/c"), "302 location: http://long/a/b/c");
     assert_eq!(of.outcome("GET /a/c"), "302 location: http://short/a/c");
+    // Of one path: a method, then more headers, then more query parameters.
+    let more = [
+        "method: GET",
+        "headers: [a, b]",
+        "headers: [a], queryParams: [q]",
+        "headers: [a]",
+        "queryParams: [q, r]",
+    ];
+    let tests = more.into_iter().chain(["queryParams: [q]", "name: bare"]).enumerate().map(|(number, test)| {
+        let all = ["a", "b", "q", "r"].iter().fold(test.replace("name: bare", ""), |text, name| {
+            text.replace(&format!("[{name}"), &format!("[{{name: {name}, value: v}}"))
+                .replace(&format!(", {name}]"), &format!(", {{name: {name}, value: v}}]"))
+        });
+        format!("{{matches: [{{path: {{value: /p}}, {all}}}], filters: [{{type: RequestRedirect, requestRedirect: {{hostname: h{number}}}}}]}}")
+    });
+    let mut tests: Vec<String> = tests.collect();
+    tests.reverse();
+    let of = world(&route("HTTPRoute", "name: cart", &tests.join(", ")));
+    for (number, request) in [
+        "GET /p?q=v&r=v\na: v\nb: v",
+        "PUT /p?q=v&r=v\na: v\nb: v",
+        "PUT /p?q=v&r=v\na: v",
+        "PUT /p\na: v",
+        "PUT /p?q=v&r=v",
+        "PUT /p?q=v",
+        "PUT /p",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let outcome = of.outcome(request);
+        assert!(outcome.starts_with(&format!("302 location: http://h{number}/p")), "{request:?}: {outcome}");
+    }
 }
 
 #[test]

@@ -7,9 +7,11 @@
 //! | HTTPRoute, GRPCRoute | [`gateway_api`] |
 //! | DestinationRule, ServiceEntry | [`destinations`] |
 //! | AuthorizationPolicy, Gateway | [`policies`] |
+//! | any, in another namespace | [`namespaces`] |
 
 mod destinations;
 mod gateway_api;
+mod namespaces;
 mod policies;
 mod virtual_service;
 

@@ -1,7 +1,7 @@
 //! AuthorizationPolicies, and what a Gateway says of its requests.
 
 use super::*;
-use crate::model::l7::AboveRoot;
+use crate::model::l7::{AboveRoot, Normalization};
 
 fn policy(meta: &str, spec: &str) -> String {
     format!(
@@ -151,6 +151,10 @@ fn what_policies_come_to() {
     let target = "targetRefs: [{kind: ServiceEntry, group: networking.istio.io, name: far}]";
     let of = world(&(policy("", &format!("{target}, action: DENY, rules: [{{}}]")) + entry));
     assert_eq!((of.outcome("GET /a\nto: 240.0.0.1:80"), of.outcome("GET /a")), (DENIED.into(), CART.into()));
+    let other = world(
+        &(policy("", &format!("{}, action: DENY, rules: [{{}}]", target.replace("far", "near"))) + entry),
+    );
+    assert!(!other.outcome("GET /a\nto: 240.0.0.1:80").starts_with("403"), "a target of another name");
     let both = policy("", &format!("{CART_ONLY}, action: ALLOW, rules: [{{}}]"))
         + &policy(
             "",
@@ -191,4 +195,7 @@ fn what_a_gateway_says() {
     let strict = Settings { above_root: AboveRoot::Refused, ..Settings::default() };
     assert_eq!(world_with("", &strict).outcome("GET /../a"), "400");
     assert_eq!(world("").outcome("GET /../a"), CART);
+    let merged = Settings { normalization: Normalization::MergeSlashes, ..Settings::default() };
+    assert_eq!(world_with("", &merged).outcome("GET //a"), CART);
+    assert_eq!(world("").outcome("GET //a"), CART.replace("/a", "//a"));
 }

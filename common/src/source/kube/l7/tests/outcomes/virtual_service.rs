@@ -96,6 +96,10 @@ fn what_the_upstream_is_sent() {
             ),
             ("rewrite: {authority: b.c}", &[("GET /a", "GET b.c/a > cart-1:80|cart-2:80")]),
             (
+                "rewrite: {authority: b.c}, headers: {request: {set: {x-a: b}}}",
+                &[("GET /a", "GET b.c/a > cart-1:80|cart-2:80 +x-a: b")],
+            ),
+            (
                 r"rewrite: {uriRegexRewrite: {match: '/(a)', rewrite: '/x\1'}}",
                 &[("GET /a", "GET svc/xa > cart-1:80|cart-2:80 +x-envoy-original-path: /a")],
             ),
@@ -267,6 +271,10 @@ fn answers_of_the_waypoint() {
                 "fault: {abort: {httpStatus: 418}}, rewrite: {authority: b}",
                 &[("GET /a", "GET b/a > cart-1:80|cart-2:80")],
             ),
+            (
+                "fault: {abort: {httpStatus: 418, percentage: {value: 0}}}, rewrite: {authority: b}",
+                &[("GET /a", "GET b/a > cart-1:80|cart-2:80")],
+            ),
         ],
         rule,
     );
@@ -286,6 +294,15 @@ fn cross_origin_requests() {
                 &[
                     (ask, "200 access-control-allow-origin: http://ok"),
                     (foreign, passed),
+                    // No preflight: another method, or nothing asked for.
+                    (
+                        "GET /a\norigin: http://ok\naccess-control-request-method: GET",
+                        "GET svc/a > cart-1:80|cart-2:80 < 200 access-control-allow-origin: http://ok x-up: 1",
+                    ),
+                    (
+                        "OPTIONS /a\norigin: http://ok",
+                        "OPTIONS svc/a > cart-1:80|cart-2:80 < 200 access-control-allow-origin: http://ok x-up: 1",
+                    ),
                     (
                         "GET /a\norigin: http://ok",
                         "GET svc/a > cart-1:80|cart-2:80 < 200 access-control-allow-origin: http://ok x-up: 1",
