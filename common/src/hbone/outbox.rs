@@ -16,9 +16,11 @@ use super::budget::Budget;
 
 /// Bytes of one tunnel that may wait in the codec, but for one [`SMALL`] piece of each stream that has none there.
 pub(super) const TUNNEL: usize = 1 << 20;
-/// Largest piece, and so the largest DATA frame: what the codec lets one stream have waiting.
+/// Largest piece, and so the largest DATA frame, and all that the codec lets one stream have waiting: one write.
 pub(super) const PIECE: usize = 256 * 1024;
-/// The same where other streams are open in the tunnel, which may be next.
+/// The same with what several pieces cost beside their bytes: it is not for that that the last of them is cut short.
+const QUEUE: usize = PIECE + 8 * OVERHEAD;
+/// Largest piece where other streams are open in the tunnel, which may be next: several of them wait, and go in turn.
 const PIECE_OF_MANY: usize = 64 * 1024;
 /// What may wait, and a piece, in a tunnel in which small messages are sent: each of them waits for what is before it.
 const TUNNEL_SHARED: usize = 64 * 1024;
@@ -27,8 +29,8 @@ const PIECE_SHARED: usize = 16 * 1024;
 const MESSAGE: usize = 2 * 1024;
 /// Of a stream that has nothing waiting, so much is taken however much the others have.
 pub(super) const SMALL: usize = 16 * 1024;
-/// Less room than this is waited over.
-const SLIVER: usize = 8 * 1024;
+/// Less room than this is waited over, and less credit not sent while there is more to be had.
+pub(super) const SLIVER: usize = 8 * 1024;
 /// After a small message so many bytes pass before there are none any more,
 const MESSAGE_HOLDS: u64 = 16 << 20;
 /// and after many, that all together: where bulk takes all it can get, even those who ask again and again seldom have a turn.
@@ -175,10 +177,11 @@ pub(super) struct Run {
 }
 
 impl Run {
-    /// Whether a piece of `bytes` is a small message: not the end of something longer.
+    /// Whether a piece of `bytes` is a small message: not the end of something longer, which ends wherever its sender had
+    /// no more room, or credit.
     pub(super) fn is_message(&self, bytes: usize) -> bool {
         let last = self.last.replace(bytes);
-        (1..=MESSAGE).contains(&bytes) && last < SMALL
+        (1..=MESSAGE).contains(&bytes) && last <= MESSAGE
     }
 }
 
@@ -206,16 +209,16 @@ impl Lane {
     /// How many bytes may be queued now, at least one. Pending while the tunnel, or the stream's part of it, is full.
     pub(super) fn poll_room(self: &Rc<Self>, cx: &Context<'_>) -> Poll<usize> {
         let (mine, all) = (self.queued.get(), self.outbox.queued());
-        let (tunnel, piece) = match self.outbox.lanes.get() {
-            _ if self.outbox.has_messages() => (TUNNEL_SHARED, PIECE_SHARED),
-            0 | 1 => (TUNNEL, PIECE),
-            _ => (TUNNEL, PIECE_OF_MANY),
+        let (tunnel, piece, queue) = if self.outbox.has_messages() {
+            (TUNNEL_SHARED, PIECE_SHARED, PIECE_SHARED)
+        } else {
+            (TUNNEL, PIECE, QUEUE)
         };
         let room = match mine {
             0 if all >= tunnel => SMALL,
             0 => piece,
             _ if all >= tunnel => 0,
-            _ => piece.saturating_sub(mine),
+            _ => queue.saturating_sub(mine),
         };
         // A sliver is not worth a frame while more is on its way.
         if mine == 0 || room >= SLIVER {
@@ -227,8 +230,19 @@ impl Lane {
         Poll::Pending
     }
 
+    /// The next piece of `data`, no larger than others may wait for.
+    pub(super) fn cut(self: &Rc<Self>, data: &mut Bytes) -> Piece {
+        let most = match self.outbox.lanes.get() {
+            _ if data.len() <= PIECE_SHARED => PIECE_SHARED,
+            _ if self.outbox.has_messages() => PIECE_SHARED,
+            0 | 1 => PIECE,
+            _ => PIECE_OF_MANY,
+        };
+        self.piece(data.split_to(most.min(data.len())))
+    }
+
     /// Takes the bytes into account until the piece has been written or dropped.
-    pub(super) fn piece(self: &Rc<Self>, data: Bytes) -> Piece {
+    fn piece(self: &Rc<Self>, data: Bytes) -> Piece {
         let outbox = &self.outbox;
         outbox.pass(data.len());
         if self.sent.is_message(data.len()) && self.queued.get() == 0 {
@@ -243,6 +257,12 @@ impl Lane {
     /// The pod's budget, for what waits here.
     pub(super) fn charge_to(&self, budget: &Arc<Budget>) {
         self.outbox.charge_to(budget);
+    }
+
+    /// Its tunnel's.
+    #[cfg(test)]
+    pub(super) fn outbox(&self) -> &Rc<Outbox> {
+        &self.outbox
     }
 
     /// Whether nothing of the stream waits.
@@ -313,13 +333,41 @@ mod tests {
         let outbox = Rc::<Outbox>::default();
         let lanes: Vec<_> = (0..50).map(|_| outbox.lane()).collect();
         let held: Vec<_> = lanes.iter().map(fill).collect();
-        assert!(outbox.queued() <= TUNNEL + PIECE_OF_MANY + 50 * (SMALL + OVERHEAD), "{}", outbox.queued());
-        let sizes = || held.iter().flatten().map(Buf::remaining);
-        assert!(sizes().all(|size| size <= PIECE_OF_MANY) && held.iter().all(|pieces| !pieces.is_empty()));
+        assert!(outbox.queued() <= TUNNEL + QUEUE + 50 * (SMALL + OVERHEAD), "{}", outbox.queued());
+        assert!(held.iter().all(|pieces| !pieces.is_empty()));
         let small = outbox.lane();
         assert_eq!(room(&small), Some(SMALL), "a stream with nothing waiting does not wait for the others");
         drop(held);
         assert_eq!(outbox.queued(), 0);
+    }
+
+    /// Pieces of 256 KiB.
+    fn cut(lane: &Rc<Lane>) -> Vec<usize> {
+        let mut data = Bytes::from(vec![0; PIECE]);
+        let held: Vec<_> = std::iter::from_fn(|| (!data.is_empty()).then(|| lane.cut(&mut data))).collect();
+        held.iter().map(Buf::remaining).collect()
+    }
+
+    #[test]
+    fn bulk_that_is_passed_on_waits_in_whole_frames() {
+        let outbox = Rc::<Outbox>::default();
+        let (bulk, _other) = (outbox.lane(), outbox.lane());
+        let mut held = Vec::new();
+        while let Some(room) = room(&bulk) {
+            held.push(bulk.piece(vec![0; PIECE_OF_MANY.min(room)].into()));
+        }
+        assert_eq!(held.iter().map(Buf::remaining).collect::<Vec<_>>(), [PIECE_OF_MANY; 4]);
+    }
+
+    #[test]
+    fn what_is_long_is_cut_for_those_who_may_be_next() {
+        let outbox = Rc::<Outbox>::default();
+        let bulk = outbox.lane();
+        assert_eq!(cut(&bulk), [PIECE]);
+        let _other = outbox.lane();
+        assert_eq!(cut(&bulk), [PIECE_OF_MANY; 4]);
+        outbox.message();
+        assert_eq!(cut(&bulk), [PIECE_SHARED; 16]);
     }
 
     #[test]
@@ -328,7 +376,6 @@ mod tests {
         let bulk = outbox.lane();
         assert_eq!(room(&bulk), Some(PIECE), "nothing is known yet");
         let (other, small) = (outbox.lane(), outbox.lane());
-        assert_eq!(room(&bulk), Some(PIECE_OF_MANY), "another stream may be next");
         drop(bulk.piece(vec![0; PIECE].into()));
         drop(small.piece(vec![0; 1].into()));
         assert_eq!(room(&bulk), Some(PIECE_SHARED), "another stream has sent a small message");
@@ -337,7 +384,7 @@ mod tests {
             drop(bulk.piece(vec![0; PIECE / 2].into()));
             drop(other.piece(vec![0; PIECE / 2].into()));
         }
-        assert_eq!(room(&bulk), Some(PIECE_OF_MANY), "for long all that was sent was bulk");
+        assert_eq!(room(&bulk), Some(PIECE), "for long all that was sent was bulk");
         assert!(outbox.is_bulk());
         outbox.message();
         assert_eq!(room(&bulk), Some(PIECE_SHARED), "one that came in counts as well");
@@ -374,6 +421,7 @@ mod tests {
             (100, true),
             (0, false),
             (MESSAGE + 1, false),
+            (300, false), // behind what is hardly longer: a window has ends too
         ];
         for (bytes, message) in cases {
             assert_eq!(run.is_message(bytes), message, "{bytes}");
@@ -432,7 +480,7 @@ mod tests {
         while room(&lane).is_some() {
             held.push(lane.piece(vec![0; 1].into()));
         }
-        assert!(held.len() < PIECE / OVERHEAD, "{} single bytes", held.len());
+        assert!(held.len() < QUEUE / OVERHEAD, "{} single bytes", held.len());
     }
 
     #[test]

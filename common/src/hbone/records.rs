@@ -12,13 +12,13 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_rustls::{client, server};
 
 use super::gather::Session;
-use super::outbox::Outbox;
+use super::outbox::{Outbox, PIECE};
 use super::wire::Wire;
 
 /// Bytes that may wait where small messages are sent.
 const SHARED: usize = 64 * 1024;
-/// And where they are not.
-const LARGE: usize = 256 * 1024;
+/// And where they are not: [`PIECE`], with what frames and records add to it.
+const LARGE: usize = PIECE + 8 * 1024;
 
 /// Either end's TLS.
 pub(super) trait Limited: Session {

@@ -8,7 +8,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 
-use super::outbox::{Lane, Outbox, Piece, Run};
+use super::outbox::{Lane, Outbox, Piece, Run, SLIVER};
 
 /// How a stream ended before its END_STREAM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -67,7 +67,12 @@ impl SendHalf {
     pub fn poll_credit(&mut self, cx: &mut Context<'_>, want: usize) -> Poll<Result<usize, StreamEnd>> {
         let want = ready!(self.lane.poll_room(cx)).min(want);
         loop {
-            let credit = self.inner.capacity();
+            let mut credit = self.inner.capacity();
+            if credit > 0 && credit < want.min(SLIVER) {
+                // What is left of an earlier claim; there may be more, which would go behind it in a frame of its own.
+                self.inner.reserve_capacity(want);
+                credit = self.inner.capacity();
+            }
             if credit > 0 {
                 return Poll::Ready(Ok(credit.min(want)));
             }
@@ -106,15 +111,23 @@ impl SendHalf {
     /// Queues `data`; no more than was granted.
     ///
     /// **Errors**: the stream or the tunnel is gone.
-    pub fn send(&mut self, data: Bytes) -> Result<(), StreamEnd> {
-        self.inner.send_data(self.lane.piece(data), false).map_err(|error| StreamEnd::from_h2(&error))
+    pub fn send(&mut self, mut data: Bytes) -> Result<(), StreamEnd> {
+        loop {
+            let piece = self.lane.cut(&mut data);
+            self.inner.send_data(piece, false).map_err(|error| StreamEnd::from_h2(&error))?;
+            if data.is_empty() {
+                return Ok(());
+            }
+        }
     }
 
     /// Queues END_STREAM behind all data.
     ///
     /// **Errors**: the stream or the tunnel is gone.
     pub fn finish(&mut self) -> Result<(), StreamEnd> {
-        self.inner.send_data(self.lane.piece(Bytes::new()), true).map_err(|error| StreamEnd::from_h2(&error))
+        self.inner
+            .send_data(self.lane.cut(&mut Bytes::new()), true)
+            .map_err(|error| StreamEnd::from_h2(&error))
     }
 
     /// Resets the stream, both directions; what is queued may be lost.
@@ -154,5 +167,57 @@ impl RecvHalf {
     pub fn credit(&mut self, taken: usize) {
         // An error says that the stream is gone, which `poll_data` reports with its reason.
         let _gone = self.inner.flow_control().release_capacity(taken);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::time::SystemTime;
+
+    use crate::hbone::client::Tunnel;
+    use crate::hbone::fixtures::{Mesh, WAIT, connect, local};
+
+    /// A sender whose pieces are no part of the window sends what is left of it, however little that is.
+    #[tokio::test]
+    async fn what_fills_a_window_is_no_small_message() {
+        const WINDOW: usize = 256 << 10;
+        const READ: usize = WINDOW / 20 - 7;
+        local(async {
+            let mut mesh = Mesh::new(100).await;
+            mesh.http2.stream_window = WINDOW as u32;
+            let tunnel = mesh.establish().await.unwrap();
+            let (slot, connect) = (tunnel.claim(SystemTime::now()).unwrap(), connect());
+            let (near, far) = tokio::join!(Tunnel::open(&slot, &connect, WAIT), async {
+                mesh.requests.recv().await.unwrap().accept(None).unwrap()
+            });
+            let (mut recv, mut send) = (near.unwrap().recv, far.send);
+            let sent = async {
+                let mut left = 16 * WINDOW;
+                while left > 0 {
+                    let credit = poll_fn(|cx| send.poll_credit(cx, READ)).await.unwrap().min(left);
+                    send.send(vec![0; credit].into()).unwrap();
+                    left -= credit;
+                    tokio::task::yield_now().await; // to the driver, so that each is a frame
+                }
+            };
+            let taken = async {
+                let (mut small, mut unread) = (0, 0);
+                for _ in 0..16 {
+                    while unread < WINDOW {
+                        let data = poll_fn(|cx| recv.poll_data(cx)).await.unwrap().unwrap();
+                        unread += data.len();
+                        small += usize::from(data.len() < 200);
+                    }
+                    recv.credit(std::mem::take(&mut unread));
+                    assert!(!recv.outbox.has_messages());
+                }
+                small
+            };
+            let ((), small) = tokio::join!(sent, taken);
+            assert!(small > 0, "what was to be seen did not happen");
+            assert!(!send.lane.outbox().has_messages());
+        })
+        .await;
     }
 }
