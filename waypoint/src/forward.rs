@@ -173,6 +173,10 @@ impl<'a> Exchange<'a> {
     /// What every request is given before it goes on; routes may take it away again.
     pub(crate) fn dress(&self, request: &mut Request) {
         add_request_headers(&mut request.headers, random());
+    }
+
+    /// Who the client is, for policies and the application; as Envoy has it, routes do not see it.
+    pub(crate) fn tell_client(&self, request: &mut Request) {
         let waypoint = &self.current.waypoint;
         if waypoint.forwards_identity
             && let Some(identity) = &waypoint.identity

@@ -215,13 +215,14 @@ impl<'a> Exchange<'a> {
         request: &mut Request,
     ) -> Result<Plan<'r>, MessageError> {
         let stage = self.stage;
-        let facts = facts(stage, request);
-        let is_grpc = facts.is_grpc();
+        let is_grpc = facts(stage, request).is_grpc();
         let fail = |failure: Failure, chosen| Plan::Reply(Reply::failure(&failure, is_grpc), chosen);
         let Some((routes, policies)) = rules(current, &stage.target) else {
             return Ok(fail(Failure::NoRoute, None));
         };
-        let found = find(routes, &facts);
+        let found = find(routes, &facts(stage, request));
+        self.tell_client(request);
+        let facts = facts(stage, request);
         let route = found.map(|found| found.route);
         // Also what a filter answers gets the edits of the destination.
         let chosen = route.map(|route| match &route.action {
@@ -309,6 +310,10 @@ impl<'a> Exchange<'a> {
     ) -> Result<(), MessageError> {
         let Some(mut responder) = self.responder.take() else { return Ok(()) };
         let mut reply = reply;
+        if let Some(flag) = reply.flag {
+            self.told.flags.raise(flag);
+        }
+        (self.told.status, self.told.details) = (Some(reply.status), reply.details.clone());
         if let Some((route, backend)) = chosen {
             let facts = facts(self.stage, request);
             let edits = Edits::of_response(route, backend, &values(&facts, request.version, self.told));
@@ -317,13 +322,9 @@ impl<'a> Exchange<'a> {
                 clean_response(headers, Switch::No);
             });
         }
-        let Reply { status, mut headers, body, details, flag } = reply;
+        let Reply { status, mut headers, body, details, .. } = reply;
         headers.extend(std::mem::take(&mut self.cors));
         add_server(&mut headers);
-        if let Some(flag) = flag {
-            self.told.flags.raise(flag);
-        }
-        (self.told.status, self.told.details) = (Some(status), details.clone());
         self.told.answered(&headers);
         self.told.sent = if request.method == Method::HEAD { 0 } else { body.len() as u64 };
         // As Envoy has it, an answer that does not wait for the request's body is the last of its connection.
@@ -444,6 +445,8 @@ pub(crate) fn values<'v>(facts: &'v Facts<'v>, version: Version, told: &'v Told)
         started: told.started,
         route: told.route.as_deref().unwrap_or_default(),
         upstream: told.endpoint.as_ref().map(|endpoint| endpoint.address),
+        flags: told.flags,
+        details: &told.details,
         response: None,
     }
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, HeaderValue, StatusCode};
 
+use super::flags::Flags;
 use crate::authz::http::Facts;
 use crate::types::{push_number, push_padded};
 
@@ -24,6 +25,10 @@ pub struct Values<'a> {
     pub route: &'a str,
     /// The endpoint, once one is chosen.
     pub upstream: Option<SocketAddr>,
+    /// What has become of the request so far.
+    pub flags: Flags,
+    /// Why it has, in Envoy's words; empty: nothing yet.
+    pub details: &'a str,
     /// The answer, once it is there.
     pub response: Option<(StatusCode, &'a HeaderMap)>,
 }
@@ -39,7 +44,8 @@ pub enum BadSubstitution {
     Unknown(String),
 }
 
-const KNOWN: &str = "REQ(name), RESP(name), PROTOCOL, START_TIME, RESPONSE_CODE, ROUTE_NAME, REQUESTED_SERVER_NAME, \
+const KNOWN: &str = "REQ(name), RESP(name), PROTOCOL, START_TIME, RESPONSE_CODE, \
+    RESPONSE_CODE_DETAILS, RESPONSE_FLAGS, STREAM_ID, ROUTE_NAME, REQUESTED_SERVER_NAME, \
     DOWNSTREAM_REMOTE_ADDRESS, DOWNSTREAM_LOCAL_ADDRESS and UPSTREAM_REMOTE_ADDRESS with _WITHOUT_PORT or as _PORT, \
     DOWNSTREAM_PEER_URI_SAN";
 
@@ -85,6 +91,8 @@ enum Substitution<'a> {
     Protocol,
     StartTime(&'a str),
     ResponseCode,
+    ResponseDetails,
+    ResponseFlags,
     RouteName,
     ServerName,
     PeerUri,
@@ -171,6 +179,10 @@ impl<'a> Substitution<'a> {
             "START_TIME" => return Some(Self::StartTime(argument)),
             "PROTOCOL" => Some(Self::Protocol),
             "RESPONSE_CODE" => Some(Self::ResponseCode),
+            "RESPONSE_CODE_DETAILS" => Some(Self::ResponseDetails),
+            "RESPONSE_FLAGS" => Some(Self::ResponseFlags),
+            // As Envoy has it, whose streams are called what their requests are.
+            "STREAM_ID" => Some(Self::Request("x-request-id", None)),
             "ROUTE_NAME" => Some(Self::RouteName),
             "REQUESTED_SERVER_NAME" => Some(Self::ServerName),
             "DOWNSTREAM_PEER_URI_SAN" => Some(Self::PeerUri),
@@ -205,6 +217,8 @@ impl<'a> Substitution<'a> {
                 // As Envoy has it, as long as there is none.
                 None => Cow::Borrowed(b"0"),
             },
+            Self::ResponseDetails => text(values.details),
+            Self::ResponseFlags => Cow::Owned(values.flags.to_string().into_bytes()),
             Self::RouteName => text(values.route),
             Self::ServerName => text(facts.connection.server_name.unwrap_or_default()),
             Self::PeerUri => {
@@ -277,6 +291,7 @@ fn time(at: SystemTime, format: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::l7::Flag;
     use crate::l7::fixtures::asked;
 
     fn value(text: &str) -> HeaderValue {
@@ -284,7 +299,11 @@ mod tests {
     }
 
     fn made_of(text: &str) -> Option<String> {
-        let mut request = asked("POST /x?y").with("x-user: alice").with("x-user: bob").host("h:8080");
+        let mut request = asked("POST /x?y")
+            .with("x-user: alice")
+            .with("x-user: bob")
+            .with("x-request-id: 7d0c")
+            .host("h:8080");
         request.server_name = Some("tls.name".into());
         let mut answer = HeaderMap::new();
         answer.insert("server", HeaderValue::from_static("app"));
@@ -295,6 +314,8 @@ mod tests {
             started: SystemTime::UNIX_EPOCH + Duration::new(1_795_313_678, 639_000_001),
             route: "shop.vs",
             upstream: Some("[2001:db8::1]:8080".parse().unwrap()),
+            flags: Flags::from(Flag::FaultInjected),
+            details: "fault_filter_abort",
             response: Some((StatusCode::IM_A_TEAPOT, &answer)),
         };
         check(&value(text)).unwrap();
@@ -314,6 +335,8 @@ mod tests {
             ),
             ("%RESP(Server)%", "app"),
             ("%RESPONSE_CODE%", "418"),
+            ("%RESPONSE_FLAGS% %RESPONSE_CODE_DETAILS%", "FI fault_filter_abort"),
+            ("%STREAM_ID%", "7d0c"),
             ("%PROTOCOL%", "HTTP/2"),
             ("%ROUTE_NAME%", "shop.vs"),
             ("%REQUESTED_SERVER_NAME%", "tls.name"),

@@ -98,6 +98,7 @@ mod tests {
     use std::time::SystemTime;
 
     use super::*;
+    use crate::l7::Flags;
     use crate::l7::fixtures::{Asked, asked, backend, edits, lines, route};
 
     /// Headers of the request after the edits of a route and of one of its destinations.
@@ -112,6 +113,8 @@ mod tests {
             started: SystemTime::UNIX_EPOCH,
             route: &route.name,
             upstream: None,
+            flags: Flags::default(),
+            details: "",
             response: None,
         };
         let mut headers = request.headers.clone();
@@ -167,7 +170,16 @@ mod tests {
         let answer = HeaderMap::new();
         let response = Some((http::StatusCode::IM_A_TEAPOT, &answer));
         let (protocol, started) = ("HTTP/2", SystemTime::UNIX_EPOCH);
-        let values = Values { facts: &facts, protocol, started, route: "r", upstream: None, response };
+        let values = Values {
+            facts: &facts,
+            protocol,
+            started,
+            route: "r",
+            upstream: None,
+            flags: Flags::default(),
+            details: "",
+            response,
+        };
         let mut headers = HeaderMap::new();
         Edits::of_response(&route, backends.first(), &values).apply(&mut headers);
         assert_eq!(lines(&headers), ["a: d", "b: 418"]);

@@ -28,8 +28,8 @@ use crate::l7::outlier::Detector;
 use crate::l7::retry::{Next, Tried, next};
 use crate::l7::timeout::timeouts;
 use crate::l7::{
-    Edits, Facts, Failure, Found, Reply, Switch, Values, add_client_cert, add_original_path, clean_request,
-    find, location, new_authority, normalize, path_rewrite, pick, rewritten,
+    Edits, Facts, Failure, Flags, Found, Reply, Switch, Values, add_client_cert, add_original_path,
+    clean_request, find, location, new_authority, normalize, path_rewrite, pick, rewritten,
 };
 use crate::model::l7::{Bound as BoundService, Mirror, Weighted};
 use crate::state::{Snapshot, State};
@@ -113,10 +113,6 @@ impl World {
             Ok(plain) => request.target = plain.into_owned(),
             Err(_) => return answered(Reply::failure(&Failure::BadPath, is_grpc)),
         }
-        let own = waypoint.identity.as_ref().filter(|_| waypoint.forwards_identity);
-        if let Some((own, peer)) = own.zip(request.peer.clone()) {
-            add_client_cert(&mut request.headers, own, &peer);
-        }
         let to = request.destination;
         let at = self.snapshot.services_at(to.ip()).iter().chain(self.snapshot.services_around(to.ip()));
         let service = at.map(|service| &service.key).find_map(|key| waypoint.services.get(key));
@@ -124,6 +120,7 @@ impl World {
             Some(service) => self.of_service(service, &mut request, &before),
             None => match self.snapshot.workload_by_ip(to.ip()) {
                 Some(workload) if waypoint.workloads.contains(&workload.uid) => {
+                    self.tell_client(&mut request);
                     match authorize(&waypoint.policies, &request.facts()).denial() {
                         Some(denial) => answered(Reply::failure(&Failure::Denied(denial.id()), is_grpc)),
                         None => format!("{} {} > workload {}", request.method, request.target, workload.name),
@@ -134,10 +131,19 @@ impl World {
         }
     }
 
+    fn tell_client(&self, request: &mut Asked) {
+        let waypoint = &self.of.waypoint;
+        let own = waypoint.identity.as_ref().filter(|_| waypoint.forwards_identity);
+        if let Some((own, peer)) = own.zip(request.peer.clone()) {
+            add_client_cert(&mut request.headers, own, &peer);
+        }
+    }
+
     fn of_service(&self, service: &BoundService, request: &mut Asked, before: &[String]) -> String {
         let is_grpc = request.facts().is_grpc();
         let Some(port) = service.ports.get(&request.destination.port()) else { return "no port".into() };
         let found = find(&port.http, &request.facts());
+        self.tell_client(request);
         let chosen = found.map(|found| {
             let backend = match &found.route.action {
                 RouteAction::Forward(backends) => pick(backends, self.drawn),
@@ -282,7 +288,16 @@ fn filters(
 
 fn values<'v>(facts: &'v Facts<'v>) -> Values<'v> {
     let started = SystemTime::UNIX_EPOCH;
-    Values { facts, protocol: "HTTP/1.1", started, route: "", upstream: None, response: None }
+    Values {
+        facts,
+        protocol: "HTTP/1.1",
+        started,
+        route: "",
+        upstream: None,
+        flags: Flags::default(),
+        details: "",
+        response: None,
+    }
 }
 
 fn edit(found: Found<'_>, backend: &Weighted, request: &mut Asked) {

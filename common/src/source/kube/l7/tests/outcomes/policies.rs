@@ -181,6 +181,14 @@ fn what_a_gateway_says() {
         format!("{gone} +x-forwarded-client-cert: {told}")
     );
     assert_eq!(world("").outcome(forged), gone);
+    // Policies see it, routes do not.
+    let route = virtual_service(
+        "{match: [{headers: {x-forwarded-client-cert: {regex: '.*'}}}], directResponse: {status: 201}}",
+    );
+    assert_eq!(world_of(&xfcc, &route, &plain).outcome(forged), "404 NR");
+    let key = "when: [{key: 'request.headers[x-forwarded-client-cert]', values: ['*bob']}]";
+    let deny = policy("", &format!("{CART_ONLY}, action: DENY, rules: [{{{key}}}]"));
+    assert_eq!(world_of(&xfcc, &deny, &plain).outcome(forged), DENIED);
     // What it serves.
     let pod = "GET /a\nto: 10.0.0.5:80";
     for (serves, on_service, on_pod) in [
