@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, Registry};
 
+use super::labels::{SOURCE, known, values};
 use super::metrics::groups::{counters, register};
 use crate::model::Workload;
 
@@ -11,17 +12,6 @@ const LABELS: [&str; 4] =
     ["request_query_type", "request_protocol", "source_canonical_service", "source_canonical_revision"];
 /// Seconds.
 const BUCKETS: [f64; 6] = [0.0005, 0.001, 0.01, 0.1, 1.0, 5.0];
-const SOURCE_LABELS: [&str; 9] = [
-    "source_workload",
-    "source_canonical_service",
-    "source_canonical_revision",
-    "source_workload_namespace",
-    "source_principal",
-    "source_app",
-    "source_version",
-    "source_cluster",
-    "hostname",
-];
 
 /// Families of the DNS proxy.
 pub struct DnsMetrics {
@@ -47,10 +37,7 @@ pub struct DnsQuery<'a> {
 
 impl DnsQuery<'_> {
     fn labels(&self) -> [&str; 4] {
-        let of = |field: fn(&Workload) -> &str| match self.source.map(field) {
-            None | Some("") => "unknown",
-            Some(text) => text,
-        };
+        let of = |field: fn(&Workload) -> &str| known(self.source.map(field));
         [self.kind, self.protocol, of(|w| &w.canonical_name), of(|w| &w.canonical_revision)]
     }
 }
@@ -90,7 +77,7 @@ impl DnsMetrics {
                 r,
                 "istio_on_demand_dns_total",
                 "Look-ups of host names that workloads have in place of an address.",
-                &SOURCE_LABELS,
+                &[&SOURCE[..], &["hostname"]].concat(),
             ),
         }
     }
@@ -128,18 +115,7 @@ impl DnsMetrics {
     /// A workload's host name was looked up for `source`.
     pub fn on_demand(&self, source: &Workload, hostname: &str) {
         let identity = source.identity.to_string();
-        let known = |text: &str| if text.is_empty() { "unknown".to_owned() } else { text.to_owned() };
-        let labels = [
-            known(&source.workload_name),
-            known(&source.canonical_name),
-            known(&source.canonical_revision),
-            known(&source.namespace),
-            identity,
-            known(&source.canonical_name),
-            known(&source.canonical_revision),
-            known(&source.cluster),
-            known(hostname),
-        ];
-        self.on_demand.with_label_values(&labels.each_ref().map(String::as_str)).inc();
+        let of_source = values(Some(source), None, Some(&identity)).map(known);
+        self.on_demand.with_label_values(&[&of_source[..], &[known(Some(hostname))]].concat()).inc();
     }
 }

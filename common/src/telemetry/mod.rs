@@ -7,7 +7,6 @@
 //! It must not know what was decided or why a rule exists: callers hand in workloads, services and failures as data.
 //! Start with [`Telemetry::open`] and [`Connection`], then [`Metrics`] and [`init`].
 
-mod by_labels;
 mod capture;
 mod connection;
 mod denials;
@@ -19,6 +18,7 @@ mod filter;
 #[cfg(test)]
 mod fixtures;
 mod flag;
+mod labels;
 mod line;
 mod logging;
 mod metrics;
@@ -26,6 +26,7 @@ mod pairs;
 mod reach;
 mod requests;
 mod spans;
+mod table;
 mod traffic;
 
 pub use capture::CaptureMetrics;

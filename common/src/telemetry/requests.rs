@@ -5,28 +5,20 @@
 //! **Source**: l7.md §8.1, §8.2; Istio's filter `istio_stats`.
 
 use std::cell::RefCell;
-use std::collections::HashSet;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use super::by_labels::{ByLabels, Labelled};
 use super::connection::Security;
 use super::encode::{Kind, Scrape, push_label};
-use super::traffic::push_known;
+use super::labels::{SOURCE, push_known, values};
+use super::table::{self, Table};
 use crate::model::{Service, Workload};
 use crate::types::SpiffeId;
 
-/// Sets of labels that are counted apart; beyond, those that were not used for long are forgotten, and new ones are
-/// counted together.
+/// Sets of labels that are counted apart.
 const MAX_SERIES: usize = 5_000;
-/// A full table gives up what was not used for so long.
-const IDLE_SECONDS: u32 = 600;
-/// What was not used for so long is given up at the next scrape.
-const FORGET_SECONDS: u32 = 6 * 3600;
-/// A full table is searched at most once in this many seconds.
-const SWEEP_SECONDS: u32 = 10;
 /// Series that one worker remembers.
 const CACHE_SLOTS: usize = 256;
 
@@ -237,9 +229,13 @@ impl Family {
     }
 }
 
-impl Labelled for Series {
+impl table::Series for Series {
     fn labels(&self) -> &str {
         &self.labels
+    }
+
+    fn used(&self) -> &AtomicU32 {
+        &self.used
     }
 }
 
@@ -292,23 +288,12 @@ thread_local! {
     static CACHE: RefCell<(RandomState, Vec<Option<Box<Slot>>>)> = RefCell::default();
 }
 
-/// All series of the process.
-pub(super) struct Requests {
-    table: Mutex<Table>,
-    start: Instant,
-}
-
-#[derive(Default)]
-struct Table {
-    series: HashSet<ByLabels<Series>>,
-    /// Of requests, and of messages.
-    overflow: [Option<Arc<Series>>; 2],
-    swept: u32,
-}
+/// All series of the process; what finds no place is counted together: requests, and messages.
+pub(super) struct Requests(Table<Series, 2>);
 
 impl Requests {
     pub(super) fn new() -> Self {
-        Self { table: Mutex::default(), start: Instant::now() }
+        Self(Table::new(MAX_SERIES))
     }
 
     /// Counts a request.
@@ -323,7 +308,7 @@ impl Requests {
     }
 
     fn found(&self, between: &Between<'_>, end: Option<End<'_>>, now: Instant) -> Arc<Series> {
-        let seconds = self.seconds(now);
+        let seconds = self.0.seconds(now);
         let found = CACHE.with_borrow_mut(|(hasher, slots)| {
             if slots.is_empty() {
                 slots.resize_with(CACHE_SLOTS, || None);
@@ -356,32 +341,15 @@ impl Requests {
             Some(_) => Numbers::Requests { total: AtomicU64::new(0), histograms: Default::default() },
             None => Numbers::Messages(Default::default()),
         };
-        let mut table = self.lock();
-        if let Some(found) = table.series.get(labels.as_str()) {
-            return Arc::clone(&found.0);
-        }
-        if table.series.len() >= MAX_SERIES && !table.sweep(seconds) {
-            let made = || Arc::new(Series::new(render_overflow(end.is_some()), numbers(), true));
-            let overflow = table.overflow.get_mut(usize::from(end.is_none()));
-            return overflow.map_or_else(made, |place| Arc::clone(place.get_or_insert_with(made)));
-        }
-        let series = Arc::new(Series::new(labels, numbers(), false));
-        series.used.store(seconds, Relaxed);
-        table.series.insert(ByLabels(Arc::clone(&series)));
-        series
+        let shared = || Series::new(render_overflow(end.is_some()), numbers(), true);
+        let make = |labels| Series::new(labels, numbers(), false);
+        self.0.series(labels, seconds, make, (usize::from(end.is_none()), shared))
     }
 
     /// The families, in pieces: the text of all would be large.
     pub(super) fn pieces(&self, openmetrics: bool) -> impl Iterator<Item = String> + Send + use<> {
-        let seconds = self.seconds(Instant::now());
-        let mut all: Vec<Arc<Series>> = {
-            let mut table = self.lock();
-            table.retain_used_within(FORGET_SECONDS, seconds);
-            let overflow = table.overflow.iter().flatten();
-            table.series.iter().map(|series| &series.0).chain(overflow).cloned().collect()
-        };
-        all.sort_by(|a, b| a.labels.cmp(&b.labels));
-        let all: Arc<[Arc<Series>]> = all.into();
+        self.0.forget(self.0.seconds(Instant::now()));
+        let all: Arc<[Arc<Series>]> = self.0.sorted().into();
         Family::ALL.into_iter().flat_map(move |family| {
             let (name, help) = family.named();
             let kind = if matches!(family, Family::Histogram(_)) { Kind::Histogram } else { Kind::Counter };
@@ -398,46 +366,8 @@ impl Requests {
             }))
         })
     }
-
-    fn seconds(&self, now: Instant) -> u32 {
-        u32::try_from(now.saturating_duration_since(self.start).as_secs()).unwrap_or(u32::MAX)
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Table> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
-impl Table {
-    /// Gives up what was not used for long. Returns whether there is room.
-    fn sweep(&mut self, seconds: u32) -> bool {
-        if self.swept != 0 && seconds.saturating_sub(self.swept) < SWEEP_SECONDS {
-            return false;
-        }
-        self.swept = seconds.max(1);
-        self.retain_used_within(IDLE_SECONDS, seconds);
-        self.series.len() < MAX_SERIES
-    }
-
-    fn retain_used_within(&mut self, limit: u32, seconds: u32) {
-        self.series.retain(|series| {
-            // Who counts messages holds the series; workers' tables hold weak references.
-            let is_held = Arc::strong_count(&series.0) > 1;
-            is_held || seconds.saturating_sub(series.0.used.load(Relaxed)) < limit
-        });
-    }
-}
-
-const SOURCE: [&str; 8] = [
-    "source_workload",
-    "source_canonical_service",
-    "source_canonical_revision",
-    "source_workload_namespace",
-    "source_principal",
-    "source_app",
-    "source_version",
-    "source_cluster",
-];
 const DESTINATION: [&str; 11] = [
     "destination_workload",
     "destination_workload_namespace",
@@ -458,19 +388,8 @@ fn render(between: &Between<'_>, end: Option<End<'_>>) -> String {
     push_label(&mut out, "reporter", "waypoint");
     let (source, to) = (between.source.map(|w| &**w), between.destination.map(|w| &**w));
     let client = between.source_identity.to_string();
-    let values = [
-        source.map(|w| &*w.workload_name),
-        source.map(|w| &*w.canonical_name),
-        source.map(|w| &*w.canonical_revision).or(Some("latest")),
-        Some(between.source_identity.namespace()),
-        Some(client.as_str()),
-        source.map(|w| &*w.canonical_name),
-        source.map(|w| &*w.canonical_revision),
-        source.map(|w| &*w.cluster),
-    ];
-    for (name, value) in SOURCE.into_iter().zip(values) {
-        push_known(&mut out, name, value);
-    }
+    let stranger = Some((between.source_identity.namespace(), "latest"));
+    push_known(&mut out, SOURCE, values(source, stranger, Some(&client)));
     let (service, server) = (between.service.map(|s| &**s), to.map(|w| w.identity.to_string()));
     let values = [
         to.map(|w| &*w.workload_name),
@@ -485,9 +404,7 @@ fn render(between: &Between<'_>, end: Option<End<'_>>) -> String {
         service.map(|s| &*s.key.namespace),
         to.map(|w| &*w.cluster),
     ];
-    for (name, value) in DESTINATION.into_iter().zip(values) {
-        push_known(&mut out, name, value);
-    }
+    push_known(&mut out, DESTINATION, values);
     let Some(end) = end else { return out };
     push_label(&mut out, "request_protocol", if end.grpc.is_some() { "grpc" } else { "http" });
     push_label(&mut out, "response_code", &end.status.to_string());

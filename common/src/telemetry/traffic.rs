@@ -1,27 +1,17 @@
 //! The five `istio_tcp_*` families: counters of one pair of workloads, and the bounded table of all pairs.
 
-use std::collections::HashSet;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use super::ResponseFlag;
-use super::by_labels::{ByLabels, Labelled};
 use super::connection::{Flow, Reporter, Security};
 use super::encode::{Kind, Scrape, push_label};
-use crate::model::Workload;
+use super::labels::{SOURCE, push_known, values};
+use super::table::{Series, Table};
 
-/// Pairs that are counted apart. Beyond that, idle ones are forgotten, and new ones counted together.
+/// Pairs that are counted apart.
 const MAX_PAIRS: usize = 10_000;
-/// A pair is forgotten only if none of its connections is open and none was opened for this many seconds.
-const IDLE_SECONDS: u32 = 600;
-/// What was not used for so long is forgotten at the next scrape, full table or not: its pods are gone, or might be.
-const FORGET_SECONDS: u32 = 6 * 3600;
-/// A full table is searched for idle pairs at most once in this many seconds.
-const SWEEP_SECONDS: u32 = 10;
-
-/// Longest label value in bytes: a client that is in no configuration describes itself. An identity is never cut.
-const MAX_LABEL: usize = 256;
 /// Threads that count bytes without sharing a cache line.
 const SHARDS: usize = 4;
 
@@ -68,7 +58,7 @@ thread_local! {
 }
 
 impl Pair {
-    fn new((labels, flag_at): (String, usize), used: u32) -> Self {
+    fn new((labels, flag_at): (String, usize)) -> Self {
         Self {
             labels: labels.into(),
             flag_at,
@@ -77,12 +67,12 @@ impl Pair {
             bytes: Default::default(),
             closed: Default::default(),
             failed: Default::default(),
-            used: AtomicU32::new(used),
+            used: AtomicU32::new(0),
         }
     }
 
     fn overflow(reporter: Reporter) -> Self {
-        Self { shared: true, ..Self::new(render_overflow(reporter), 0) }
+        Self { shared: true, ..Self::new(render_overflow(reporter)) }
     }
 
     pub(super) fn open(&self, seconds: u32) {
@@ -142,66 +132,43 @@ impl Pair {
     }
 }
 
-impl Labelled for Pair {
+impl Series for Pair {
     fn labels(&self) -> &str {
         &self.labels
     }
+
+    fn used(&self) -> &AtomicU32 {
+        &self.used
+    }
 }
 
-/// All pairs of the process.
-pub(super) struct Traffic {
-    table: Mutex<Table>,
-    start: Instant,
-}
-
-#[derive(Default)]
-struct Table {
-    pairs: HashSet<ByLabels<Pair>>,
-    /// Where new pairs go while the table is full of used ones, by reporter.
-    overflow: [Option<Arc<Pair>>; 3],
-    swept: u32,
-}
+/// All pairs of the process; those that find no place are counted together by reporter.
+pub(super) struct Traffic(Table<Pair, 3>);
 
 impl Traffic {
     pub(super) fn new() -> Self {
-        Self { table: Mutex::default(), start: Instant::now() }
+        Self(Table::new(MAX_PAIRS))
     }
 
     pub(super) fn seconds(&self, now: Instant) -> u32 {
-        u32::try_from(now.saturating_duration_since(self.start).as_secs()).unwrap_or(u32::MAX)
+        self.0.seconds(now)
     }
 
     /// The counters for `flow`, made if there are none. A worker keeps what it gets: this renders all labels.
     pub(super) fn pair(&self, flow: &Flow, seconds: u32) -> Arc<Pair> {
-        let labels = render(flow);
-        let mut table = self.lock();
-        if let Some(found) = table.pairs.get(labels.0.as_str()) {
-            return Arc::clone(&found.0);
-        }
-        if table.pairs.len() >= MAX_PAIRS && !table.sweep(seconds) {
-            let pair = table.overflow[flow.reporter as usize]
-                .get_or_insert_with(|| Arc::new(Pair::overflow(flow.reporter)));
-            return Arc::clone(pair);
-        }
-        let pair = Arc::new(Pair::new(labels, seconds));
-        table.pairs.insert(ByLabels(Arc::clone(&pair)));
-        pair
+        let (labels, flag_at) = render(flow);
+        let overflow = (flow.reporter as usize, || Pair::overflow(flow.reporter));
+        self.0.series(labels, seconds, |labels| Pair::new((labels, flag_at)), overflow)
     }
 
     /// Forgets pairs that have no open connection and had no new one for hours.
     pub(super) fn forget(&self, seconds: u32) {
-        self.lock().retain_used_within(FORGET_SECONDS, seconds);
+        self.0.forget(seconds);
     }
 
     /// Writes the five families.
     pub(super) fn encode(&self, scrape: &mut Scrape) {
-        // Only the handles are taken under the lock, so that no worker waits for the rendering.
-        let mut pairs: Vec<Arc<Pair>> = {
-            let table = self.lock();
-            let all = table.pairs.iter().map(|p| &p.0).chain(table.overflow.iter().flatten());
-            all.cloned().collect()
-        };
-        pairs.sort_by(|a, b| a.labels.cmp(&b.labels));
+        let pairs = self.0.sorted();
         for (at, (name, help)) in NAMES.into_iter().enumerate() {
             let mut named = false;
             for pair in &pairs {
@@ -213,30 +180,6 @@ impl Traffic {
                 }
             }
         }
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Table> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Table {
-    /// Forgets idle pairs. Returns whether there is room.
-    fn sweep(&mut self, seconds: u32) -> bool {
-        if self.swept != 0 && seconds.saturating_sub(self.swept) < SWEEP_SECONDS {
-            return false;
-        }
-        self.swept = seconds.max(1);
-        self.retain_used_within(IDLE_SECONDS, seconds);
-        self.pairs.len() < MAX_PAIRS
-    }
-
-    fn retain_used_within(&mut self, limit: u32, seconds: u32) {
-        self.pairs.retain(|pair| {
-            let idle = seconds.saturating_sub(pair.0.used.load(Relaxed));
-            // Workers' caches hold weak references, so a second strong one is an open connection.
-            Arc::strong_count(&pair.0) > 1 || idle < limit
-        });
     }
 }
 
@@ -253,20 +196,17 @@ fn render(flow: &Flow) -> (String, usize) {
     // What a waypoint says of a client without a workload, as of requests.
     let stranger = flow.source_identity.as_ref().filter(|_| is_waypoint);
     let stranger = stranger.map(|identity| (identity.namespace(), "latest"));
-    push_workload(&mut out, SOURCE, (source, stranger), source_principal.as_deref());
+    push_known(&mut out, SOURCE, values(source, stranger, source_principal.as_deref()));
     let of_service =
         [service.map(|s| &*s.key.hostname), service.map(|s| &*s.key.namespace), service.map(|s| &*s.name)];
-    for (name, value) in SERVICE.into_iter().zip(of_service) {
-        push_known(&mut out, name, value);
-    }
-    push_workload(&mut out, DESTINATION, (destination, None), destination_principal.as_deref());
+    push_known(&mut out, SERVICE, of_service);
+    push_known(&mut out, DESTINATION, values(destination, None, destination_principal.as_deref()));
     let flag_at = push_transport(&mut out, flow.security);
     if !is_waypoint && (source.is_some() || destination.is_some()) {
         let (from, to) = (source.map(|w| &w.locality), destination.map(|w| &w.locality));
-        push_known(&mut out, "source_region", from.map(|l| &*l.region));
-        push_known(&mut out, "source_zone", from.map(|l| &*l.zone));
-        push_known(&mut out, "destination_region", to.map(|l| &*l.region));
-        push_known(&mut out, "destination_zone", to.map(|l| &*l.zone));
+        let of =
+            [from.map(|l| &*l.region), from.map(|l| &*l.zone), to.map(|l| &*l.region), to.map(|l| &*l.zone)];
+        push_known(&mut out, LOCALITY, of);
     }
     (out, flag_at)
 }
@@ -282,18 +222,9 @@ fn render_overflow(reporter: Reporter) -> (String, usize) {
     (out, flag_at)
 }
 
-const SOURCE: [&str; 8] = [
-    "source_workload",
-    "source_canonical_service",
-    "source_canonical_revision",
-    "source_workload_namespace",
-    "source_principal",
-    "source_app",
-    "source_version",
-    "source_cluster",
-];
 const SERVICE: [&str; 3] =
     ["destination_service", "destination_service_namespace", "destination_service_name"];
+const LOCALITY: [&str; 4] = ["source_region", "source_zone", "destination_region", "destination_zone"];
 const DESTINATION: [&str; 8] = [
     "destination_workload",
     "destination_canonical_service",
@@ -305,40 +236,11 @@ const DESTINATION: [&str; 8] = [
     "destination_cluster",
 ];
 
-/// `unknown` is namespace and revision of one that is not known.
-fn push_workload(
-    out: &mut String,
-    names: [&str; 8],
-    (workload, unknown): (Option<&Workload>, Option<(&str, &str)>),
-    principal: Option<&str>,
-) {
-    let (namespace, revision) = (unknown.map(|(namespace, _)| namespace), unknown.map(|(_, last)| last));
-    let values = [
-        workload.map(|w| &*w.workload_name),
-        workload.map(|w| &*w.canonical_name),
-        workload.map(|w| &*w.canonical_revision).or(revision),
-        namespace.or(workload.map(|w| &*w.namespace)),
-        principal,
-        workload.map(|w| &*w.canonical_name),
-        workload.map(|w| &*w.canonical_revision),
-        workload.map(|w| &*w.cluster),
-    ];
-    for (name, value) in names.into_iter().zip(values) {
-        push_known(out, name, value);
-    }
-}
-
 fn push_transport(out: &mut String, security: Security) -> usize {
     push_label(out, "request_protocol", "tcp");
     let flag_at = out.len();
     push_label(out, "connection_security_policy", security.as_str());
     flag_at
-}
-
-pub(super) fn push_known(out: &mut String, name: &str, value: Option<&str>) {
-    let value = value.filter(|v| !v.is_empty()).unwrap_or("unknown");
-    let cut = if name.ends_with("_principal") { value.len() } else { value.floor_char_boundary(MAX_LABEL) };
-    push_label(out, name, value.get(..cut).unwrap_or(value));
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 use super::*;
 use crate::telemetry::fixtures::{identity, request, service, workload};
+use crate::telemetry::table::FORGET_SECONDS;
 
 fn text(requests: &Requests) -> String {
     requests.pieces(false).collect()
@@ -91,7 +92,7 @@ fn idle_series_give_way_to_new_ones() {
     let web = workload("front", "web", "");
     let later = Instant::now() + Duration::from_secs(u64::from(FORGET_SECONDS) + 60);
     requests.count(&EndedRequest { flags: "UF", ..request(&web) }, Instant::now());
-    requests.lock().retain_used_within(FORGET_SECONDS, requests.seconds(later));
+    requests.0.forget(requests.0.seconds(later));
     requests.count(&EndedRequest { flags: "UF", ..request(&web) }, later);
     let text = text(&requests);
     let line = text.lines().find(|line| line.starts_with("istio_requests_total{")).unwrap();
@@ -107,7 +108,7 @@ fn messages_are_counted_while_a_request_lives() {
     one.add_requests(2);
     requests.messages(&between, Instant::now()).add_responses(5);
     let later = Instant::now() + Duration::from_secs(u64::from(FORGET_SECONDS) + 60);
-    requests.lock().retain_used_within(FORGET_SECONDS, requests.seconds(later));
+    requests.0.forget(requests.0.seconds(later));
     let text = text(&requests);
     assert!(!text.contains("istio_requests_total"), "nothing has ended: {text}");
     for (name, count) in [("istio_request_messages_total", 2), ("istio_response_messages_total", 5)] {
@@ -116,7 +117,7 @@ fn messages_are_counted_while_a_request_lives() {
         assert!(line.contains("destination_workload=\"cart-deploy\""), "{line}");
     }
     drop(one);
-    requests.lock().retain_used_within(FORGET_SECONDS, requests.seconds(later));
+    requests.0.forget(requests.0.seconds(later));
     assert_eq!(self::text(&requests), "", "forgotten once nobody counts");
 }
 
