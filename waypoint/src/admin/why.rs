@@ -7,8 +7,7 @@ use std::sync::Arc;
 use culvert_common::admin::{Answer, Request, Route, json_answer, text};
 use culvert_common::l7::breaker::Kind;
 use culvert_common::l7::explain::{BackendView, HttpExplanation, Question, Verdict, explain};
-use culvert_common::types::SpiffeId;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use serde_json::json;
 
 use super::dump;
@@ -29,13 +28,13 @@ pub(super) fn page(shared: &Arc<Shared>) -> Route {
 }
 
 fn why_request(shared: &Shared, request: &Request) -> Answer {
-    let Some(asked) = Asked::read(request) else {
+    let Some(question) = question(request) else {
         let help = "say source=IP:PORT, destination=IP:PORT, method, path, and if need be peer, namespace, authority and \
                     headers (name: value, one a line)\n";
         return text(StatusCode::BAD_REQUEST, help);
     };
     let current = shared.current();
-    let mut http = explain(&current.snapshot, &current.waypoint, &asked.question());
+    let mut http = explain(&current.snapshot, &current.waypoint, &question);
     if let Some(http) = &mut http {
         learned(&current, http);
     }
@@ -43,54 +42,27 @@ fn why_request(shared: &Shared, request: &Request) -> Answer {
     json_answer(StatusCode::OK, &json!({ "http": http, "conditions": unmet }))
 }
 
-/// A request that somebody asks about.
-struct Asked {
-    peer: Option<SpiffeId>,
-    namespace: String,
-    source: SocketAddr,
-    destination: SocketAddr,
-    method: Method,
-    authority: String,
-    path: String,
-    headers: HeaderMap,
-}
-
-impl Asked {
-    /// None: something of it is missing, or is none of what it should be.
-    fn read(request: &Request) -> Option<Self> {
-        let query = |name: &str| request.query(name).filter(|value| !value.is_empty());
-        let destination: SocketAddr = query("destination")?.parse().ok()?;
-        let mut headers = HeaderMap::new();
-        for line in query("headers").unwrap_or_default().lines().take(HEADERS_MAX) {
-            let (name, value) = line.split_once(':')?;
-            let (name, value): (HeaderName, HeaderValue) =
-                (name.trim().parse().ok()?, value.trim().parse().ok()?);
-            headers.append(name, value);
-        }
-        Some(Self {
-            peer: query("peer").map(|peer| peer.parse().ok()).map_or(Some(None), |peer| peer.map(Some))?,
-            namespace: query("namespace").unwrap_or_default(),
-            source: query("source")?.parse().ok()?,
-            destination,
-            method: query("method")?.parse().ok()?,
-            authority: query("authority").unwrap_or_else(|| destination.to_string()),
-            path: query("path").filter(|path| path.starts_with('/'))?,
-            headers,
-        })
+/// What is asked; none: something of it is missing, or is none of what it should be.
+fn question(request: &Request) -> Option<Question> {
+    let query = |name: &str| request.query(name).filter(|value| !value.is_empty());
+    let destination: SocketAddr = query("destination")?.parse().ok()?;
+    let mut headers = HeaderMap::new();
+    for line in query("headers").unwrap_or_default().lines().take(HEADERS_MAX) {
+        let (name, value) = line.split_once(':')?;
+        let (name, value): (HeaderName, HeaderValue) =
+            (name.trim().parse().ok()?, value.trim().parse().ok()?);
+        headers.append(name, value);
     }
-
-    fn question(&self) -> Question<'_> {
-        Question {
-            peer: self.peer.as_ref(),
-            namespace: &self.namespace,
-            source: self.source,
-            destination: self.destination,
-            method: &self.method,
-            authority: &self.authority,
-            target: &self.path,
-            headers: &self.headers,
-        }
-    }
+    Some(Question {
+        peer: query("peer").map(|peer| peer.parse().ok()).map_or(Some(None), |peer| peer.map(Some))?,
+        namespace: query("namespace").unwrap_or_default(),
+        source: query("source")?.parse().ok()?,
+        destination,
+        method: query("method")?.parse().ok()?,
+        authority: query("authority").unwrap_or_else(|| destination.to_string()),
+        target: query("path").filter(|path| path.starts_with('/'))?,
+        headers,
+    })
 }
 
 /// Adds what the configuration does not say.

@@ -28,32 +28,32 @@ use crate::state::Snapshot;
 use crate::types::SpiffeId;
 
 /// A request that somebody asks about.
-#[derive(Clone, Copy, Debug)]
-pub struct Question<'a> {
+#[derive(Clone, Debug)]
+pub struct Question {
     /// Identity that the client proves.
-    pub peer: Option<&'a SpiffeId>,
+    pub peer: Option<SpiffeId>,
     /// Namespace of the client.
-    pub namespace: &'a str,
+    pub namespace: String,
     /// Address of the client.
     pub source: SocketAddr,
     /// What the client dials.
     pub destination: SocketAddr,
     /// Its method.
-    pub method: &'a Method,
+    pub method: Method,
     /// Its host.
-    pub authority: &'a str,
+    pub authority: String,
     /// Its path with query.
-    pub target: &'a str,
+    pub target: String,
     /// Its other headers.
-    pub headers: &'a HeaderMap,
+    pub headers: HeaderMap,
 }
 
 /// What the waypoint does with the request; none: what is dialled is not bound to it.
 ///
 /// **Shape**: `snapshot` is that of the same documents.
-pub fn explain(snapshot: &Snapshot, waypoint: &Waypoint, question: &Question<'_>) -> Option<HttpExplanation> {
+pub fn explain(snapshot: &Snapshot, waypoint: &Waypoint, question: &Question) -> Option<HttpExplanation> {
     let ip = question.destination.ip().to_canonical();
-    let service = snapshot.service_by_vip(ip, question.namespace);
+    let service = snapshot.service_by_vip(ip, &question.namespace);
     let bound = match service {
         Some(service) => Some((service, waypoint.services.get(&service.key)?)),
         None => {
@@ -72,7 +72,7 @@ pub fn explain(snapshot: &Snapshot, waypoint: &Waypoint, question: &Question<'_>
         answer.fail(&Failure::BadPath, "the path cannot be made plain".to_owned());
         return Some(answer);
     };
-    if *target != *question.target {
+    if *target != question.target {
         answer.plain_path = Some(target.clone().into_owned());
     }
     let facts = facts(question, &target);
@@ -84,20 +84,20 @@ pub fn explain(snapshot: &Snapshot, waypoint: &Waypoint, question: &Question<'_>
     Some(answer)
 }
 
-fn facts<'a>(question: &Question<'a>, target: &'a str) -> Facts<'a> {
+fn facts<'a>(question: &'a Question, target: &'a str) -> Facts<'a> {
     Facts {
         connection: Connection {
-            peer: question.peer,
+            peer: question.peer.as_ref(),
             source: question.source,
             remote: question.source.ip(),
             destination: question.destination,
             server_name: None,
         },
-        method: question.method,
+        method: &question.method,
         scheme: "http",
-        authority: question.authority,
+        authority: &question.authority,
         target,
-        headers: question.headers,
+        headers: &question.headers,
     }
 }
 

@@ -8,7 +8,6 @@ use culvert_common::decide::explain::{Explanation, Outcome, RouteKind};
 use culvert_common::l7::explain::{self, HttpExplanation, Question, Verdict};
 use culvert_common::model::l7::{GatewayKey, Waypoint};
 use culvert_common::model::{Condition, Status};
-use culvert_common::types::SpiffeId;
 use http::header::HOST;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use serde::{Deserialize, Serialize};
@@ -129,10 +128,10 @@ pub(super) fn explain(args: &RequestArgs, mesh: &Mesh, connection: &Explanation)
         }
         return Ok(all);
     }
-    let asked = Asked::new(args, connection)?;
+    let asked = question(args, connection)?;
     for key in &mesh.waypoints {
         let (waypoint, statuses) = mesh.waypoint(key)?;
-        let Some(http) = explain::explain(&mesh.snapshot, &waypoint, &asked.question()) else { continue };
+        let Some(http) = explain::explain(&mesh.snapshot, &waypoint, &asked) else { continue };
         all.conditions.extend(unmet(&statuses));
         if is_asked {
             all.http.push(http);
@@ -152,7 +151,7 @@ pub(super) fn ask(
     waypoint: SocketAddr,
     connection: &Explanation,
 ) -> anyhow::Result<Requests> {
-    let asked = Asked::new(args, connection)?;
+    let asked = question(args, connection)?;
     let (source, destination) = (asked.source.to_string(), asked.destination.to_string());
     let peer = asked.peer.as_ref().map(ToString::to_string).unwrap_or_default();
     let text = |value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
@@ -165,7 +164,7 @@ pub(super) fn ask(
         ("namespace", &asked.namespace),
         ("method", asked.method.as_str()),
         ("authority", &asked.authority),
-        ("path", &asked.path),
+        ("path", &asked.target),
         ("headers", &headers.join("\n")),
     ];
     let agent::Request { http, mut conditions } = agent::request(waypoint, &query)?;
@@ -176,57 +175,31 @@ pub(super) fn ask(
     Ok(Requests { http: vec![http], conditions, ..Requests::default() })
 }
 
-/// A request, whole.
-struct Asked {
-    peer: Option<SpiffeId>,
-    namespace: String,
-    source: SocketAddr,
-    destination: SocketAddr,
-    method: Method,
-    authority: String,
-    path: String,
-    headers: HeaderMap,
-}
-
-impl Asked {
-    fn new(args: &RequestArgs, connection: &Explanation) -> anyhow::Result<Self> {
-        let destination =
-            connection.destination.addresses.first().context("the destination has an address")?;
-        let destination: SocketAddr = destination.parse().context("the destination's address")?;
-        let own = connection.source.addresses.iter().filter_map(|text| text.parse::<IpAddr>().ok());
-        let own: Vec<IpAddr> = own.collect();
-        let own = own.iter().find(|ip| ip.is_ipv4() == destination.is_ipv4()).or(own.first());
-        let mut headers: HeaderMap = HeaderMap::new();
-        for (name, value) in &args.headers {
-            headers.append(name, value.clone());
-        }
-        // As clients write it: the scheme's own port is left out.
-        let asked = connection.destination.asked.strip_suffix(":80").unwrap_or(&connection.destination.asked);
-        let host = headers.remove(HOST).and_then(|host| Some(host.to_str().ok()?.to_owned()));
-        Ok(Self {
-            peer: connection.source.identity.as_ref().and_then(|id| id.parse().ok()),
-            namespace: connection.source.name.split('/').next().unwrap_or_default().to_owned(),
-            source: SocketAddr::new(own.copied().context("the source has an address")?, 0),
-            destination,
-            method: args.method.clone().unwrap_or(Method::GET),
-            authority: host.unwrap_or_else(|| asked.to_owned()),
-            path: args.path.clone().unwrap_or_else(|| "/".to_owned()),
-            headers,
-        })
+/// The request, whole.
+fn question(args: &RequestArgs, connection: &Explanation) -> anyhow::Result<Question> {
+    let destination =
+        connection.destination.addresses.first().context("the destination has an address")?;
+    let destination: SocketAddr = destination.parse().context("the destination's address")?;
+    let own = connection.source.addresses.iter().filter_map(|text| text.parse::<IpAddr>().ok());
+    let own: Vec<IpAddr> = own.collect();
+    let own = own.iter().find(|ip| ip.is_ipv4() == destination.is_ipv4()).or(own.first());
+    let mut headers: HeaderMap = HeaderMap::new();
+    for (name, value) in &args.headers {
+        headers.append(name, value.clone());
     }
-
-    fn question(&self) -> Question<'_> {
-        Question {
-            peer: self.peer.as_ref(),
-            namespace: &self.namespace,
-            source: self.source,
-            destination: self.destination,
-            method: &self.method,
-            authority: &self.authority,
-            target: &self.path,
-            headers: &self.headers,
-        }
-    }
+    // As clients write it: the scheme's own port is left out.
+    let asked = connection.destination.asked.strip_suffix(":80").unwrap_or(&connection.destination.asked);
+    let host = headers.remove(HOST).and_then(|host| Some(host.to_str().ok()?.to_owned()));
+    Ok(Question {
+        peer: connection.source.identity.as_ref().and_then(|id| id.parse().ok()),
+        namespace: connection.source.name.split('/').next().unwrap_or_default().to_owned(),
+        source: SocketAddr::new(own.copied().context("the source has an address")?, 0),
+        destination,
+        method: args.method.clone().unwrap_or(Method::GET),
+        authority: host.unwrap_or_else(|| asked.to_owned()),
+        target: args.path.clone().unwrap_or_else(|| "/".to_owned()),
+        headers,
+    })
 }
 
 /// The condition of what the destination is.

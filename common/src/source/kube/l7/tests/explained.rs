@@ -17,13 +17,13 @@ fn preflight(action: &str) -> HttpExplanation {
     headers.insert("access-control-request-method", HeaderValue::from_static("PUT"));
     let question = Question {
         peer: None,
-        namespace: "shop",
+        namespace: "shop".into(),
         source: "10.0.0.9:1".parse().unwrap(),
         destination: "10.96.0.1:80".parse().unwrap(),
-        method: &Method::OPTIONS,
-        authority: "cart",
-        target: "/",
-        headers: &headers,
+        method: Method::OPTIONS,
+        authority: "cart".into(),
+        target: "/".into(),
+        headers,
     };
     explain(&state.snapshot(), &of.waypoint, &question).unwrap()
 }
