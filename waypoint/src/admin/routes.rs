@@ -233,30 +233,7 @@ fn retries(retries: &Retries) -> Value {
 
 /// The tokens as a VirtualService writes them.
 fn retry_on(on: &RetryOn) -> Value {
-    let RetryOn {
-        five_xx,
-        gateway_error,
-        reset,
-        reset_before_request,
-        connect_failure,
-        refused_stream,
-        retriable_4xx,
-        envoy_ratelimited,
-        statuses,
-        grpc_statuses,
-    } = on;
-    let named = [
-        (*five_xx, "5xx"),
-        (*gateway_error, "gateway-error"),
-        (*reset, "reset"),
-        (*reset_before_request, "reset-before-request"),
-        (*connect_failure, "connect-failure"),
-        (*refused_stream, "refused-stream"),
-        (*retriable_4xx, "retriable-4xx"),
-        (*envoy_ratelimited, "envoy-ratelimited"),
-    ];
-    let named = named.into_iter().filter(|(is_on, _)| *is_on).map(|(_, name)| name.to_owned());
-    let grpc = grpc_statuses.iter().map(|status| match status {
+    let grpc = on.grpc_statuses.iter().map(|status| match status {
         1 => "cancelled".to_owned(),
         4 => "deadline-exceeded".to_owned(),
         8 => "resource-exhausted".to_owned(),
@@ -264,8 +241,7 @@ fn retry_on(on: &RetryOn) -> Value {
         14 => "unavailable".to_owned(),
         other => format!("grpc {other}"),
     });
-    let statuses = statuses.iter().map(|status| status.as_u16().to_string());
-    json!(named.chain(statuses).chain(grpc).collect::<Vec<_>>())
+    json!(on.tokens().into_iter().chain(grpc).collect::<Vec<_>>())
 }
 
 fn fault(fault: &Fault) -> Value {

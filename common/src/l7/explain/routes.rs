@@ -229,31 +229,7 @@ fn retries(retries: &Retries) -> Option<String> {
 }
 
 fn tokens(on: &RetryOn) -> String {
-    let RetryOn {
-        five_xx,
-        gateway_error,
-        reset,
-        reset_before_request,
-        connect_failure,
-        refused_stream,
-        retriable_4xx,
-        envoy_ratelimited,
-        statuses,
-        grpc_statuses,
-    } = on;
-    let named = [
-        (*five_xx, "5xx"),
-        (*gateway_error, "gateway-error"),
-        (*reset, "reset"),
-        (*reset_before_request, "reset-before-request"),
-        (*connect_failure, "connect-failure"),
-        (*refused_stream, "refused-stream"),
-        (*retriable_4xx, "retriable-4xx"),
-        (*envoy_ratelimited, "envoy-ratelimited"),
-    ];
-    let mut all: Vec<String> =
-        named.iter().filter(|(is, _)| *is).map(|(_, name)| (*name).to_owned()).collect();
-    all.extend(statuses.iter().map(|status| status.as_u16().to_string()));
-    all.extend(grpc_statuses.iter().map(|status| format!("grpc-status {status}")));
+    let mut all = on.tokens();
+    all.extend(on.grpc_statuses.iter().map(|status| format!("grpc-status {status}")));
     if all.is_empty() { "nothing".to_owned() } else { all.join(", ") }
 }

@@ -319,6 +319,35 @@ impl RetryOn {
     pub fn usual() -> Self {
         Self { connect_failure: true, refused_stream: true, grpc_statuses: vec![14, 1], ..Self::default() }
     }
+
+    /// Tokens of all but the statuses of gRPC.
+    pub fn tokens(&self) -> Vec<String> {
+        // Written out, so that a new field has to be told.
+        let Self {
+            five_xx,
+            gateway_error,
+            reset,
+            reset_before_request,
+            connect_failure,
+            refused_stream,
+            retriable_4xx,
+            envoy_ratelimited,
+            statuses,
+            grpc_statuses: _,
+        } = self;
+        let named = [
+            (five_xx, "5xx"),
+            (gateway_error, "gateway-error"),
+            (reset, "reset"),
+            (reset_before_request, "reset-before-request"),
+            (connect_failure, "connect-failure"),
+            (refused_stream, "refused-stream"),
+            (retriable_4xx, "retriable-4xx"),
+            (envoy_ratelimited, "envoy-ratelimited"),
+        ];
+        let named = named.into_iter().filter(|(is_on, _)| **is_on).map(|(_, name)| name.to_owned());
+        named.chain(statuses.iter().map(|status| status.as_u16().to_string())).collect()
+    }
 }
 
 /// Faults that are made on purpose: the delay first.

@@ -177,8 +177,7 @@ pub(super) fn ask(
 
 /// The request, whole.
 fn question(args: &RequestArgs, connection: &Explanation) -> anyhow::Result<Question> {
-    let destination =
-        connection.destination.addresses.first().context("the destination has an address")?;
+    let destination = connection.destination.addresses.first().context("the destination has an address")?;
     let destination: SocketAddr = destination.parse().context("the destination's address")?;
     let own = connection.source.addresses.iter().filter_map(|text| text.parse::<IpAddr>().ok());
     let own: Vec<IpAddr> = own.collect();
