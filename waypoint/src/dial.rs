@@ -171,10 +171,7 @@ async fn establish(worker: &Rc<Worker>, key: &Key, limits: &Limits) -> Result<Rc
     let context =
         Context { http2: &shared.to_endpoints, limits, scope: &worker.scope, metrics: &shared.metrics };
     let tunnel = Tunnel::establish(tcp, peer, tls, certificate.not_after, &context).await;
-    count(match &tunnel {
-        Ok(_) => Handshake::Complete,
-        Err(error) => error.result().unwrap_or(Handshake::Tls),
-    });
+    count(tunnel.as_ref().map_or_else(OpenError::result, |_| Handshake::Complete));
     tunnel
 }
 

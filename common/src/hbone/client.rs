@@ -20,7 +20,7 @@ use tokio_rustls::client::TlsStream;
 use super::gather::{Flush, Gather};
 use super::guard::{Announced, Guard, Report};
 use super::headers::{BAGGAGE, TRACEPARENT, TraceParent, forwarded, once};
-pub use super::open_error::{Denial, OpenError};
+pub use super::open_error::{Denial, HandshakeError, OpenError};
 use super::orders::{Order, Orders};
 use super::outbox::{Outbox, Piece};
 use super::pulse::Pulse;
@@ -152,16 +152,14 @@ impl Tunnel {
     ) -> Result<Rc<Self>, OpenError> {
         let Context { http2, limits, scope, metrics } = *context;
         let tls = handshake(tcp, peer, tls, limits).await?;
-        let theirs = peer_certificate(tls.get_ref().1.peer_certificates()).map_err(|e| OpenError::Tls {
-            peer,
-            cause: e.to_string(),
-            result: Handshake::BadName,
-        })?;
+        let theirs = peer_certificate(tls.get_ref().1.peer_certificates())
+            .map_err(|e| HandshakeError::Tls { peer, cause: e.to_string(), result: Handshake::BadName })?;
         let chain = Chain::of(tls.get_ref().1.peer_certificates());
         let tail = Tail::of(tls.get_ref().0.tcp());
         let outbox = Rc::clone(tls.get_ref().0.outbox());
         if tls.get_ref().1.alpn_protocol() != Some(b"h2") {
-            return Err(OpenError::Http2 { peer, cause: "the peer did not choose ALPN h2".into() });
+            let cause = "the peer did not choose ALPN h2".into();
+            return Err(HandshakeError::Http2 { peer, cause }.into());
         }
         let announced =
             Announced { frame: http2.frame_size, header_list: CLIENT_HEADER_LIST, limit: limits.preface };
@@ -183,11 +181,11 @@ impl Tunnel {
             .handshake::<_, Piece>(tls);
         let (request, connection) = timeout(limits.preface, handshake)
             .await
-            .map_err(|_| OpenError::Http2 {
+            .map_err(|_| HandshakeError::Http2 {
                 peer,
                 cause: format!("no handshake within {:?}", limits.preface),
             })?
-            .map_err(|e| OpenError::Http2 { peer, cause: e.to_string() })?;
+            .map_err(|e| HandshakeError::Http2 { peer, cause: e.to_string() })?;
         let tunnel = Rc::new(Self {
             peer,
             request: RefCell::new(Some(request)),
@@ -289,7 +287,7 @@ impl Tunnel {
     pub async fn open(slot: &Slot, connect: &Connect<'_>, wait: AnswerWait) -> Result<Stream, OpenError> {
         let tunnel = &slot.0;
         let peer = tunnel.peer;
-        let request = connect.request().map_err(|e| OpenError::Http2 { peer, cause: e.to_string() })?;
+        let request = connect.request().map_err(|e| HandshakeError::Http2 { peer, cause: e.to_string() })?;
         let answer = async {
             let sender = tunnel.request.borrow().clone();
             let Some(sender) = sender else { return Ok(None) };
@@ -350,15 +348,15 @@ async fn handshake(
     tls: Arc<rustls::ClientConfig>,
     limits: &Limits,
 ) -> Result<TlsStream<Wire>, OpenError> {
-    let failed = |cause, result| OpenError::Tls { peer, cause, result };
+    let failed = |cause, result| Err(HandshakeError::Tls { peer, cause, result }.into());
     match timeout(limits.tls, TlsConnector::from(tls).connect(server_name(), Wire::new(tcp))).await {
         Ok(Ok(tls)) => Ok(tls),
         // Listeners reset what waits in their queues when they close: nobody took it, as if it had been refused.
         Ok(Err(error)) if error.kind() == ErrorKind::ConnectionReset => {
             Err(OpenError::Tcp { peer, cause: error.to_string(), is_refused: true })
         }
-        Ok(Err(error)) => Err(failed(explain(&error), result_of(&error))),
-        Err(_) => Err(failed(format!("no handshake within {:?}", limits.tls), Handshake::Timeout)),
+        Ok(Err(error)) => failed(explain(&error), result_of(&error)),
+        Err(_) => failed(format!("no handshake within {:?}", limits.tls), Handshake::Timeout),
     }
 }
 
@@ -464,7 +462,7 @@ impl Tunnel {
 fn lost(peer: SocketAddr, error: &h2::Error) -> OpenError {
     // The codec keeps of an I/O error its kind and its text; those of TLS, and no others, are of invalid data.
     match error.get_io().filter(|io| io.kind() == ErrorKind::InvalidData) {
-        Some(tls) => OpenError::Tls { peer, cause: tls.to_string(), result: Handshake::Refused },
+        Some(tls) => HandshakeError::Tls { peer, cause: tls.to_string(), result: Handshake::Refused }.into(),
         None => OpenError::Lost { peer, cause: error.to_string() },
     }
 }

@@ -10,6 +10,48 @@ use super::headers::{DENIAL, DENIAL_CLASS, known_class};
 use crate::net::socket::ConnectError;
 use crate::telemetry::{Handshake, ResponseFlag};
 
+/// Why a connection is no tunnel.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum HandshakeError {
+    /// The peer's certificate, ours, or the handshake itself.
+    #[error("TLS with {peer}: {cause}")]
+    Tls {
+        /// The other end.
+        peer: SocketAddr,
+        /// What went wrong.
+        cause: String,
+        /// The same, to be counted.
+        result: Handshake,
+    },
+    /// The peer speaks TLS but not HTTP/2.
+    #[error("HTTP/2 with {peer}: {cause}")]
+    Http2 {
+        /// The other end.
+        peer: SocketAddr,
+        /// What went wrong.
+        cause: String,
+    },
+}
+
+impl HandshakeError {
+    /// The only mapping to log and metric flags.
+    pub fn flag(&self) -> ResponseFlag {
+        match self {
+            Self::Tls { result: Handshake::Revoked, .. } => ResponseFlag::CertRevoked,
+            Self::Tls { .. } => ResponseFlag::TlsFailure,
+            Self::Http2 { .. } => ResponseFlag::H2Handshake,
+        }
+    }
+
+    /// As the handshake is counted.
+    pub fn result(&self) -> Handshake {
+        match self {
+            Self::Tls { result, .. } => *result,
+            Self::Http2 { .. } => Handshake::Http2,
+        }
+    }
+}
+
 /// Why no stream could be opened.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum OpenError {
@@ -31,24 +73,9 @@ pub enum OpenError {
         /// The limit that passed.
         limit: Duration,
     },
-    /// The peer's certificate, ours, or the handshake itself.
-    #[error("TLS with {peer}: {cause}")]
-    Tls {
-        /// The next hop.
-        peer: SocketAddr,
-        /// What went wrong.
-        cause: String,
-        /// The same, to be counted.
-        result: Handshake,
-    },
-    /// The peer speaks TLS but not HTTP/2.
-    #[error("HTTP/2 with {peer}: {cause}")]
-    Http2 {
-        /// The next hop.
-        peer: SocketAddr,
-        /// What went wrong.
-        cause: String,
-    },
+    /// No tunnel.
+    #[error(transparent)]
+    Handshake(#[from] HandshakeError),
     /// The tunnel ended before it answered; another one may be tried.
     #[error("the tunnel to {peer} ended before the CONNECT was answered: {cause}")]
     Lost {
@@ -124,26 +151,23 @@ impl OpenError {
         match self {
             Self::Tcp { .. } | Self::Lost { .. } | Self::AnswerTimeout { .. } => ResponseFlag::Connect,
             Self::TcpTimeout { .. } => ResponseFlag::NetworkPolicy,
-            Self::Tls { result: Handshake::Revoked, .. } => ResponseFlag::CertRevoked,
-            Self::Tls { .. } => ResponseFlag::TlsFailure,
-            Self::Http2 { .. } => ResponseFlag::H2Handshake,
+            Self::Handshake(error) => error.flag(),
             Self::Refused { status, .. } if *status == StatusCode::UNAUTHORIZED => ResponseFlag::Deny,
             Self::Refused { .. } => ResponseFlag::Connect,
             Self::Identity(_) => ResponseFlag::Identity,
         }
     }
 
-    /// As the set-up of the tunnel is counted; `None` if there was none to be set up.
-    pub fn result(&self) -> Option<Handshake> {
+    /// As the set-up of a tunnel that ended so is counted.
+    pub fn result(&self) -> Handshake {
         match self {
-            Self::Tls { result, .. } => Some(*result),
-            Self::Http2 { .. } => Some(Handshake::Http2),
-            Self::Identity(_) => Some(Handshake::NoCertificate),
+            Self::Handshake(error) => error.result(),
+            Self::Identity(_) => Handshake::NoCertificate,
             Self::Tcp { .. }
             | Self::TcpTimeout { .. }
             | Self::Lost { .. }
             | Self::AnswerTimeout { .. }
-            | Self::Refused { .. } => None,
+            | Self::Refused { .. } => Handshake::Tls,
         }
     }
 }

@@ -19,6 +19,7 @@ use super::client::Context;
 use super::gather::{Flush, Gather};
 use super::guard::{Announced, Guard, Report};
 use super::headers::{BAGGAGE, DENIAL, DENIAL_CLASS};
+use super::open_error::HandshakeError;
 use super::orders::{Order, Orders};
 use super::outbox::{Outbox, Piece};
 use super::records::Records;
@@ -30,55 +31,13 @@ use super::wire::Wire;
 use super::{Limits, RESET_STREAMS, SERVER_HEADER_LIST, SMALL_FRAMES, watch_pings};
 use crate::identity::tls::{explain, result_of};
 use crate::identity::{Chain, peer_certificate};
-use crate::telemetry::{Handshake, ResponseFlag, Side};
+use crate::telemetry::{Handshake, Side};
 use crate::types::SpiffeId;
 
 /// Streams that were reset before they were looked at; more than the guard lets through in one go.
 const PENDING_RESETS: usize = 4000;
 /// A timer that is set further ahead overflows; no certificate of ours lives as long.
 const LONGEST_SLEEP: Duration = Duration::from_secs(365 * 24 * 3600);
-
-/// Why a tunnel was not accepted, or ended early.
-#[derive(Debug, thiserror::Error)]
-pub enum AcceptError {
-    /// The handshake, or the peer's certificate.
-    #[error("TLS with {peer}: {cause}")]
-    Tls {
-        /// The client.
-        peer: SocketAddr,
-        /// What went wrong.
-        cause: String,
-        /// The same, to be counted.
-        result: Handshake,
-    },
-    /// The peer speaks TLS but not HTTP/2.
-    #[error("HTTP/2 with {peer}: {cause}")]
-    Http2 {
-        /// The client.
-        peer: SocketAddr,
-        /// What went wrong.
-        cause: String,
-    },
-}
-
-impl AcceptError {
-    /// The only mapping to log and metric flags.
-    pub fn flag(&self) -> ResponseFlag {
-        match self {
-            Self::Tls { result: Handshake::Revoked, .. } => ResponseFlag::CertRevoked,
-            Self::Tls { .. } => ResponseFlag::TlsFailure,
-            Self::Http2 { .. } => ResponseFlag::H2Handshake,
-        }
-    }
-
-    /// As the handshake is counted.
-    pub fn result(&self) -> Handshake {
-        match self {
-            Self::Tls { result, .. } => *result,
-            Self::Http2 { .. } => Handshake::Http2,
-        }
-    }
-}
 
 /// A tunnel whose client has proven its identity.
 pub struct Accepted {
@@ -105,12 +64,12 @@ pub async fn accept(
     peer: SocketAddr,
     tls: Arc<rustls::ServerConfig>,
     context: &Context<'_>,
-) -> Result<Accepted, AcceptError> {
+) -> Result<Accepted, HandshakeError> {
     let Context { http2, limits, metrics, .. } = *context;
     let accepting = TlsAcceptor::from(tls).accept(Wire::new(tcp)).into_fallible();
     let tls = timeout(limits.tls, accepting).await.map_err(|_| {
         let cause = format!("no handshake within {:?}", limits.tls);
-        AcceptError::Tls { peer, cause, result: Handshake::Timeout }
+        HandshakeError::Tls { peer, cause, result: Handshake::Timeout }
     })?;
     let tls = match tls {
         Ok(tls) => tls,
@@ -118,20 +77,20 @@ pub async fn accept(
             if tcp.shutdown().await.is_ok() {
                 read_up(tcp.into_tcp()).await;
             }
-            return Err(AcceptError::Tls { peer, cause: explain(&error), result: result_of(&error) });
+            return Err(HandshakeError::Tls { peer, cause: explain(&error), result: result_of(&error) });
         }
     };
     let (tcp, session) = tls.get_ref();
     let tail = Tail::of(tcp.tcp());
     let outbox = Rc::clone(tcp.outbox());
-    let certificate = peer_certificate(session.peer_certificates()).map_err(|e| AcceptError::Tls {
+    let certificate = peer_certificate(session.peer_certificates()).map_err(|e| HandshakeError::Tls {
         peer,
         cause: e.to_string(),
         result: Handshake::BadName,
     })?;
     let chain = Chain::of(session.peer_certificates());
     if session.alpn_protocol() != Some(b"h2") {
-        return Err(AcceptError::Http2 { peer, cause: "the client did not offer ALPN h2".into() });
+        return Err(HandshakeError::Http2 { peer, cause: "the client did not offer ALPN h2".into() });
     }
     let announced =
         Announced { frame: http2.frame_size, header_list: SERVER_HEADER_LIST, limit: limits.preface };
@@ -154,8 +113,11 @@ pub async fn accept(
         .handshake::<_, Piece>(tls);
     let connection = timeout(limits.preface, handshake)
         .await
-        .map_err(|_| AcceptError::Http2 { peer, cause: format!("no preface within {:?}", limits.preface) })?
-        .map_err(|e| AcceptError::Http2 { peer, cause: e.to_string() })?;
+        .map_err(|_| HandshakeError::Http2 {
+            peer,
+            cause: format!("no preface within {:?}", limits.preface),
+        })?
+        .map_err(|e| HandshakeError::Http2 { peer, cause: e.to_string() })?;
     let expires = certificate.not_after;
     let window = http2.stream_window;
     Ok(Accepted { peer: certificate.identity, chain, expires, window, outbox, connection, flush, tail })

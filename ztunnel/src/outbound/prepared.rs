@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use culvert_common::hbone::client::OpenError;
+use culvert_common::hbone::client::{HandshakeError, OpenError};
 use culvert_common::hbone::headers::baggage_of;
 use culvert_common::hbone::pool::Key;
 use culvert_common::model::Workload;
@@ -78,7 +78,7 @@ impl Routes {
 impl Prepared {
     fn new(between: &Between<'_>) -> Result<Self, OpenError> {
         let Between { pod, source, destination, peer, authority, expected } = *between;
-        let failed = |cause: String| OpenError::Http2 { peer, cause };
+        let failed = |cause: String| HandshakeError::Http2 { peer, cause };
         let (uid, identity) = (destination.uid.clone(), source.identity.clone());
         Ok(Self {
             source: Arc::clone(source),

@@ -12,7 +12,7 @@ use culvert_common::decide::{
     Choice, Downgrade, NextHop, Outbound, OutboundRefusal, Unresolved, next_hop, resolved,
 };
 use culvert_common::hbone::Limits;
-use culvert_common::hbone::client::{AnswerWait, Connect, Context, OpenError, Tunnel};
+use culvert_common::hbone::client::{AnswerWait, Connect, Context, HandshakeError, OpenError, Tunnel};
 use culvert_common::hbone::headers::TraceParent;
 use culvert_common::hbone::pool::{Key, Opened};
 use culvert_common::identity::Role;
@@ -278,8 +278,8 @@ fn reason(error: &OutboundError) -> Option<&'static str> {
         OutboundError::Open(OpenError::Tcp { is_refused: false, .. }) => Some("unreachable"),
         OutboundError::Open(OpenError::TcpTimeout { .. })
         | OutboundError::Connect(ConnectError::Timeout { .. }) => Some("timeout"),
-        OutboundError::Open(OpenError::Tls { .. }) => Some("tls"),
-        OutboundError::Open(OpenError::Http2 { .. }) => Some("http2"),
+        OutboundError::Open(OpenError::Handshake(HandshakeError::Tls { .. })) => Some("tls"),
+        OutboundError::Open(OpenError::Handshake(HandshakeError::Http2 { .. })) => Some("http2"),
         OutboundError::Open(OpenError::Lost { .. }) => Some("lost"),
         OutboundError::Open(OpenError::AnswerTimeout { .. }) => Some("no_answer"),
         OutboundError::Open(OpenError::Refused { status, .. }) => {
@@ -382,10 +382,7 @@ async fn establish(
     let context =
         Context { http2: &shared.http2, limits, scope: &pod.scope, metrics: shared.telemetry.metrics() };
     let tunnel = Tunnel::establish(tcp, peer, tls, certificate.not_after, &context).await;
-    count(match &tunnel {
-        Ok(_) => Handshake::Complete,
-        Err(error) => error.result().unwrap_or(Handshake::Tls),
-    });
+    count(tunnel.as_ref().map_or_else(OpenError::result, |_| Handshake::Complete));
     if tunnel.as_ref().is_err_and(|error| error.flag() == ResponseFlag::CertRevoked) {
         shared.telemetry.metrics().identity().rejected(Reporter::Source);
     }
@@ -461,8 +458,17 @@ mod tests {
             (tcp(true).into(), Some("refused"), Some("refused")),
             (tcp(false).into(), Some("unreachable"), None),
             (OpenError::TcpTimeout { peer: PEER, limit }.into(), Some("timeout"), None),
-            (OpenError::Tls { peer: PEER, cause: cause(), result: Handshake::Tls }.into(), Some("tls"), None),
-            (OpenError::Http2 { peer: PEER, cause: cause() }.into(), Some("http2"), None),
+            (
+                OpenError::from(HandshakeError::Tls { peer: PEER, cause: cause(), result: Handshake::Tls })
+                    .into(),
+                Some("tls"),
+                None,
+            ),
+            (
+                OpenError::from(HandshakeError::Http2 { peer: PEER, cause: cause() }).into(),
+                Some("http2"),
+                None,
+            ),
             (OpenError::Lost { peer: PEER, cause: cause() }.into(), Some("lost"), None),
             (OpenError::AnswerTimeout { peer: PEER, limit }.into(), Some("no_answer"), None),
             (answer(503, None).into(), Some("unavailable"), None),

@@ -1,5 +1,5 @@
 use super::*;
-use crate::hbone::client::{OpenError, Tunnel};
+use crate::hbone::client::{HandshakeError, OpenError, Tunnel};
 use crate::hbone::fixtures::{Mesh, WAIT, connect, local};
 use crate::identity::fixtures::shop;
 use crate::task::Scope;
@@ -46,7 +46,7 @@ async fn a_server_that_proves_another_identity_is_refused() {
     local(async {
         let mesh = Mesh::new(100).await;
         let error = mesh.tunnel(&shop("db"), mesh.cart.not_after).await.err().unwrap();
-        assert!(matches!(error, OpenError::Tls { .. }), "{error}");
+        assert!(matches!(error, OpenError::Handshake(HandshakeError::Tls { .. })), "{error}");
     })
     .await;
 }
