@@ -14,8 +14,9 @@ use http::{HeaderMap, HeaderValue, Method};
 use tokio::time::Instant;
 
 use crate::http1::head::{FIELDS_MAX, Framing, is_authority};
+use crate::link_io::LinkIo;
 use crate::log;
-use crate::message::{Body, Input, LinkIo, Request, Version};
+use crate::message::{Body, Input, Request, Version};
 use crate::reply::Responder;
 use crate::request;
 use crate::serve::Stage;

@@ -11,7 +11,8 @@ use http::{HeaderMap, Method, Response, StatusCode};
 
 use crate::http1::encode;
 use crate::http1::head::{BadHead, Framing};
-use crate::message::{MessageError, Request, Sink};
+use crate::message::{MessageError, Request};
+use crate::pump::Sink;
 
 /// Takes one answer.
 pub(crate) struct Responder<'a> {

@@ -24,7 +24,8 @@ use crate::current::Live;
 use crate::dial::{Endpoint, UpstreamError, connect, is_there};
 use crate::http1::head::Framing;
 use crate::http2;
-use crate::message::{Input, LinkIo, Request};
+use crate::link_io::LinkIo;
+use crate::message::{Input, Request};
 use crate::tunnel::Client;
 use crate::worker::Worker;
 
