@@ -6,20 +6,30 @@ use culvert_tests::dice::Dice;
 
 #[path = "../fuzz/laws/ca_answer.rs"]
 mod ca_answer;
+#[path = "../fuzz/laws/chunks.rs"]
+mod chunks;
+#[path = "../fuzz/laws/client_hello.rs"]
+mod client_hello;
 #[path = "../fuzz/laws/crl.rs"]
 mod crl;
 #[path = "../fuzz/laws/discovery.rs"]
 mod discovery;
 #[path = "../fuzz/laws/dns.rs"]
 mod dns;
+#[path = "../fuzz/laws/grpc_timeout.rs"]
+mod grpc_timeout;
 #[path = "../fuzz/laws/guard.rs"]
 mod guard;
-#[path = "../fuzz/laws/http1.rs"]
-mod http1;
+#[path = "../fuzz/laws/heads.rs"]
+mod heads;
 #[path = "../fuzz/laws/netlink.rs"]
 mod netlink;
 #[path = "../fuzz/laws/request.rs"]
 mod request;
+#[path = "../fuzz/laws/request_head.rs"]
+mod request_head;
+#[path = "../fuzz/laws/response_head.rs"]
+mod response_head;
 #[path = "../fuzz/laws/zds.rs"]
 mod zds;
 
@@ -115,25 +125,25 @@ fn heads_of_requests() {
 
 #[test]
 fn heads_of_requests_in_http1() {
-    run("request_head", http1::request);
+    run("request_head", request_head::request);
 }
 
 #[test]
 fn heads_of_answers_in_http1() {
-    run("response_head", http1::response);
+    run("response_head", response_head::response);
 }
 
 #[test]
 fn chunks_and_trailers() {
-    run("chunks", http1::chunks);
+    run("chunks", chunks::chunks);
 }
 
 #[test]
 fn first_messages_of_tls_clients() {
-    run("client_hello", http1::hello);
+    run("client_hello", client_hello::hello);
 }
 
 #[test]
 fn timeouts_of_grpc() {
-    run("grpc_timeout", http1::grpc_timeout);
+    run("grpc_timeout", grpc_timeout::grpc_timeout);
 }

@@ -1,8 +1,7 @@
 //! Chunks and trailers.
 #![no_main]
-#![allow(dead_code, reason = "each target uses one of the laws")]
 
-#[path = "../laws/http1.rs"]
-mod http1;
+#[path = "../laws/chunks.rs"]
+mod chunks;
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| http1::chunks(bytes));
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| chunks::chunks(bytes));

@@ -1,8 +1,7 @@
 //! A TLS client's first message.
 #![no_main]
-#![allow(dead_code, reason = "each target uses one of the laws")]
 
-#[path = "../laws/http1.rs"]
-mod http1;
+#[path = "../laws/client_hello.rs"]
+mod client_hello;
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| http1::hello(bytes));
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| client_hello::hello(bytes));

@@ -1,8 +1,7 @@
 //! A value of `grpc-timeout`.
 #![no_main]
-#![allow(dead_code, reason = "each target uses one of the laws")]
 
-#[path = "../laws/http1.rs"]
-mod http1;
+#[path = "../laws/grpc_timeout.rs"]
+mod grpc_timeout;
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| http1::grpc_timeout(bytes));
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| grpc_timeout::grpc_timeout(bytes));

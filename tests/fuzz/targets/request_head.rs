@@ -1,8 +1,9 @@
 //! The head of a request.
 #![no_main]
-#![allow(dead_code, reason = "each target uses one of the laws")]
 
-#[path = "../laws/http1.rs"]
-mod http1;
+#[path = "../laws/heads.rs"]
+mod heads;
+#[path = "../laws/request_head.rs"]
+mod request_head;
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| http1::request(bytes));
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| request_head::request(bytes));

@@ -1,8 +1,9 @@
 //! The head of an answer.
 #![no_main]
-#![allow(dead_code, reason = "each target uses one of the laws")]
 
-#[path = "../laws/http1.rs"]
-mod http1;
+#[path = "../laws/heads.rs"]
+mod heads;
+#[path = "../laws/response_head.rs"]
+mod response_head;
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| http1::response(bytes));
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| response_head::response(bytes));
