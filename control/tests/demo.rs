@@ -31,35 +31,33 @@ fn left_by(pid: u32) -> Vec<String> {
     [names("/var/run/netns"), names(&std::env::temp_dir().to_string_lossy())].concat()
 }
 
-#[test]
-fn every_check_holds_and_nothing_stays() {
-    let child = demo(&["-o", "json"]);
+/// The result of a run in which every check holds, and which leaves nothing behind.
+fn good(args: &[&str], steps: usize) -> serde_json::Value {
+    let child = demo(args);
     let pid = child.id();
-    let done = child.wait_with_output().unwrap();
+    let done = child.wait_with_output().expect("the demo ends");
     let text = String::from_utf8_lossy(&done.stdout);
     assert!(done.status.success(), "{text}{}", String::from_utf8_lossy(&done.stderr));
-    let result: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let result: serde_json::Value = serde_json::from_str(&text).expect("a result");
     assert_eq!(result["ok"], true);
-    assert_eq!(result["steps"].as_array().unwrap().len(), 6);
+    assert_eq!(result["steps"].as_array().map(Vec::len), Some(steps));
+    assert_eq!(left_by(pid), Vec::<String>::new());
+    result
+}
+
+#[test]
+fn every_check_holds_and_nothing_stays() {
+    let result = good(&["-o", "json"], 6);
     assert_eq!(result["figures"]["plaintext_frames"], 0);
     assert_eq!(result["figures"]["readiness_failed"], 0);
-    assert_eq!(left_by(pid), Vec::<String>::new());
 }
 
 /// Needs the waypoint's binary beside the agent's.
 #[test]
 fn every_check_of_the_waypoint_holds() {
-    let child = demo(&["--waypoint", "-o", "json"]);
-    let pid = child.id();
-    let done = child.wait_with_output().unwrap();
-    let text = String::from_utf8_lossy(&done.stdout);
-    assert!(done.status.success(), "{text}{}", String::from_utf8_lossy(&done.stderr));
-    let result: serde_json::Value = serde_json::from_str(&text).unwrap();
-    assert_eq!(result["ok"], true);
-    assert_eq!(result["steps"].as_array().unwrap().len(), 9);
+    let result = good(&["--waypoint", "-o", "json"], 9);
     assert_eq!(result["figures"]["mirrored"], 100);
     assert_eq!(result["figures"]["retries_failed"], 0);
-    assert_eq!(left_by(pid), Vec::<String>::new());
 }
 
 #[test]
