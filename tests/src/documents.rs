@@ -8,6 +8,7 @@ use culvert::lab::Pod;
 #[derive(Clone, Debug)]
 pub struct Service {
     name: String,
+    labels: String,
     vips: Vec<String>,
     selector: Option<(String, String)>,
     ports: Vec<String>,
@@ -18,7 +19,20 @@ impl Service {
     /// A service with these addresses, one or two; none makes it headless.
     pub fn new(name: &str, vips: &[&str]) -> Self {
         let vips = vips.iter().map(|&vip| vip.to_owned()).collect();
-        Self { name: name.to_owned(), vips, selector: None, ports: Vec::new(), spec: String::new() }
+        Self {
+            name: name.to_owned(),
+            labels: String::new(),
+            vips,
+            selector: None,
+            ports: Vec::new(),
+            spec: String::new(),
+        }
+    }
+
+    /// A label of its own.
+    pub fn label(mut self, key: &str, value: &str) -> Self {
+        self.labels = format!(", labels: {{{key}: {value}}}");
+        self
     }
 
     /// Its endpoints are the pods with this label.
@@ -28,8 +42,13 @@ impl Service {
     }
 
     /// A port and its target, a number or a name.
-    pub fn port(mut self, port: u16, target: &str) -> Self {
-        self.ports.push(format!("  - {{name: p{port}, port: {port}, targetPort: {target}}}\n"));
+    pub fn port(self, port: u16, target: &str) -> Self {
+        self.named_port(&format!("p{port}"), port, target)
+    }
+
+    /// The same with a name, which says what it speaks.
+    pub fn named_port(mut self, name: &str, port: u16, target: &str) -> Self {
+        self.ports.push(format!("  - {{name: {name}, port: {port}, targetPort: {target}}}\n"));
         self
     }
 
@@ -41,7 +60,7 @@ impl Service {
 
     /// Its document.
     pub fn yaml(&self) -> String {
-        let (name, spec) = (&self.name, &self.spec);
+        let Self { name, labels, spec, .. } = self;
         let first = self.vips.first().map_or("None", String::as_str);
         let all = self.vips.iter().map(|vip| format!("{vip:?}")).collect::<Vec<_>>().join(", ");
         let all = if all.is_empty() { "None".to_owned() } else { all };
@@ -49,7 +68,7 @@ impl Service {
             self.selector.as_ref().map_or(String::new(), |(k, v)| format!("  selector: {{{k}: {v:?}}}\n"));
         let ports = self.ports.concat();
         format!(
-            "---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: default}}\nspec:\n  clusterIP: {first:?}\n  \
+            "---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: default{labels}}}\nspec:\n  clusterIP: {first:?}\n  \
              clusterIPs: [{all}]\n{selector}{spec}  ports:\n{ports}"
         )
     }

@@ -163,6 +163,11 @@ impl Mesh {
         &self.agents.get(name).unwrap_or_else(|| panic!("no agent of {name}")).agent
     }
 
+    /// The ends of all agents' logs, for messages.
+    pub fn logs(&self) -> String {
+        self.agents.values().map(|running| log_of(&running.agent)).collect()
+    }
+
     /// The agent that captures a pod; none for a pod outside the mesh.
     pub fn agent_of(&self, pod: &Pod) -> Option<&Agent> {
         let of = |name: &str| self.agents.get(name).map(|running| &running.agent);

@@ -11,10 +11,10 @@ use culvert::lab::{Place, Pod, wait_until};
 use http::Request;
 
 use crate::documents::Service;
-use crate::mesh::{Mesh, SOON, log_of, rss};
+use crate::mesh::{Mesh, SOON, rss};
 use crate::net::connect;
 use crate::peer;
-use crate::waypoint::{NAME, Waypoint, ask, get, pod};
+use crate::waypoint::{NAME, Waypoint, ask, bound, get, pod};
 
 /// Address and port of the service.
 pub const TO: (IpAddr, u16) = (IpAddr::V4(Ipv4Addr::new(10, 96, 0, 20)), 80);
@@ -34,9 +34,7 @@ pub struct Stand {
 
 /// The service `shop`, behind the waypoint; `protocol` is what its port speaks.
 pub fn service(protocol: &str) -> String {
-    let service = Service::new("shop", &["10.96.0.20"]).selects("app", "shop").port(80, "8080").yaml();
-    let bound = "namespace: default, labels: {istio.io/use-waypoint: waypoint}}";
-    service.replacen("namespace: default}", bound, 1).replace("name: p80", &format!("name: {protocol}"))
+    bound("shop", "10.96.0.20", ("app", "shop"), &[(protocol, 80, "8080")])
 }
 
 /// The Gateway and the Service of its name, whose address it has: it is ready when one of its pods is, and whatever becomes of
@@ -108,7 +106,7 @@ impl Stand {
         let own = self.waypoint.log();
         let last = own.lines().rev().take(30).collect::<Vec<_>>().into_iter().rev();
         let own: String = last.map(|line| format!("{line}\n")).collect();
-        format!("{own}\n{}\n{}", log_of(self.mesh.agent("a")), log_of(self.mesh.agent("b")))
+        format!("{own}\n{}", self.mesh.logs())
     }
 
     /// Ends everything; the agents must be left without a trace.

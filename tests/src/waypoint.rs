@@ -7,8 +7,12 @@ use std::time::Duration;
 use culvert::lab::{Place, Pod, PodSpec, Process, http, wait_until};
 
 use crate::binary;
+use crate::documents::Service;
 use crate::mesh::{Mesh, SOON};
 use crate::net::{Server, connect};
+
+/// One port of HTTP, for [`bound`].
+pub const HTTP: &[(&str, u16, &str)] = &[("http", 80, "8080")];
 
 /// Name of the Gateway, its pods' service account, and of the pod.
 pub const NAME: &str = "waypoint";
@@ -38,6 +42,12 @@ pub fn gateway(pod: &Pod, serves: &str) -> String {
     )
 }
 
+/// A service behind the waypoint, whose endpoints have the label; of each port its name, number and target.
+pub fn bound(name: &str, vip: &str, (key, value): (&str, &str), ports: &[(&str, u16, &str)]) -> String {
+    let service = Service::new(name, &[vip]).label("istio.io/use-waypoint", NAME).selects(key, value);
+    ports.iter().fold(service, |service, (name, port, target)| service.named_port(name, *port, target)).yaml()
+}
+
 impl Waypoint {
     /// Starts it and waits until it is ready.
     pub fn start(mesh: &Mesh, pod: Pod, args: &[&str]) -> Self {
@@ -60,6 +70,11 @@ impl Waypoint {
     /// What it has said.
     pub fn log(&self) -> String {
         format!("{}{}", self.process.stdout(), self.process.stderr())
+    }
+
+    /// The same, and the ends of both agents' logs.
+    pub fn logs(&self, mesh: &Mesh) -> String {
+        format!("{}\n{}", self.log(), mesh.logs())
     }
 }
 

@@ -11,7 +11,7 @@ use std::net::IpAddr;
 
 use culvert::lab::{Pod, PodSpec, wait_until};
 
-use crate::mesh::{Mesh, SOON, log_of};
+use crate::mesh::{Mesh, SOON};
 use crate::net::Server;
 use crate::waypoint::{Waypoint, ask, gateway, get, pod};
 
@@ -80,7 +80,9 @@ impl World {
             [port::GREETING, port::SNIFFED_GREETING].map(|port| Server::greeting(&shop, port, GREETING)),
         );
         mesh.put("services.yaml", &SERVICES.map(|(name, end)| service(name, end)).concat());
-        mesh.put("routes.yaml", ROUTES);
+        let routes = [("gateway", port::HTTP), ("sniffed", port::SNIFFED), ("grpc", port::GRPC)];
+        let routes = routes.map(|(name, port)| http_route(name, port)).concat();
+        mesh.put("routes.yaml", &format!("{VIRTUAL}{routes}"));
         mesh.put("more.yaml", documents);
         mesh.put("gateway.yaml", &gateway(&place, "all"));
         mesh.start(&[]);
@@ -115,8 +117,7 @@ impl World {
 
     /// What the waypoint and the agents have said.
     pub fn logs(&self) -> String {
-        let agents = ["a", "b"].map(|name| log_of(self.mesh.agent(name)));
-        format!("{}\n{}", self.waypoint.log(), agents.join("\n"))
+        self.waypoint.logs(&self.mesh)
     }
 
     /// Ends everything; nothing may be left.
@@ -148,8 +149,17 @@ fn service(name: &str, end: u8) -> String {
     text
 }
 
-/// Routes that lead where no route would lead too.
-const ROUTES: &str = r#"---
+/// An HTTPRoute that leads where no route would lead too: one port of service `gateway` to itself.
+fn http_route(name: &str, port: u16) -> String {
+    format!(
+        "---\napiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: {name}, namespace: default}}\nspec:\n  \
+         parentRefs: [{{group: \"\", kind: Service, name: gateway, port: {port}}}]\n  rules: [{{backendRefs: [{{name: gateway, port: \
+         {port}}}]}}]\n"
+    )
+}
+
+/// The same for service `virtual`.
+const VIRTUAL: &str = r#"---
 apiVersion: networking.istio.io/v1
 kind: VirtualService
 metadata: {name: virtual, namespace: default}
@@ -165,27 +175,6 @@ spec:
   tls:
   - match: [{port: 84, sniHosts: [virtual.default.svc.cluster.local]}]
     route: [{destination: {host: virtual, port: {number: 84}}}]
----
-apiVersion: gateway.networking.k8s.io/v1
-kind: HTTPRoute
-metadata: {name: gateway, namespace: default}
-spec:
-  parentRefs: [{group: "", kind: Service, name: gateway, port: 80}]
-  rules: [{backendRefs: [{name: gateway, port: 80}]}]
----
-apiVersion: gateway.networking.k8s.io/v1
-kind: HTTPRoute
-metadata: {name: sniffed, namespace: default}
-spec:
-  parentRefs: [{group: "", kind: Service, name: gateway, port: 85}]
-  rules: [{backendRefs: [{name: gateway, port: 85}]}]
----
-apiVersion: gateway.networking.k8s.io/v1
-kind: HTTPRoute
-metadata: {name: grpc, namespace: default}
-spec:
-  parentRefs: [{group: "", kind: Service, name: gateway, port: 81}]
-  rules: [{backendRefs: [{name: gateway, port: 81}]}]
 "#;
 
 /// The first message of a TLS client that asks for this name, in records of so many bytes.

@@ -255,8 +255,7 @@ fn churn(total: u64, mesh: &Mesh, [client, server]: [&Pod; 2]) {
     };
     std::thread::scope(|scope| (0..8).for_each(|_| drop(scope.spawn(lives))));
     let failed = failed.into_inner().unwrap();
-    let logs = || ["a", "b"].map(|node| log_of(mesh.agent(node))).concat();
-    assert!(failed.is_empty(), "{}\n{}", failed.join("\n"), logs());
+    assert!(failed.is_empty(), "{}\n{}", failed.join("\n"), mesh.logs());
 }
 
 /// The churn of an hour at ten connections a second, a changed document a minute and a pod that comes and goes every

@@ -145,10 +145,7 @@ fn what_is_held_passes_when_its_destination_is_captured() {
     assert_eq!(echo.seen.accepted(), 0);
     mesh.put("pods.yaml", &[client.document(true), described(&server, true)].concat());
     for held in waiting {
-        let answer = held
-            .join()
-            .unwrap()
-            .unwrap_or_else(|e| panic!("{e}\n{}\n{}", log_of(mesh.agent("a")), log_of(mesh.agent("b"))));
+        let answer = held.join().unwrap().unwrap_or_else(|e| panic!("{e}\n{}", mesh.logs()));
         assert_eq!(answer, marker);
     }
     assert_eq!(count(&mesh, "culvert_held_connections_total", &["result=\"passed\""]), 2.0);

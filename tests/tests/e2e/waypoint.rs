@@ -2,10 +2,9 @@
 
 use std::io::{Read as _, Write as _};
 
-use culvert_tests::documents::Service;
-use culvert_tests::mesh::{Mesh, SOON, log_of};
+use culvert_tests::mesh::{Mesh, SOON};
 use culvert_tests::net::{Server, connect};
-use culvert_tests::waypoint::{Waypoint, ask, gateway, get, pod, server};
+use culvert_tests::waypoint::{HTTP, Waypoint, ask, bound, gateway, get, pod, server};
 
 const VIP: &str = "10.96.0.20";
 
@@ -16,18 +15,13 @@ fn a_request_goes_through_the_waypoint() {
     let (client, shop) = (mesh.captured("a", "client"), mesh.captured("b", "shop"));
     let place = pod(&mut mesh, "b");
     let _server = server(&shop, 8080, "one");
-    let service = Service::new("shop", &[VIP]).selects("app", "shop").port(80, "8080").yaml();
-    let service = service.replace(
-        "metadata: {name: shop, namespace: default}",
-        "metadata: {name: shop, namespace: default, labels: {istio.io/use-waypoint: waypoint}}",
-    );
-    mesh.put("service.yaml", &service.replace("name: p80", "name: http"));
+    mesh.put("service.yaml", &bound("shop", VIP, ("app", "shop"), HTTP));
     mesh.put("gateway.yaml", &gateway(&place, "all"));
     mesh.start(&[]);
     let waypoint = Waypoint::start(&mesh, place, &[]);
     let answer =
         || ask(&client, (VIP.parse().unwrap(), 80), &get("/a", "")).ok().filter(|a| a.contains("200 OK"));
-    let logs = || format!("{}\n{}\n{}", waypoint.log(), log_of(mesh.agent("a")), log_of(mesh.agent("b")));
+    let logs = || waypoint.logs(&mesh);
     let answer = culvert::lab::wait_until("an answer", SOON, answer, logs).unwrap();
     assert!(answer.contains("x-envoy-upstream-service-time"), "not through the waypoint: {answer}");
     assert!(answer.contains("\none\n") || answer.contains("\r\n\r\none\nGET /a HTTP/1.1"), "{answer}");
@@ -47,14 +41,11 @@ fn a_client_that_goes_ends_its_request() {
         let _either = stream.read_to_end(&mut rest);
         seen.add(1);
     });
-    let service = Service::new("shop", &[VIP]).selects("app", "shop").port(80, "8080").yaml();
-    let bound = "labels: {istio.io/use-waypoint: waypoint}";
-    let service = service.replace("namespace: default}", &format!("namespace: default, {bound}}}"));
-    mesh.put("service.yaml", &service.replace("name: p80", "name: http"));
+    mesh.put("service.yaml", &bound("shop", VIP, ("app", "shop"), HTTP));
     mesh.put("gateway.yaml", &gateway(&place, "all"));
     mesh.start(&[]);
     let waypoint = Waypoint::start(&mesh, place, &[]);
-    let logs = || format!("{}\n{}\n{}", waypoint.log(), log_of(mesh.agent("a")), log_of(mesh.agent("b")));
+    let logs = || waypoint.logs(&mesh);
     let accepted = || {
         let mut stream = connect(&client, (VIP.parse().unwrap(), 80)).ok()?;
         stream.write_all(get("/", "").as_bytes()).ok()?;

@@ -5,11 +5,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use culvert::lab::{Place, pause, wait_until};
-use culvert_tests::mesh::{Mesh, SOON, log_of};
+use culvert_tests::mesh::{Mesh, SOON};
 use culvert_tests::net::Server;
-use culvert_tests::waypoint::{Waypoint, answering, ask, gateway, get, pod};
+use culvert_tests::waypoint::{HTTP, Waypoint, answering, ask, bound, gateway, get, pod};
 
-use crate::waypoint_told::{bound, metric, page};
+use crate::waypoint_told::{metric, page};
 
 const VIP: &str = "10.96.0.20";
 
@@ -273,18 +273,18 @@ fn each_failure_is_heard_and_told_in_http_and_in_grpc() {
     let gate = Arc::new(AtomicBool::new(false));
     let (server, _resetting) = (plain(&shop, &gate), resetting(&shop, 8081));
     let services = [
-        bound("shop", VIP, "shop", &[("http", 80, "8080"), ("http2", 81, "8081")]),
-        bound("narrow", "10.96.0.21", "shop", &[("http", 80, "8080")]),
-        bound("dead", "10.96.0.22", "outside", &[("http", 80, "8090")]),
-        bound("refused", "10.96.0.23", "shop", &[("http", 80, "8090")]),
-        bound("empty", "10.96.0.24", "nobody", &[("http", 80, "8080")]),
+        bound("shop", VIP, ("app", "shop"), &[("http", 80, "8080"), ("http2", 81, "8081")]),
+        bound("narrow", "10.96.0.21", ("app", "shop"), HTTP),
+        bound("dead", "10.96.0.22", ("app", "outside"), &[("http", 80, "8090")]),
+        bound("refused", "10.96.0.23", ("app", "shop"), &[("http", 80, "8090")]),
+        bound("empty", "10.96.0.24", ("app", "nobody"), HTTP),
     ];
     mesh.put("services.yaml", &services.concat());
     mesh.put("gateway.yaml", &gateway(&place, "all"));
     mesh.put("routes.yaml", ROUTES);
     mesh.start(&[]);
     let waypoint = Waypoint::start(&mesh, place, &[]);
-    let logs = || format!("{}\n{}\n{}", waypoint.log(), log_of(mesh.agent("a")), log_of(mesh.agent("b")));
+    let logs = || waypoint.logs(&mesh);
     let send = |text: &str| {
         ask(&client, (VIP.parse().unwrap(), 80), text).unwrap_or_else(|error| format!("no answer: {error}"))
     };

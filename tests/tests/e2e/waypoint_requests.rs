@@ -4,10 +4,9 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use culvert::lab::{Pod, PodSpec, wait_until};
-use culvert_tests::documents::Service;
-use culvert_tests::mesh::{Mesh, SOON, log_of};
+use culvert_tests::mesh::{Mesh, SOON};
 use culvert_tests::net::Server;
-use culvert_tests::waypoint::{Waypoint, answering, ask, gateway, get, pod, server};
+use culvert_tests::waypoint::{HTTP, Waypoint, answering, ask, bound, gateway, get, pod, server};
 
 const VIP: &str = "10.96.0.20";
 
@@ -195,8 +194,8 @@ fn each_request_is_done_what_its_route_says() {
     let (client, shop) = (mesh.captured("a", "client"), mesh.captured("b", "shop"));
     let place = pod(&mut mesh, "b");
     let _server = server(&shop, 8080, "one");
-    let service = bound("shop", VIP, ("app", "shop"));
-    let empty = bound("empty", "10.96.0.21", ("app", "nobody"));
+    let service = bound("shop", VIP, ("app", "shop"), HTTP);
+    let empty = bound("empty", "10.96.0.21", ("app", "nobody"), HTTP);
     mesh.put("service.yaml", &format!("{service}{empty}"));
     mesh.put("gateway.yaml", &gateway(&place, "all"));
     mesh.put("routes.yaml", ROUTES);
@@ -210,7 +209,7 @@ fn each_request_is_done_what_its_route_says() {
         let request = if close.is_empty() { request } else { format!("{request}Connection: {close}\r\n") };
         ask(&client, to, &format!("{request}\r\n"))
     };
-    let logs = || format!("{}\n{}\n{}", waypoint.log(), log_of(mesh.agent("a")), log_of(mesh.agent("b")));
+    let logs = || waypoint.logs(&mesh);
     let first = || send("GET /direct", &[]).ok().filter(|answer| answer.contains("hello"));
     wait_until("an answer", SOON, first, logs).unwrap();
     let mut problems = Vec::new();
@@ -225,14 +224,6 @@ fn each_request_is_done_what_its_route_says() {
     assert!(problems.is_empty(), "{}\n{}", problems.join("\n---\n"), logs());
     drop(waypoint); // it keeps connections for the next request
     mesh.finish();
-}
-
-/// An HTTP service on port 80 behind the waypoint; its endpoints have this label.
-fn bound(name: &str, vip: &str, (key, value): (&str, &str)) -> String {
-    let service = Service::new(name, &[vip]).selects(key, value).port(80, "8080").yaml();
-    let metadata = format!("metadata: {{name: {name}, namespace: default");
-    let labels = format!("{metadata}, labels: {{istio.io/use-waypoint: waypoint}}");
-    service.replace(&metadata, &labels).replace("name: p80", "name: http")
 }
 
 /// Two endpoints of which one always fails, behind three services.
@@ -313,9 +304,9 @@ fn failures_are_hidden_left_alone_and_bounded() {
     let gate = Arc::new(Gate::default());
     let servers = endpoints(&good, &bad, &gate);
     let services = [
-        bound("retried", "10.96.0.21", ("api", "yes")),
-        bound("watched", "10.96.0.22", ("api", "yes")),
-        bound("narrow", "10.96.0.23", ("app", "good")),
+        bound("retried", "10.96.0.21", ("api", "yes"), HTTP),
+        bound("watched", "10.96.0.22", ("api", "yes"), HTTP),
+        bound("narrow", "10.96.0.23", ("app", "good"), HTTP),
     ];
     mesh.put("services.yaml", &services.concat());
     mesh.put("gateway.yaml", &gateway(&place, "all"));
@@ -325,7 +316,7 @@ fn failures_are_hidden_left_alone_and_bounded() {
     let send = |last: u8, path: &str| {
         ask(&client, ([10, 96, 0, last].into(), 80), &get(path, "")).unwrap_or_default()
     };
-    let logs = || format!("{}\n{}\n{}", waypoint.log(), log_of(mesh.agent("a")), log_of(mesh.agent("b")));
+    let logs = || waypoint.logs(&mesh);
     wait_until("an answer", SOON, || send(21, "/").contains("200 OK").then_some(()), logs).unwrap();
 
     for _ in 0..20 {

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use culvert::lab::wait_until;
-use culvert_tests::mesh::{Mesh, SOON, log_of};
+use culvert_tests::mesh::{Mesh, SOON};
 use culvert_tests::waypoint::{Waypoint, answering, ask, gateway, get, pod, server};
 
 /// A service whose requests are copied, an application that is not captured, and one that is a host name.
@@ -65,7 +65,7 @@ fn what_is_not_captured_is_reached_and_who_is_trusted_is_believed() {
     mesh.put("gateway.yaml", &gateway(&place, "all"));
     mesh.start(&[]);
     let waypoint = Waypoint::start(&mesh, place, &["--trusted-proxies=default/proxy", "--path-strict"]);
-    let logs = || format!("{}\n{}\n{}", waypoint.log(), log_of(mesh.agent("a")), log_of(mesh.agent("b")));
+    let logs = || waypoint.logs(&mesh);
     let send = |from, last: [u8; 4], path: &str, headers: &str| {
         ask(from, (last.into(), 80), &get(path, headers)).unwrap_or_default()
     };

@@ -5,10 +5,9 @@ use std::net::{Ipv4Addr, Shutdown, SocketAddr};
 use std::time::Duration;
 
 use culvert::lab::{Pod, http, wait_until};
-use culvert_tests::documents::Service;
-use culvert_tests::mesh::{Mesh, SOON, log_of};
+use culvert_tests::mesh::{Mesh, SOON};
 use culvert_tests::net::{Server, connect};
-use culvert_tests::waypoint::{Waypoint, answering, ask, gateway, get, pod};
+use culvert_tests::waypoint::{HTTP, Waypoint, answering, ask, bound, gateway, get, pod};
 
 const VIP: &str = "10.96.0.20";
 
@@ -216,18 +215,6 @@ const MALFORMED: &[(&str, &str, Labels)] = &[
     ),
 ];
 
-/// A service behind the waypoint; what `ports` says of each port: its name, number and target.
-pub(crate) fn bound(name: &str, vip: &str, app: &str, ports: &[(&str, u16, &str)]) -> String {
-    let service = Service::new(name, &[vip]).selects("app", app);
-    let service = ports.iter().fold(service, |service, (_, port, target)| service.port(*port, target)).yaml();
-    let metadata = format!("metadata: {{name: {name}, namespace: default");
-    let labels = format!("{metadata}, labels: {{istio.io/use-waypoint: waypoint}}");
-    let service = service.replace(&metadata, &labels);
-    ports.iter().fold(service, |text, (own, port, _)| {
-        text.replace(&format!("name: p{port},"), &format!("name: {own},"))
-    })
-}
-
 /// A page of the waypoint's loopback.
 pub(crate) fn page(waypoint: &Waypoint, port: u16, path: &str) -> String {
     let to = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
@@ -298,10 +285,10 @@ fn each_request_is_told_as_envoy_and_istio_tell_it() {
     let place = pod(&mut mesh, "b");
     let _server = answering(&shop, 8080, answer);
     let services = [
-        bound("shop", VIP, "shop", &[("http", 80, "8080")]),
-        bound("dead", "10.96.0.21", "outside", &[("http", 80, "8090")]),
-        bound("refused", "10.96.0.23", "shop", &[("http", 80, "8090")]),
-        bound("empty", "10.96.0.22", "nobody", &[("http", 80, "8080")]),
+        bound("shop", VIP, ("app", "shop"), HTTP),
+        bound("dead", "10.96.0.21", ("app", "outside"), &[("http", 80, "8090")]),
+        bound("refused", "10.96.0.23", ("app", "shop"), &[("http", 80, "8090")]),
+        bound("empty", "10.96.0.22", ("app", "nobody"), HTTP),
     ];
     mesh.put("services.yaml", &services.concat());
     mesh.put("gateway.yaml", &gateway(&place, "all"));
@@ -309,7 +296,7 @@ fn each_request_is_told_as_envoy_and_istio_tell_it() {
     mesh.start(&[]);
     let waypoint = Waypoint::start(&mesh, place, &[]);
     let to = (VIP.parse().unwrap(), 80);
-    let logs = || format!("{}\n{}\n{}", waypoint.log(), log_of(mesh.agent("a")), log_of(mesh.agent("b")));
+    let logs = || waypoint.logs(&mesh);
     let send = |line: &str| {
         ask(
             &client,
@@ -408,8 +395,8 @@ fn tcp_connections_are_told_while_they_live_and_once_at_their_end() {
     let _echo = Server::echo(&shop, 9000);
     let _greeting = Server::greeting(&shop, 9003, "220 hello");
     let ports = [("tcp-echo", 9000, "9000"), ("tcp-none", 9001, "9001"), ("mine", 9003, "9003")];
-    let shut = bound("shut", "10.96.0.24", "raw", &[("tcp-echo", 9000, "9000")]);
-    mesh.put("services.yaml", &format!("{}{shut}", bound("raw", "10.96.0.23", "raw", &ports)));
+    let shut = bound("shut", "10.96.0.24", ("app", "raw"), &[("tcp-echo", 9000, "9000")]);
+    mesh.put("services.yaml", &format!("{}{shut}", bound("raw", "10.96.0.23", ("app", "raw"), &ports)));
     mesh.put("gateway.yaml", &gateway(&place, "all"));
     let deny = "targetRefs: [{kind: Service, group: \"\", name: shut}]\naction: DENY\nrules: [{}]\n";
     let deny = culvert_tests::documents::policy("AuthorizationPolicy", "default", "nobody", deny);
@@ -480,7 +467,7 @@ fn a_drain_tells_of_what_it_cuts() {
         seen.add(stream.read(&mut head).unwrap_or(0));
         let _rest = stream.read_to_end(&mut Vec::new());
     });
-    mesh.put("services.yaml", &bound("shop", VIP, "shop", &[("http", 80, "8080")]));
+    mesh.put("services.yaml", &bound("shop", VIP, ("app", "shop"), HTTP));
     mesh.put("gateway.yaml", &gateway(&place, "all"));
     mesh.start(&[]);
     let mut waypoint = Waypoint::start(&mesh, place, &["--termination-deadline", "1s"]);
@@ -504,11 +491,11 @@ fn traces_go_through_and_spans_are_kept() {
     let (client, shop) = (mesh.captured("a", "client"), mesh.captured("b", "shop"));
     let place = pod(&mut mesh, "b");
     let _server = culvert_tests::waypoint::server(&shop, 8080, "shop");
-    mesh.put("services.yaml", &bound("shop", VIP, "shop", &[("http", 80, "8080")]));
+    mesh.put("services.yaml", &bound("shop", VIP, ("app", "shop"), HTTP));
     mesh.put("gateway.yaml", &gateway(&place, "all"));
     mesh.start(&[]);
     let waypoint = Waypoint::start(&mesh, place, &["--trace-sampling", "0"]);
-    let logs = || format!("{}\n{}\n{}", waypoint.log(), log_of(mesh.agent("a")), log_of(mesh.agent("b")));
+    let logs = || waypoint.logs(&mesh);
     let send = |path: &str, headers: &str| ask(&client, (VIP.parse().unwrap(), 80), &get(path, headers));
     let first = || send("/", "").ok().filter(|answer| answer.contains("200 OK"));
     wait_until("an answer", SOON, first, logs).unwrap();
@@ -608,7 +595,7 @@ fn a_running_waypoint_says_why_and_what_it_has() {
     let (client, shop) = (mesh.captured("a", "client"), mesh.captured("b", "shop"));
     let place = pod(&mut mesh, "b");
     let _server = answering(&shop, 8080, |_| "HTTP/1.1 503 No\r\ncontent-length: 0\r\n\r\n".to_owned());
-    mesh.put("services.yaml", &bound("shop", VIP, "shop", &[("http", 80, "8080")]));
+    mesh.put("services.yaml", &bound("shop", VIP, ("app", "shop"), HTTP));
     mesh.put("gateway.yaml", &gateway(&place, "all"));
     mesh.put("rule.yaml", EJECTS);
     mesh.start(&[]);

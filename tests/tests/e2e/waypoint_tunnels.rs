@@ -1,7 +1,7 @@
 //! Tunnels of which the test is one end: what a waypoint says to whom it does not let through, and which endpoints it believes.
 
 use culvert::lab::{PodSpec, wait_until};
-use culvert_tests::mesh::{Mesh, SOON, log_of};
+use culvert_tests::mesh::{Mesh, SOON};
 use culvert_tests::peer::client::{Tunnel, dial, request};
 use culvert_tests::peer::pki::{Claims, Pki};
 use culvert_tests::peer::server::Server;
@@ -73,7 +73,7 @@ async fn only_an_endpoint_that_is_exactly_who_it_should_be_gets_requests() {
     mesh.put("routes.yaml", &routes(""));
     mesh.start(&[]);
     let waypoint = Waypoint::start(&mesh, place, &[]);
-    let logs = || format!("{}\n{}\n{}", waypoint.log(), log_of(mesh.agent("a")), log_of(mesh.agent("b")));
+    let logs = || waypoint.logs(&mesh);
     let ready = || ask(&client, TO, &get("/ready", "")).ok().filter(|answer| answer.contains("200 OK"));
     wait_until("an answer of the waypoint", SOON, ready, logs).unwrap();
     let pki = Pki::open(&mesh.lab.ca_dir());
