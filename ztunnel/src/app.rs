@@ -30,7 +30,7 @@ use tokio::sync::{mpsc, watch};
 use crate::admin::{self, AdminSettings, Stop, Stopping};
 use crate::authority;
 use crate::dns::{Dns, Helper, Origins, Resolver};
-use crate::enroll::{self, DnsCapture, Enroll, EnrollOptions, Peers};
+use crate::enroll::{self, Enroll, EnrollOptions, Peers};
 use crate::inpod::{Ask, Dialer, ListenSettings, Pods, PodsOptions};
 use crate::origin::{self, Origin};
 use crate::pages::{PageSocket, PageSockets};
@@ -264,18 +264,9 @@ fn enrolment(
         return Dialer::Path(settings.enrolment.zds_socket.clone());
     }
     let (dialer, peers) = Peers::local();
-    let options = EnrollOptions {
-        ipv6: settings.capture.ipv6,
-        mark: settings.capture.packet_mark,
-        adopt: settings.capture.adopt,
-        grace: settings.lifecycle.deadline(),
-        audit: settings.enrolment.audit_interval,
-        dns: shared
-            .dns
-            .as_ref()
-            .and_then(Dns::port)
-            .map(|port| DnsCapture { port, default: settings.enrolment.capture_dns }),
-    };
+    let Settings { capture, enrolment, lifecycle, .. } = settings;
+    let dns = shared.dns.as_ref().and_then(Dns::port);
+    let options = EnrollOptions::of(capture, enrolment, lifecycle, dns);
     let metrics = Arc::clone(shared.telemetry.metrics());
     let about = (readiness.clone(), enrolling.clone());
     enrolling.spawn(Enroll::new(options, Arc::clone(&shared.state), metrics, about, peers).run());

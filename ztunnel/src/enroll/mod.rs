@@ -34,6 +34,9 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use namespace::Uncaptured;
 use pod::{Enrolled, Stage};
 use proxies::{Ask, Event, Proxies};
+use settings::Enrolment;
+
+use crate::settings::{Capture, Lifecycle};
 
 pub(crate) use process::run;
 pub(crate) use proxies::{LocalDialer, Peers};
@@ -70,6 +73,23 @@ pub(crate) struct DnsCapture {
 }
 
 impl EnrollOptions {
+    /// As they are set; `dns` is the port where proxies take queries.
+    pub(crate) fn of(
+        capture: &Capture,
+        enrolment: &Enrolment,
+        lifecycle: &Lifecycle,
+        dns: Option<u16>,
+    ) -> Self {
+        Self {
+            ipv6: capture.ipv6,
+            mark: capture.packet_mark,
+            adopt: capture.adopt,
+            grace: lifecycle.deadline(),
+            audit: enrolment.audit_interval,
+            dns: dns.map(|port| DnsCapture { port, default: enrolment.capture_dns }),
+        }
+    }
+
     fn spec(&self, pod: &LocalPod) -> CaptureSpec {
         CaptureSpec {
             ipv6: self.ipv6,

@@ -11,7 +11,7 @@ use culvert_common::telemetry::{self, Metrics};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::settings::{EnrollSettings, Page};
-use super::{DnsCapture, Enroll, EnrollOptions, Peers};
+use super::{Enroll, EnrollOptions, Peers};
 use crate::app::{AppError, Essential, FLUSH, listener, translation};
 use crate::origin::publish;
 use crate::sandbox::{self, Role};
@@ -58,14 +58,8 @@ async fn enroll(settings: &EnrollSettings) -> Result<(), AppError> {
         let scope = essential.scope.clone();
         essential.spawn("the readiness page", async move { serve_readiness(page, readiness, &scope).await });
     }
-    let options = EnrollOptions {
-        ipv6: settings.capture.ipv6,
-        mark: settings.capture.packet_mark,
-        adopt: settings.capture.adopt,
-        grace: settings.lifecycle.deadline(),
-        audit: settings.enrolment.audit_interval,
-        dns: Some(DnsCapture { port: PROXY_DNS_PORT, default: settings.enrolment.capture_dns }),
-    };
+    let EnrollSettings { capture, enrolment, lifecycle, .. } = settings;
+    let options = EnrollOptions::of(capture, enrolment, lifecycle, Some(PROXY_DNS_PORT));
     let owned = (readiness.clone(), essential.scope.clone());
     let enroll =
         Enroll::new(options, Arc::clone(&state), Arc::clone(&metrics), owned, Peers::Listener(socket));
