@@ -95,18 +95,17 @@ pub(crate) fn until<T>(what: &str, limit: Duration, mut ask: impl FnMut() -> Res
     }
 }
 
+/// The agent's pods, as these arguments choose and show them.
+#[track_caller]
+pub(crate) fn agents(more: &[&str]) -> String {
+    kubectl(&[&["-n", "istio-system", "get", "pods", "-l", "app=ztunnel"], more].concat())
+}
+
 /// The agent's pods on a node, the newest last.
 #[track_caller]
 fn agents_on(node: u32) -> Vec<String> {
-    let field = format!("spec.nodeName=node-{node}");
-    let names = kubectl(&[
-        "-n",
-        "istio-system",
-        "get",
-        "pods",
-        "-l",
-        "app=ztunnel",
-        "--field-selector",
+    let field = format!("--field-selector=spec.nodeName=node-{node}");
+    let names = agents(&[
         &field,
         "--sort-by=.metadata.creationTimestamp",
         "-o",

@@ -1,6 +1,6 @@
 //! One node without an agent: its pods stay plain, and talk to those of the other in both directions.
 
-use crate::kube::{SOON, agent_on, kubectl, settled, try_kubectl, until};
+use crate::kube::{SOON, agent_on, agents, kubectl, settled, try_kubectl, until};
 use crate::policy::STRICT;
 use crate::space::Space;
 
@@ -25,18 +25,7 @@ fn plain_pods_on_a_node_without_an_agent() {
     kubectl(&["label", "node", "node-2", "lab.culvert.dev/agent=none", "--overwrite"]);
     settled();
     until("no agent on node-2", SOON, || {
-        let args = [
-            "-n",
-            "istio-system",
-            "get",
-            "pods",
-            "-l",
-            "app=ztunnel",
-            "--field-selector=spec.nodeName=node-2",
-            "-o",
-            "name",
-        ];
-        let names = kubectl(&args);
+        let names = agents(&["--field-selector=spec.nodeName=node-2", "-o", "name"]);
         if names.trim().is_empty() { Ok(()) } else { Err(names) }
     });
     agent_on(1);

@@ -3,7 +3,7 @@
 
 use std::process::Stdio;
 
-use crate::kube::{Said, agent_process, folder, inside, kubectl, settled, try_kubectl};
+use crate::kube::{Said, agent_process, agents, folder, inside, kubectl, settled, try_kubectl};
 use crate::space::Space;
 use crate::traffic::{Connections, Traffic};
 
@@ -35,16 +35,7 @@ fn the_base_runs_with_what_it_asks_for() {
         let root = mounts.lines().find(|line| line.split(' ').nth(1) == Some("/")).unwrap_or_default();
         assert!(root.split(' ').nth(3).is_some_and(|options| options.starts_with("ro")), "{root}");
     }
-    let pods = kubectl(&[
-        "-n",
-        "istio-system",
-        "get",
-        "pods",
-        "-l",
-        "app=ztunnel",
-        "-o",
-        "jsonpath={.items[*].spec.containers[*].image}",
-    ]);
+    let pods = agents(&["-o", "jsonpath={.items[*].spec.containers[*].image}"]);
     assert!(pods.split_whitespace().all(|image| image == "localhost/culvert-lab/ztunnel:lab"), "{pods}");
 }
 
