@@ -165,6 +165,11 @@ impl Incoming {
         stream::expect(&mut self.recv, expected).await;
     }
 
+    /// Reads what begins with `expected`.
+    pub async fn expect_begin(&mut self, expected: &[u8]) {
+        stream::expect_begin(&mut self.recv, expected).await;
+    }
+
     /// Reads to the end; a reset stream is its reason.
     pub async fn read_end(&mut self) -> Result<Vec<u8>, Reason> {
         stream::read_end(&mut self.recv).await

@@ -39,6 +39,17 @@ pub async fn expect(stream: &mut RecvStream, expected: &[u8]) {
     assert!(got == expected, "other bytes than were sent");
 }
 
+/// Reads what begins with `expected`, giving credit.
+pub async fn expect_begin(stream: &mut RecvStream, expected: &[u8]) {
+    let mut got = Vec::new();
+    while got.len() < expected.len() {
+        let data = within("DATA", stream.data()).await.expect("more DATA").expect("an open stream");
+        stream.flow_control().release_capacity(data.len()).expect("credit");
+        got.extend_from_slice(&data);
+    }
+    assert!(got.starts_with(expected), "other bytes than were sent");
+}
+
 /// Reads to the end, giving credit.
 ///
 /// **Errors**: the reason of a reset; INTERNAL_ERROR when the tunnel broke below the stream.

@@ -33,6 +33,7 @@ mod two_processes;
 mod waypoint;
 mod waypoint_abuse;
 mod waypoint_bypass;
+mod waypoint_config;
 mod waypoint_failures;
 mod waypoint_replaced;
 mod waypoint_requests;

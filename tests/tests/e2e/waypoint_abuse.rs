@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use culvert::lab::{Place, pause, wait_until};
 use culvert_tests::mesh::SOON;
-use culvert_tests::net::{Server, reset};
+use culvert_tests::net::{PATIENCE, Server, reset};
 use culvert_tests::peer;
 use culvert_tests::peer::raw::{END_HEADERS, END_STREAM, Frame, Raw, block, headers, kind, setting};
 use culvert_tests::stand::{Stand, read_answer};
@@ -93,6 +93,9 @@ fn others_go_on(stand: &Stand, beside: &str) {
 fn what_never_ends_in_http1_is_ended() {
     let stand = Stand::new(false, "http", "", &[]);
     let _server = silent(&stand.shop);
+    // A head that has begun and does not go on; all of this test is its time.
+    let mut late = stand.connect();
+    late.write_all(b"GET /ready HTTP/1.1\r\nHost: sh").unwrap();
     for (what, begin, unit, answer) in ENDLESS {
         let got = flood(stand.connect(), begin.as_bytes(), unit.as_bytes(), 16 << 20);
         assert!(got.starts_with(answer), "{what}: {got:?}\n{}", stand.logs());
@@ -128,6 +131,16 @@ fn what_never_ends_in_http1_is_ended() {
     let mut rest = Vec::new();
     half.read_to_end(&mut rest).unwrap();
     assert!(rest.is_empty(), "{rest:?}");
+    late.set_read_timeout(Some(2 * PATIENCE)).unwrap();
+    let mut answer = String::new();
+    late.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 408 ") && answer.ends_with("\r\n\r\nstream timeout"), "{answer:?}");
+    assert!(answer.contains("\r\nconnection: close\r\n"), "{answer:?}");
+    for line in ["431 DPE http1.headers_too_large ", "408 SI stream_idle_timeout "] {
+        let line = format!("\"- - HTTP/1.1\" {line}");
+        let is_told = || stand.waypoint.log().contains(&line).then_some(());
+        wait_until(&line, SOON, is_told, || stand.logs()).unwrap();
+    }
     others_go_on(&stand, "all of it");
     stand.finish();
 }
@@ -488,7 +501,9 @@ fn a_body_too_long_to_be_kept_for_another_try_is_told() {
         head.starts_with("http/1.1 507 ") && body == b"exceeded request buffer limit while retrying upstream"
     });
     assert!(full, "{}", stand.logs());
-    let told = || stand.waypoint.log().contains("request_payload_exceeded_retry_buffer_limit").then_some(());
+    let told = || {
+        stand.waypoint.log().contains("\" 507 - request_payload_exceeded_retry_buffer_limit ").then_some(())
+    };
     wait_until("the details in the log", SOON, told, || stand.logs()).unwrap();
     drop(server);
     stand.finish();

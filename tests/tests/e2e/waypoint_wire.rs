@@ -1,8 +1,9 @@
 //! What goes through a waypoint as it was said: each protocol, each way to address an application, with routes of each kind.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
-use culvert::lab::wait_until;
+use culvert::lab::{pause, wait_until};
 use culvert_tests::mesh::SOON;
 use culvert_tests::net::{exchange, read_to_end};
 use culvert_tests::peer::client::{Tunnel, dial};
@@ -308,9 +309,13 @@ const WEBSOCKET: &str = "Host: shop\r\nConnection: keep-alive, Upgrade\r\nUpgrad
 const FRAME: &[u8] = b"\x81\x85\x01\x02\x03\x04igohn";
 const CLOSE: &[u8] = b"\x88\x80\x01\x02\x03\x04";
 
+/// A route that gives an answer less time than a WebSocket then lives.
+const TIMED: &str = "---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: timed, namespace: default}\n\
+    spec: {hosts: [plain], http: [{timeout: 2s, route: [{destination: {host: plain}}]}]}\n";
+
 #[test]
 fn websockets_pass_as_bytes() {
-    let world = World::start("");
+    let world = World::start(TIMED);
     for (name, to) in world.targets() {
         for at in [port::HTTP, port::SNIFFED] {
             let mut wire = Wire::open(&world.client, (to, at)).unwrap();
@@ -324,6 +329,9 @@ fn websockets_pass_as_bytes() {
             );
             let framed = answer.values("transfer-encoding").len() + answer.values("content-length").len();
             assert_eq!(framed, 0, "{name}: {}", told(&answer));
+            if name == "plain by IPv4" {
+                pause(Duration::from_secs(3));
+            }
             for _ in 0..3 {
                 wire.send(FRAME).unwrap();
                 assert_eq!(wire.exactly(FRAME.len()).as_deref(), Some(FRAME), "{name}");

@@ -41,6 +41,7 @@ pub(super) fn whole(shared: &Shared) -> Value {
     json!({
         "version": env!("CARGO_PKG_VERSION"),
         "isLoaded": current.is_loaded,
+        "configuration": current.snapshot.completeness.to_string(),
         "gateway": waypoint.gateway.to_string(),
         "identity": waypoint.identity.as_ref().map(ToString::to_string),
         "serves": serves(waypoint.serves),
