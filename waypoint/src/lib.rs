@@ -7,7 +7,6 @@ mod app;
 pub mod client_hello;
 mod current;
 mod dial;
-mod filters;
 mod flood;
 mod forward;
 mod grpc;

@@ -9,21 +9,18 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, SystemTime};
 
-use bytes::Bytes;
 use culvert_common::crypto::random;
 use culvert_common::l7::retry::grpc_status;
 use culvert_common::l7::{
-    Connection, Edits, Facts, Failure, Flag, Flags, Reply, Switch, Values, add_original_path, add_server,
-    clean_request, clean_response, find, forwarded_for, location, new_authority, normalize, own_location,
-    path_rewrite, pick, rewritten,
+    Act, Changes, Chosen, Connection, Edits, Facts, Failure, Flag, Flags, Passed, Reply, Switch, Values,
+    add_server, clean_request, clean_response, find, forwarded_for, normalize, plan,
 };
-use culvert_common::model::l7::{Backend, ClusterKey, Policies, RequestMatch, Route, RouteAction, Weighted};
+use culvert_common::model::l7::{Backend, ClusterKey, Policies, Route, Weighted};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use tokio::time::Instant;
 
 use crate::current::{Current, Live};
 use crate::dial::Endpoint;
-use crate::filters::{self, Passed};
 use crate::http1::head::Framing;
 use crate::log::{self, Ending};
 use crate::message::{Body, MessageError, Request, Version};
@@ -143,15 +140,11 @@ pub(crate) struct Exchange<'a> {
     pub(crate) told: &'a mut Told,
 }
 
-/// What is decided of a request before anything is sent anywhere.
-enum Plan<'r> {
-    /// With the route and the destination whose edits the answer gets, as far as they are known.
-    Reply(Reply, Option<Chosen<'r>>),
+/// What comes next for a request.
+enum Next<'r> {
+    Reply(Reply),
     Forward(Way<'r>),
 }
-
-/// A route, and which of its destinations; one that answers itself has none.
-type Chosen<'r> = (&'r Route, Option<&'r Weighted>);
 
 /// Where a request goes.
 pub(crate) struct Way<'r> {
@@ -172,22 +165,21 @@ impl<'a> Exchange<'a> {
         let current = Arc::clone(&self.current);
         let is_grpc = facts(self.stage, request).is_grpc();
         self.told.grpc = is_grpc.then_some(None);
-        let plan = match prepare(request, &current) {
+        let (chosen, next) = match prepare(request, &current) {
             Ok(()) => {
                 self.dress(request);
-                self.plan(&current, request).await?
+                self.decide(&current, request).await?
             }
-            Err(failure) => Plan::Reply(Reply::failure(&failure, is_grpc), None),
+            Err(failure) => (None, Next::Reply(Reply::failure(&failure, is_grpc))),
         };
-        let way = match plan {
-            Plan::Forward(way) => way,
-            Plan::Reply(reply, chosen) => return self.reply(reply, chosen, request).await,
+        let reply = match next {
+            Next::Reply(reply) => reply,
+            Next::Forward(way) => match self.forward(request, &way, is_grpc).await? {
+                None => return Ok(()),
+                Some(failure) => Reply::failure(&failure, is_grpc),
+            },
         };
-        let chosen = way.route.map(|(route, backend)| (route, Some(backend)));
-        match self.forward(request, &way, is_grpc).await? {
-            None => Ok(()),
-            Some(failure) => self.reply(Reply::failure(&failure, is_grpc), chosen, request).await,
-        }
+        self.reply(reply, chosen, request).await
     }
 
     /// The client went, or what it sent is no body: then it hears so, if nothing else was said to it.
@@ -206,99 +198,58 @@ impl<'a> Exchange<'a> {
         self.told.goes_on = false;
     }
 
-    /// Route, filters, action.
+    /// What comes next, with the route and the destination whose edits an answer gets that is made here. A fault's delay passes
+    /// meanwhile.
     ///
     /// **Errors**: the client has gone.
-    async fn plan<'r>(
+    async fn decide<'r>(
         &mut self,
         current: &'r Current,
         request: &mut Request,
-    ) -> Result<Plan<'r>, MessageError> {
+    ) -> Result<(Option<Chosen<'r>>, Next<'r>), MessageError> {
         let stage = self.stage;
-        let is_grpc = facts(stage, request).is_grpc();
-        let fail = |failure: Failure, chosen| Plan::Reply(Reply::failure(&failure, is_grpc), chosen);
         let Some((routes, policies)) = rules(current, &stage.target) else {
-            return Ok(fail(Failure::NoRoute, None));
+            let is_grpc = facts(stage, request).is_grpc();
+            return Ok((None, Next::Reply(Reply::failure(&Failure::NoRoute, is_grpc))));
         };
         let found = find(routes, &facts(stage, request));
         self.tell_client(request);
         let facts = facts(stage, request);
-        let route = found.map(|found| found.route);
-        // Also what a filter answers gets the edits of the destination.
-        let chosen = route.map(|route| match &route.action {
-            RouteAction::Forward(backends) => (route, pick(backends, random() as u64)),
-            RouteAction::Respond(_) | RouteAction::Redirect(_) => (route, None),
-        });
-        self.told.route = route_name(&stage.target, route);
+        let plan = plan(found, policies, &facts, || random() as u64);
+        let chosen = plan.chosen;
+        self.told.route = route_name(&stage.target, found.map(|found| found.route));
         // Known to the log even of what is denied, as Envoy's is once there is a route.
-        self.told.cluster = chosen.and_then(|(_, backend)| match &backend?.backend {
+        self.told.cluster = chosen.and_then(|chosen| match &chosen.backend?.backend {
             Backend::Cluster(key) => current.cluster(key).map(|live| live.cluster.key.clone()),
             Backend::Invalid { .. } => None,
         });
-        let mut context = filters::Context {
-            stage,
-            facts: &facts,
-            policies,
-            route,
-            response: &mut self.cors,
-            flags: &mut self.told.flags,
-        };
-        match while_there(&mut self.body, &mut self.responder, filters::run(&mut context)).await? {
+        log::decided(stage, &facts, &plan.decision);
+        if let Some(delay) = plan.delay {
+            self.told.flags.raise(Flag::DelayInjected);
+            while_there(&mut self.body, &mut self.responder, tokio::time::sleep(delay)).await?;
+        }
+        self.cors = plan.response;
+        match plan.passed {
             Passed::On => {}
-            Passed::Reply(reply) => return Ok(Plan::Reply(reply, chosen)),
-            Passed::Untouched(reply) => return Ok(Plan::Reply(reply, None)),
+            Passed::Reply(reply) => return Ok((chosen, Next::Reply(reply))),
+            Passed::Untouched(reply) => return Ok((None, Next::Reply(reply))),
         }
         if let Target::Workload(workload) = &stage.target {
             let endpoint = Endpoint { workload: Arc::clone(workload), address: stage.destination };
-            return Ok(Plan::Forward(Way { to: To::Workload(endpoint), route: None }));
+            return Ok((None, Next::Forward(Way { to: To::Workload(endpoint), route: None })));
         }
-        let Some(found) = found.filter(|_| request.method != Method::CONNECT) else {
-            return Ok(fail(Failure::NoRoute, None));
-        };
-        match &found.route.action {
-            RouteAction::Respond(direct) => {
-                let mut reply = Reply::direct(direct.status, direct.body.clone(), is_grpc);
-                let at = own_location(direct.status, &facts).and_then(|at| HeaderValue::try_from(at).ok());
-                reply.headers.extend(at.map(|at| (http::header::LOCATION, at)));
-                return Ok(Plan::Reply(reply, chosen));
+        let cluster = |key| current.cluster(key).map(|live| (live, &*live.cluster));
+        let next = match Act::of(chosen, &facts, cluster) {
+            Act::Reply(reply) => Next::Reply(reply),
+            Act::Forward(found, backend, live) => {
+                let changes = Changes::of(found, backend, &values(&facts, request.version, self.told));
+                if let Some(authority) = changes.apply(&mut request.headers, &mut request.path) {
+                    request.authority = authority.clone();
+                }
+                Next::Forward(Way { to: To::Cluster(live), route: Some((found.route, backend)) })
             }
-            RouteAction::Redirect(redirect) => {
-                let mut reply = Reply::direct(redirect.status, Bytes::new(), is_grpc);
-                let to = location(redirect, found.by, &facts);
-                reply.headers.extend(HeaderValue::try_from(to).ok().map(|to| (http::header::LOCATION, to)));
-                return Ok(Plan::Reply(reply, chosen));
-            }
-            RouteAction::Forward(_) => {}
-        }
-        let Some(backend) = chosen.and_then(|(_, backend)| backend) else {
-            return Ok(fail(Failure::InvalidBackend(StatusCode::INTERNAL_SERVER_ERROR), chosen));
         };
-        let live = match &backend.backend {
-            Backend::Invalid { status, .. } => return Ok(fail(Failure::InvalidBackend(*status), chosen)),
-            Backend::Cluster(key) => current.cluster(key),
-        };
-        let Some(live) = live else { return Ok(fail(Failure::NoCluster, chosen)) };
-        if live.cluster.refused.is_some() {
-            return Ok(fail(Failure::Refused, chosen));
-        }
-        self.edit(request, (found.route, backend), found.by);
-        Ok(Plan::Forward(Way { to: To::Cluster(live), route: Some((found.route, backend)) }))
-    }
-
-    /// What route and destination change of a request.
-    fn edit(&self, request: &mut Request, (route, backend): (&Route, &Weighted), by: Option<&RequestMatch>) {
-        let path =
-            path_rewrite(route, backend).map(|rewrite| rewritten(rewrite, by, &request.path).into_owned());
-        let facts = facts(self.stage, request);
-        let edits = Edits::of_request(route, backend, &values(&facts, request.version, self.told));
-        edits.apply(&mut request.headers);
-        if let Some(path) = path {
-            add_original_path(&mut request.headers, &request.path);
-            request.path = path;
-        }
-        if let Some(authority) = new_authority(route, backend) {
-            request.authority = authority.clone();
-        }
+        Ok((chosen, next))
     }
 
     /// An answer that is made here.
@@ -314,9 +265,9 @@ impl<'a> Exchange<'a> {
             self.told.flags.raise(flag);
         }
         (self.told.status, self.told.details) = (Some(reply.status), reply.details.clone());
-        if let Some((route, backend)) = chosen {
+        if let Some(Chosen { found, backend }) = chosen {
             let facts = facts(self.stage, request);
-            let edits = Edits::of_response(route, backend, &values(&facts, request.version, self.told));
+            let edits = Edits::of_response(found.route, backend, &values(&facts, request.version, self.told));
             reply.edit(|headers| {
                 edits.apply(headers);
                 clean_response(headers, Switch::No);

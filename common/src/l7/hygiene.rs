@@ -195,7 +195,7 @@ pub fn add_client_cert(headers: &mut HeaderMap, own: &SpiffeId, peer: &SpiffeId)
 }
 
 /// Tells the application what the client asked for, before a rewrite, in place of what the client says of that.
-pub fn add_original_path(headers: &mut HeaderMap, target: &str) {
+pub(super) fn add_original_path(headers: &mut HeaderMap, target: &str) {
     if let Ok(target) = HeaderValue::try_from(target) {
         headers.insert(ORIGINAL_PATH, target);
     }

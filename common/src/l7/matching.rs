@@ -81,7 +81,7 @@ fn asks(test: &QueryMatch, facts: &Facts<'_>) -> bool {
 }
 
 /// One of several destinations by weight, for any `random` number.
-pub fn pick(backends: &[Weighted], random: u64) -> Option<&Weighted> {
+pub(super) fn pick(backends: &[Weighted], random: u64) -> Option<&Weighted> {
     by_weight(backends, |one| one.weight, random)
 }
 

@@ -4,17 +4,16 @@
 //! does not change is not copied. The data path acts on these, `culvert why` prints them. Must not know sockets, bodies or
 //! HTTP's framing; the snapshot is known to [`explain`] alone.
 //!
-//! In the order in which a request meets them: [`normalize`], then [`find`] with [`Facts`], `authz::http`, [`Fault`]'s
-//! shares, [`cors`], [`pick`] and [`balance`], [`rewritten`] and [`Edits`], [`timeout`], [`breaker`], [`retry`] and [`outlier`].
-//! What is answered here in place of the upstream is in one table: [`Failure`].
-//!
-//! [`Fault`]: crate::model::l7::Fault
+//! In the order in which a request meets them: [`normalize`], [`find`] with [`Facts`]; [`plan()`] and [`Act`], which have
+//! destination, `authz::http`, faults, [`cors`] and what the route does in their order; [`balance`], [`Changes`], [`timeout`],
+//! [`breaker`], [`retry`] and [`outlier`]. What is answered here in place of the upstream is in one table: [`Failure`].
 
 pub mod balance;
 pub mod breaker;
 pub mod cors;
 pub mod explain;
 mod failure;
+mod filters;
 #[cfg(test)]
 pub(crate) mod fixtures;
 mod flags;
@@ -25,6 +24,7 @@ mod hygiene;
 mod matching;
 pub mod outlier;
 mod path;
+mod plan;
 mod redirect;
 mod reply;
 pub mod retry;
@@ -35,17 +35,19 @@ mod trace;
 pub use crate::authz::http::{Connection, Facts};
 pub use crate::model::l7::AboveRoot;
 pub use failure::{Failure, FailureReply, Reset};
+pub use filters::Passed;
 pub use flags::{Flag, Flags};
 pub use format::{BadSubstitution, Values, check as check_value};
 pub use forwarded::forwarded_for;
 pub use headers::Edits;
 pub use hygiene::{
-    BadConnection, Switch, add_client_cert, add_original_path, add_request_headers, add_server,
-    add_service_time, clean_request, clean_response, remove_hop_by_hop,
+    BadConnection, Switch, add_client_cert, add_request_headers, add_server, add_service_time, clean_request,
+    clean_response, remove_hop_by_hop,
 };
-pub use matching::{Found, by_weight, find, is_match, pick};
+pub use matching::{Found, by_weight, find, is_match};
 pub use path::{BadPath, normalize};
-pub use redirect::{location, own_location};
+pub use plan::{Act, Changes, Chosen, Plan, plan};
+pub use redirect::location;
 pub use reply::{Reply, grpc_status, http_status};
-pub use rewrite::{new_authority, path_rewrite, rewritten};
+pub(crate) use rewrite::{new_authority, path_rewrite, rewritten};
 pub use trace::{TraceContext, trace_context};

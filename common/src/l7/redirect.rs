@@ -36,7 +36,7 @@ pub fn location(redirect: &Redirect, by: Option<&RequestMatch>, facts: &Facts<'_
 
 /// Where an answer of a route's own says that its request is to be found, as Envoy has it: of one that created something, or
 /// leads elsewhere.
-pub fn own_location(status: StatusCode, facts: &Facts<'_>) -> Option<String> {
+pub(super) fn own_location(status: StatusCode, facts: &Facts<'_>) -> Option<String> {
     let has_one = status == StatusCode::CREATED || status.is_redirection();
     has_one.then(|| format!("{}://{}{}", facts.scheme, facts.authority, facts.target))
 }

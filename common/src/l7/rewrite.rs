@@ -14,7 +14,11 @@ use crate::model::l7::{
 /// The new path with the query of `target`. What does not apply leaves it as it is.
 ///
 /// **Shape**: `by` is the match that held, as `find` tells it. The result begins with `/` unless what was configured does not.
-pub fn rewritten<'t>(rewrite: &PathRewrite, by: Option<&RequestMatch>, target: &'t str) -> Cow<'t, str> {
+pub(crate) fn rewritten<'t>(
+    rewrite: &PathRewrite,
+    by: Option<&RequestMatch>,
+    target: &'t str,
+) -> Cow<'t, str> {
     let (path, query) = parts(target);
     match rewrite {
         PathRewrite::PrefixText(new) => prefix_replaced(new, by, target),
@@ -29,7 +33,7 @@ pub fn rewritten<'t>(rewrite: &PathRewrite, by: Option<&RequestMatch>, target: &
 
 /// What is sent as authority in place of the client's: what an edit sets, else what a rewrite says; the destination's
 /// before the route's.
-pub fn new_authority<'r>(route: &'r Route, backend: &'r Weighted) -> Option<&'r HeaderValue> {
+pub(crate) fn new_authority<'r>(route: &'r Route, backend: &'r Weighted) -> Option<&'r HeaderValue> {
     let says = |edits: &'r HeaderEdits, rewrite: &'r Rewrite| {
         rewrite.authority.as_ref().or(edits.authority.as_ref())
     };
@@ -37,7 +41,7 @@ pub fn new_authority<'r>(route: &'r Route, backend: &'r Weighted) -> Option<&'r 
 }
 
 /// How the path is changed on the way to this destination.
-pub fn path_rewrite<'r>(route: &'r Route, backend: &'r Weighted) -> Option<&'r PathRewrite> {
+pub(crate) fn path_rewrite<'r>(route: &'r Route, backend: &'r Weighted) -> Option<&'r PathRewrite> {
     backend.rewrite.path.as_ref().or(route.rewrite.path.as_ref())
 }
 

@@ -147,7 +147,7 @@ pub(crate) fn head_bytes(headers: &HeaderMap) -> u64 {
 }
 
 /// Tells of a denied request: to the client it is 403 and no more.
-pub(crate) fn denied(stage: &Stage, facts: &Facts<'_>, policy: String) {
+fn denied(stage: &Stage, facts: &Facts<'_>, policy: String) {
     let id = denial_id();
     let request = facts.headers.get(REQUEST_ID).map(http::HeaderValue::as_bytes);
     tracing::warn!(
@@ -170,6 +170,14 @@ pub(crate) fn denied_tcp(stage: &Stage, policy: &str) {
     let client = &stage.client.identity;
     tracing::warn!(target: "policy", denial = id, %client, destination = %Meant(stage), "denied: {policy}");
     stage.worker.shared.telemetry.refused(denial(stage, Some(id), policy.to_owned()));
+}
+
+/// Tells of what policies say of a request.
+pub(crate) fn decided(stage: &Stage, facts: &Facts<'_>, decision: &Decision<'_>) {
+    tried_out(stage, Some(facts), decision);
+    if let Some(denial) = decision.denial() {
+        denied(stage, facts, denial.to_string());
+    }
 }
 
 /// Tells of what AUDIT policies and those that are only tried out say of a request, or of a connection that has no facts of one.

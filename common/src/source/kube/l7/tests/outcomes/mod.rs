@@ -20,16 +20,14 @@ use std::time::{Duration, Instant, SystemTime};
 use ::http::{HeaderMap, HeaderValue, StatusCode};
 
 use super::*;
-use crate::authz::http::authorize;
 use crate::l7::balance::{Ask, Endpoints, Host, Picked, is_member};
-use crate::l7::cors::{Origin as CorsOrigin, allow, check, preflight};
 use crate::l7::fixtures::{Asked, asked, lines};
 use crate::l7::outlier::Detector;
 use crate::l7::retry::{Next, Tried, next};
 use crate::l7::timeout::timeouts;
 use crate::l7::{
-    Edits, Facts, Failure, Flags, Found, Reply, Switch, Values, add_client_cert, add_original_path,
-    clean_request, find, location, new_authority, normalize, path_rewrite, pick, rewritten,
+    Act, Changes, Chosen, Edits, Facts, Failure, Flags, Found, Passed, Reply, Switch, Values,
+    add_client_cert, clean_request, find, normalize, plan,
 };
 use crate::model::l7::{Bound as BoundService, Mirror, Weighted};
 use crate::state::{Snapshot, State};
@@ -121,9 +119,11 @@ impl World {
             None => match self.snapshot.workload_by_ip(to.ip()) {
                 Some(workload) if waypoint.workloads.contains(&workload.uid) => {
                     self.tell_client(&mut request);
-                    match authorize(&waypoint.policies, &request.facts()).denial() {
-                        Some(denial) => answered(Reply::failure(&Failure::Denied(denial.id()), is_grpc)),
-                        None => format!("{} {} > workload {}", request.method, request.target, workload.name),
+                    match plan(None, &waypoint.policies, &request.facts(), || 0).passed {
+                        Passed::On => {
+                            format!("{} {} > workload {}", request.method, request.target, workload.name)
+                        }
+                        Passed::Reply(reply) | Passed::Untouched(reply) => answered(reply),
                     }
                 }
                 _ => "not bound".into(),
@@ -140,69 +140,46 @@ impl World {
     }
 
     fn of_service(&self, service: &BoundService, request: &mut Asked, before: &[String]) -> String {
-        let is_grpc = request.facts().is_grpc();
         let Some(port) = service.ports.get(&request.destination.port()) else { return "no port".into() };
         let found = find(&port.http, &request.facts());
         self.tell_client(request);
-        let chosen = found.map(|found| {
-            let backend = match &found.route.action {
-                RouteAction::Forward(backends) => pick(backends, self.drawn),
-                _ => None,
-            };
-            (found.route, backend)
-        });
-        let mut cors = HeaderMap::new();
-        let reply = filters(service, found, &request.facts(), &mut cors);
-        if let Some(reply) = reply {
-            return edited(reply, chosen, &request.facts(), cors);
+        let mut drawn = Some(self.drawn);
+        let plan = plan(found, &service.policies, &request.facts(), || drawn.take().unwrap_or_default());
+        let (chosen, mut cors) = (plan.chosen, plan.response);
+        if let Some(delay) = plan.delay {
+            cors.insert("delayed", HeaderValue::try_from(format!("{delay:?}")).unwrap());
         }
-        let Some(found) = found else {
-            return answered(Reply::failure(&Failure::NoRoute, is_grpc));
-        };
-        let reply = match &found.route.action {
-            RouteAction::Respond(direct) => Reply::direct(direct.status, direct.body.clone(), is_grpc),
-            RouteAction::Redirect(redirect) => {
-                let mut reply = Reply::direct(redirect.status, bytes::Bytes::new(), is_grpc);
-                let to = location(redirect, found.by, &request.facts());
-                reply.headers.insert("location", HeaderValue::try_from(to).unwrap());
-                reply
+        match plan.passed {
+            Passed::On => {}
+            Passed::Reply(reply) => return edited(reply, chosen, &request.facts(), cors),
+            Passed::Untouched(reply) => return edited(reply, None, &request.facts(), cors),
+        }
+        let cluster = |key| self.of.waypoint.clusters.get(key).map(|cluster| (cluster, &**cluster));
+        let act = Act::of(chosen, &request.facts(), cluster);
+        match act {
+            Act::Reply(reply) => edited(reply, chosen, &request.facts(), cors),
+            Act::Forward(found, backend, cluster) => {
+                self.forward((found, backend, cluster), (request, before), cors)
             }
-            RouteAction::Forward(_) => return self.forward(found, chosen, (request, before), cors),
-        };
-        edited(reply, chosen, &request.facts(), cors)
+        }
     }
 
     fn forward(
         &self,
-        found: Found<'_>,
-        chosen: Option<(&Route, Option<&Weighted>)>,
+        (found, backend, cluster): (Found<'_>, &Weighted, &Cluster),
         (request, before): (&mut Asked, &[String]),
         cors: HeaderMap,
     ) -> String {
         let is_grpc = request.facts().is_grpc();
-        let failed = |failure: &Failure, request: &Asked, cors| {
-            edited(Reply::failure(failure, is_grpc), chosen, &request.facts(), cors)
-        };
-        let invalid = Failure::InvalidBackend(StatusCode::INTERNAL_SERVER_ERROR);
-        let Some(backend) = chosen.and_then(|(_, backend)| backend) else {
-            return failed(&invalid, request, cors);
-        };
-        let key = match &backend.backend {
-            Backend::Invalid { status, .. } => {
-                return failed(&Failure::InvalidBackend(*status), request, cors);
-            }
-            Backend::Cluster(key) => key,
-        };
-        let Some(cluster) = self.of.waypoint.clusters.get(key) else {
-            return failed(&Failure::NoCluster, request, cors);
-        };
-        if cluster.refused.is_some() {
-            return failed(&Failure::Refused, request, cors);
-        }
+        let chosen = Some(Chosen { found, backend: Some(backend) });
         let Some(endpoint) = self.endpoint(cluster, request.destination) else {
-            return failed(&Failure::NoHealthyUpstream, request, cors);
+            let reply = Reply::failure(&Failure::NoHealthyUpstream, is_grpc);
+            return edited(reply, chosen, &request.facts(), cors);
         };
-        edit(found, backend, request);
+        let edit = Changes::of(found, backend, &values(&request.facts()));
+        if let Some(authority) = edit.apply(&mut request.headers, &mut request.target) {
+            request.authority = authority.to_str().unwrap().into();
+        }
         let retries = &found.route.retries;
         let per_try = retries.per_try_timeout.filter(|_| retries.attempts > 0);
         let grpc = is_grpc.then_some(&request.headers);
@@ -254,38 +231,6 @@ impl World {
     }
 }
 
-/// Policies, faults, CORS: whoever answers first.
-fn filters(
-    service: &BoundService,
-    found: Option<Found<'_>>,
-    facts: &Facts<'_>,
-    cors: &mut HeaderMap,
-) -> Option<Reply> {
-    if let Some(denial) = authorize(&service.policies, facts).denial() {
-        return Some(Reply::failure(&Failure::Denied(denial.id()), facts.is_grpc()));
-    }
-    let route = found?.route;
-    if let Some(delay) = route.fault.delay.as_ref().filter(|delay| delay.share.includes(0)) {
-        cors.insert("delayed", HeaderValue::try_from(format!("{:?}", delay.fixed)).unwrap());
-    }
-    if let Some(abort) = route.fault.abort.as_ref().filter(|abort| abort.share.includes(0)) {
-        return Some(Reply::abort(abort, facts.is_grpc()));
-    }
-    let policy = route.cors.as_ref().filter(|_| matches!(route.action, RouteAction::Forward(_)))?;
-    match check(policy, facts) {
-        CorsOrigin::None => None,
-        CorsOrigin::Allowed(origin) => {
-            allow(policy, origin, cors);
-            None
-        }
-        CorsOrigin::Preflight(origin) => {
-            let mut reply = Reply::new(StatusCode::OK, bytes::Bytes::new(), false);
-            reply.headers.extend(preflight(policy, origin, facts));
-            Some(reply)
-        }
-    }
-}
-
 fn values<'v>(facts: &'v Facts<'v>) -> Values<'v> {
     let started = SystemTime::UNIX_EPOCH;
     Values {
@@ -300,30 +245,10 @@ fn values<'v>(facts: &'v Facts<'v>) -> Values<'v> {
     }
 }
 
-fn edit(found: Found<'_>, backend: &Weighted, request: &mut Asked) {
-    let route = found.route;
-    let path = path_rewrite(route, backend)
-        .map(|rewrite| rewritten(rewrite, found.by, &request.target).into_owned());
-    let edits = Edits::of_request(route, backend, &values(&request.facts()));
-    edits.apply(&mut request.headers);
-    if let Some(path) = path {
-        add_original_path(&mut request.headers, &request.target);
-        request.target = path;
-    }
-    if let Some(authority) = new_authority(route, backend) {
-        request.authority = authority.to_str().unwrap().into();
-    }
-}
-
 /// An answer with what its route does to its headers.
-fn edited(
-    mut reply: Reply,
-    chosen: Option<(&Route, Option<&Weighted>)>,
-    facts: &Facts<'_>,
-    cors: HeaderMap,
-) -> String {
-    if let Some((route, backend)) = chosen {
-        let edits = Edits::of_response(route, backend, &values(facts));
+fn edited(mut reply: Reply, chosen: Option<Chosen<'_>>, facts: &Facts<'_>, cors: HeaderMap) -> String {
+    if let Some(Chosen { found, backend }) = chosen {
+        let edits = Edits::of_response(found.route, backend, &values(facts));
         reply.edit(|headers| edits.apply(headers));
     }
     reply.headers.extend(cors);

@@ -1,29 +1,37 @@
 //! What each request passes before it goes anywhere: one list, in the order in which it is applied. A filter is a file.
+//!
+//! Filters decide and change nothing but what is said of the answer: who calls waits for a delay, and tells.
 
 mod authorize;
 mod cors;
 mod fault;
 
-use culvert_common::l7::{Facts, Flags, Reply};
-use culvert_common::model::l7::{Policies, Route};
+use std::time::Duration;
+
 use http::HeaderMap;
 
-use crate::serve::Stage;
+use super::{Facts, Reply};
+use crate::authz::http::Decision;
+use crate::model::l7::Route;
 
-/// What a filter sees.
-pub(crate) struct Context<'a> {
-    pub(crate) stage: &'a Stage,
-    pub(crate) facts: &'a Facts<'a>,
-    pub(crate) policies: &'a Policies,
-    pub(crate) route: Option<&'a Route>,
+/// What a filter sees, and what it says of a request beside whether it goes on.
+pub(super) struct Context<'a> {
+    pub(super) facts: &'a Facts<'a>,
+    /// Of the policies.
+    pub(super) decision: &'a Decision<'a>,
+    pub(super) route: Option<&'a Route>,
+    /// Makes random numbers.
+    pub(super) draw: &'a mut dyn FnMut() -> u64,
+    /// Time that is lost first.
+    pub(super) delay: Option<Duration>,
     /// Headers for the answer.
-    pub(crate) response: &'a mut HeaderMap,
-    /// What is told of the request.
-    pub(crate) flags: &'a mut Flags,
+    pub(super) response: HeaderMap,
 }
 
 /// Whether a request goes on.
-pub(crate) enum Passed {
+#[derive(Debug)]
+pub enum Passed {
+    /// It does.
     On,
     /// It is answered here.
     Reply(Reply),
@@ -42,13 +50,11 @@ enum Filter {
 const ORDER: [Filter; 3] = [Filter::Authorize, Filter::Fault, Filter::Cors];
 
 /// Applies the filters until one answers.
-///
-/// **Cancel safety**: a client that goes while a fault delays its request ends it.
-pub(crate) async fn run(context: &mut Context<'_>) -> Passed {
+pub(super) fn run(context: &mut Context<'_>) -> Passed {
     for filter in ORDER {
         let passed = match filter {
             Filter::Authorize => authorize::apply(context),
-            Filter::Fault => fault::apply(context).await,
+            Filter::Fault => fault::apply(context),
             Filter::Cors => cors::apply(context),
         };
         if !matches!(passed, Passed::On) {

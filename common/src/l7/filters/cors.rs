@@ -1,12 +1,12 @@
 //! Cross-origin requests: preflights are answered, other answers are marked.
 
 use bytes::Bytes;
-use culvert_common::l7::Reply;
-use culvert_common::l7::cors::{Origin, allow, check, preflight};
-use culvert_common::model::l7::{Route, RouteAction};
 use http::StatusCode;
 
 use super::{Context, Passed};
+use crate::l7::Reply;
+use crate::l7::cors::{Origin, allow, check, preflight};
+use crate::model::l7::{Route, RouteAction};
 
 pub(super) fn apply(context: &mut Context<'_>) -> Passed {
     // What a route answers itself says nothing of origins.
@@ -17,7 +17,7 @@ pub(super) fn apply(context: &mut Context<'_>) -> Passed {
     match check(cors, context.facts) {
         Origin::None => Passed::On,
         Origin::Allowed(origin) => {
-            allow(cors, origin, context.response);
+            allow(cors, origin, &mut context.response);
             Passed::On
         }
         Origin::Preflight(origin) => {
