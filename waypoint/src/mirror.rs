@@ -206,7 +206,10 @@ async fn exchange(
         (Source::Http2(..), Some(body)) => Body::Http2(body),
         (Source::Http2(..), None) => Body::Empty,
     };
-    while !matches!(poll_fn(|cx| from.poll_part(cx)).await?, Part::End(_)) {}
+    while !matches!(poll_fn(|cx| from.poll_part(cx)).await?, Part::End(_)) {
+        // A server that is never slower than this would keep everybody else from their turn.
+        tokio::task::consume_budget().await;
+    }
     Ok(keep_alive)
 }
 

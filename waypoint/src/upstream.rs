@@ -136,6 +136,9 @@ pub(crate) struct Http2 {
     streams: Cell<usize>,
     served: Cell<u32>,
     opened: Instant,
+    /// How long it is kept without requests, and since when it has had none.
+    idle: Option<Duration>,
+    idle_since: Cell<Instant>,
     counts: Rc<Counts>,
 }
 
@@ -145,6 +148,7 @@ pub(crate) struct Stream(Rc<Http2>);
 impl Drop for Stream {
     fn drop(&mut self) {
         self.0.streams.set(self.0.streams.get() - 1);
+        self.0.idle_since.set(Instant::now());
         self.0.counts.freed.notify_one();
     }
 }
@@ -186,6 +190,11 @@ impl Http2 {
             && !matches!(self.send.clone().poll_ready(&mut cx), Poll::Ready(Err(_)))
     }
 
+    /// Whether nobody has used it for as long as it may be kept so.
+    fn has_idled(&self, now: Instant) -> bool {
+        self.streams.get() == 0 && self.idle.is_some_and(|idle| now - self.idle_since.get() >= idle)
+    }
+
     fn has_room(&self, pool: &ConnectionPool) -> bool {
         let most = STREAMS.min(usize::try_from(pool.max_streams).unwrap_or(STREAMS));
         self.streams.get() < most.min(self.send.current_max_send_streams())
@@ -209,6 +218,7 @@ impl Connections {
         self.places.borrow_mut().retain(|place, pool| {
             if serves(place) {
                 pool.idle.borrow_mut().retain_mut(|one| one.is_usable(now));
+                pool.shared.borrow_mut().retain(|one| !one.has_idled(now));
             } else {
                 pool.close();
             }
@@ -271,8 +281,8 @@ impl Pool {
     }
 
     fn with_room(&self, pool: &ConnectionPool) -> Option<Rc<Http2>> {
-        let mut shared = self.shared.borrow_mut();
-        shared.retain(|one| one.is_open(pool));
+        let (mut shared, now) = (self.shared.borrow_mut(), Instant::now());
+        shared.retain(|one| one.is_open(pool) && !one.has_idled(now));
         shared.iter().find(|one| one.has_room(pool)).cloned()
     }
 
@@ -410,8 +420,16 @@ async fn new_http2(need: Need<'_>, place: &Rc<Pool>, counted: Counted) -> Result
     let limit = need.pool.connect_timeout;
     let shaken = tokio::time::timeout(limit, handshake).await;
     let (send, mut driver) = shaken.map_err(|_| UpstreamError::Late(limit))??;
-    let (streams, served, opened) = (Cell::new(0), Cell::new(0), Instant::now());
-    let connection = Rc::new(Http2 { send, streams, served, opened, counts: Rc::clone(&place.counts) });
+    let opened = Instant::now();
+    let connection = Rc::new(Http2 {
+        send,
+        streams: Cell::new(0),
+        served: Cell::new(0),
+        opened,
+        idle: need.pool.http_idle,
+        idle_since: Cell::new(opened),
+        counts: Rc::clone(&place.counts),
+    });
     let (pings, times) = (driver.ping_pong(), need.pool.ping);
     let (weak, owner) = (Rc::downgrade(&connection), Rc::downgrade(place));
     need.worker.scope.spawn_local(async move {
@@ -482,6 +500,37 @@ mod tests {
         assert!(!Rc::ptr_eq(&old, &new) && new.waiting().is_none());
         assert!(old.waiting().is_none(), "closed");
         assert!(!Rc::ptr_eq(&new, &at("other", TunnelProtocol::Tcp)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_of_http2_that_nobody_uses_is_not_kept_for_longer() {
+        const IDLE: Duration = Duration::from_secs(10);
+        let (client, _server) = tokio::io::duplex(4096);
+        let (send, _connection) = h2::client::handshake::<_>(client).await.unwrap();
+        let (streams, served, now) = (Cell::new(1), Cell::new(1), Instant::now());
+        let (idle, counts) = (Some(IDLE), Rc::default());
+        let idle_since = Cell::new(now);
+        let one = Rc::new(Http2 { send, streams, served, opened: now, idle, idle_since, counts });
+        let connections = Connections::default();
+        let endpoint = Endpoint::of_address(
+            "10.0.0.1:80".parse().unwrap(),
+            endpoint("cart", TunnelProtocol::Tcp).workload.identity.clone(),
+        );
+        let pool = connections.at(&endpoint, None);
+        pool.shared.borrow_mut().push(Rc::clone(&one));
+        let settings = ConnectionPool::default();
+        let snapshot = culvert_common::state::State::new().snapshot();
+        let place = Stream(one);
+        tokio::time::advance(IDLE * 2).await;
+        connections.sweep(&snapshot, Instant::now());
+        assert!(pool.with_room(&settings).is_some(), "it is used");
+        drop(place);
+        tokio::time::advance(IDLE - Duration::from_millis(1)).await;
+        connections.sweep(&snapshot, Instant::now());
+        assert_eq!(pool.shared.borrow().len(), 1);
+        tokio::time::advance(Duration::from_millis(1)).await;
+        connections.sweep(&snapshot, Instant::now());
+        assert!(pool.shared.borrow().is_empty());
     }
 
     #[tokio::test]
