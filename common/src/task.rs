@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use pin_project_lite::pin_project;
+use tokio::sync::mpsc;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
@@ -149,9 +150,70 @@ impl Scope {
     }
 }
 
+/// Work without which the process must not go on.
+pub struct Essential {
+    /// Owner of what [`Essential::spawn`] runs.
+    pub scope: Scope,
+    tell: mpsc::Sender<&'static str>,
+    ended: mpsc::Receiver<&'static str>,
+}
+
+/// Tells of the end of essential work when it is dropped: also when that panics.
+pub struct Watched {
+    name: &'static str,
+    tell: mpsc::Sender<&'static str>,
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        // One end is enough: what does not fit is not needed.
+        let _heard = self.tell.try_send(self.name);
+    }
+}
+
+impl Default for Essential {
+    fn default() -> Self {
+        let (tell, ended) = mpsc::channel(1);
+        Self { scope: Scope::new(), tell, ended }
+    }
+}
+
+impl Essential {
+    /// Runs `work` until its scope is cut.
+    pub fn spawn(&self, name: &'static str, work: impl Future<Output = ()> + Send + 'static) {
+        let watched = self.watched(name);
+        self.scope.spawn(async move {
+            let _until_its_end = watched;
+            work.await;
+        });
+    }
+
+    /// For work that others own, and hold this as long as it goes on.
+    pub fn watched(&self, name: &'static str) -> Watched {
+        Watched { name, tell: self.tell.clone() }
+    }
+
+    /// Waits for the end of any of it: its name. Cancel-safe.
+    pub async fn ended(&mut self) -> &'static str {
+        self.ended.recv().await.unwrap_or("a task")
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn essential_work_that_ends_or_panics_is_told_of() {
+        let mut essential = Essential::default();
+        essential.spawn("endless", std::future::pending());
+        essential.spawn("short", async {});
+        assert_eq!(essential.ended().await, "short");
+        essential.spawn("broken", async { panic!("on purpose") });
+        assert_eq!(essential.ended().await, "broken");
+        drop(essential.watched("others'"));
+        assert_eq!(essential.ended().await, "others'");
+    }
 
     #[tokio::test(start_paused = true)]
     async fn work_that_ends_in_time_is_not_cut() {

@@ -11,7 +11,7 @@ use culvert_common::identity::{Acceptance, Ca, CaError, Certs, EmbeddedCa, Embed
 use culvert_common::net::socket::{ListenOptions, listen};
 use culvert_common::source::file::{self, FileSource, LoadError, ReloadOutcome};
 use culvert_common::state::State;
-use culvert_common::task::Scope;
+use culvert_common::task::{Essential, Scope};
 use culvert_common::telemetry::{self, Logger, LoggingError, Metrics, Spans, Telemetry};
 use culvert_common::types::SystemClock;
 use tokio::net::TcpListener;
@@ -50,13 +50,15 @@ pub(crate) enum AppError {
     Listen { addr: SocketAddr, what: &'static str, source: std::io::Error },
     #[error("cannot start: {0}")]
     Start(#[from] std::io::Error),
+    #[error("{0} has ended; see the log for why")]
+    Ended(&'static str),
 }
 
 impl AppError {
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
             Self::Config(_) | Self::Logging(_) => 64,
-            Self::Ca(_) | Self::Listen { .. } | Self::Start(_) => 1,
+            Self::Ca(_) | Self::Listen { .. } | Self::Start(_) | Self::Ended(_) => 1,
         }
     }
 }
@@ -82,33 +84,38 @@ async fn waypoint(settings: &Settings, logger: &Logger) -> Result<(), AppError> 
     let stats = bound(settings.stats_addr, "metrics")?;
     let ready = bound(settings.ready_addr, "readiness")?;
     let admin = bound(settings.admin_addr, "admin pages")?;
-    let (traffic, pages) = (Scope::new(), Scope::new());
+    let (traffic, mut essential) = (Scope::new(), Essential::default());
+    let pages = essential.scope.clone();
     let opened = source.opened().and_then(|model| model.waypoint.as_ref());
     let gateway = opened.map(|waypoint| waypoint.gateway.to_string()).unwrap_or_default();
     let shared = shared(settings, &telemetry)?;
-    let (workers, threads) = Workers::start(settings.workers(), &shared, &traffic)?;
+    let (workers, threads) = Workers::start(settings.workers(), &shared, (&traffic, &essential))?;
     metrics.watch_tasks(&traffic);
     metrics.budget_limit("memory", shared.budget.limit());
     let (reading, certificate) = (readiness.pending("configuration"), readiness.pending("certificate"));
     let told = Arc::clone(&metrics);
-    pages.spawn(file::watch(source, Arc::clone(&shared.state), move |outcome| match outcome {
+    let watch = file::watch(source, Arc::clone(&shared.state), move |outcome| match outcome {
         ReloadOutcome::Published { revision, .. } => told.config_loaded(revision, 0),
         ReloadOutcome::Refused { problems } => told.config_refused(problems),
-    }));
+    });
+    essential.spawn("the configuration watch", watch);
     let following = Arc::clone(&shared);
     let (is_read, read) = oneshot::channel();
-    pages.spawn(async move { follow(&following, (reading, is_read)).await });
-    pages.spawn(Arc::clone(&shared.certs).run());
+    let follow = async move { follow(&following, (reading, is_read)).await };
+    essential.spawn("what makes the configuration ready for requests", follow);
+    essential.spawn("the certificate renewal", Arc::clone(&shared.certs).run());
     let scope = pages.clone();
     let for_stats = Arc::clone(&metrics);
-    pages.spawn(async move { serve_stats(stats, for_stats, &scope).await });
+    essential.spawn("the metrics page", async move { serve_stats(stats, for_stats, &scope).await });
     let (scope, routes) = (pages.clone(), admin::routes(&shared));
-    pages.spawn(async move { serve_admin(admin, routes, PAGE_MAX, &scope).await });
+    essential.spawn("the admin pages", async move { serve_admin(admin, routes, PAGE_MAX, &scope).await });
     let (scope, is_ready) = (pages.clone(), readiness.clone());
-    pages.spawn(async move { serve_readiness(ready, is_ready, &scope).await });
+    essential.spawn("the readiness page", async move { serve_readiness(ready, is_ready, &scope).await });
     let accepting = traffic.clone();
     let proven = Arc::clone(&shared);
+    let watched = essential.watched("the listener");
     traffic.spawn(async move {
+        let _until_its_end = watched;
         // Who connects before the first configuration is in force waits for it.
         let _read = read.await;
         accept(hbone, &workers, &accepting).await;
@@ -116,10 +123,11 @@ async fn waypoint(settings: &Settings, logger: &Logger) -> Result<(), AppError> 
     pages.spawn(async move { ready_to_prove(&proven, certificate).await });
     tracing::info!(version = env!("CARGO_PKG_VERSION"), %gateway, config = %settings.config.display(), "waypoint started");
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
+    let outcome = tokio::select! {
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+        name = essential.ended() => Err(AppError::Ended(name)),
+    };
     readiness.drain();
     let deadline = settings.termination_deadline;
     tracing::info!(?deadline, "draining");
@@ -131,7 +139,7 @@ async fn waypoint(settings: &Settings, logger: &Logger) -> Result<(), AppError> 
             tracing::error!("a traffic worker had panicked");
         }
     }
-    Ok(())
+    outcome
 }
 
 /// Waits until there is a certificate for the waypoint's identity.

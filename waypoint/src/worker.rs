@@ -11,7 +11,7 @@ use std::time::Duration;
 use culvert_common::hbone::budget::Board;
 use culvert_common::hbone::pool::Pool;
 use culvert_common::net::trim::Trim;
-use culvert_common::task::Scope;
+use culvert_common::task::{Essential, Scope};
 use tokio::net::TcpStream;
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::mpsc;
@@ -54,7 +54,7 @@ impl Workers {
     pub(crate) fn start(
         count: usize,
         shared: &Arc<Shared>,
-        scope: &Scope,
+        (scope, essential): (&Scope, &Essential),
     ) -> std::io::Result<(Self, Vec<JoinHandle<()>>)> {
         let mut all = Vec::new();
         let mut threads = Vec::new();
@@ -63,7 +63,9 @@ impl Workers {
             let load = Arc::new(AtomicUsize::new(0));
             all.push(Handle { take, load: Arc::clone(&load) });
             let (shared, scope) = (Arc::clone(shared), scope.clone());
+            let watched = essential.watched("a traffic worker");
             let thread = std::thread::Builder::new().name(format!("waypoint-{number}")).spawn(move || {
+                let _until_its_end = watched;
                 let board = Board::new(Arc::clone(&shared.budget));
                 let (tunnels, connections) = (Pool::default(), Connections::default());
                 let copies = UnderWay::new(&shared.budget);

@@ -18,7 +18,7 @@ use culvert_common::source::file::{self, LoadError};
 use culvert_common::source::kube;
 use culvert_common::source::local::LocalError;
 use culvert_common::state::State;
-use culvert_common::task::Scope;
+use culvert_common::task::{Essential, Scope};
 use culvert_common::telemetry::Metrics;
 use culvert_common::telemetry::Telemetry;
 use culvert_common::telemetry::{self, LoggingError};
@@ -138,7 +138,7 @@ async fn agent(
     let admin = admin_sockets(settings, &mut sockets)?;
     let (copies, inheritance) = sockets.finish();
     // Pages and sources outlive the traffic, so that a drain can be watched.
-    let (traffic, mut essential) = (Scope::new(), Essential::new());
+    let (traffic, mut essential) = (Scope::new(), Essential::default());
     let for_pods = (dns(settings, helper, &essential.scope), origin.on_demand());
     let shared = shared(settings, telemetry, for_pods)?;
     let (workers, threads) = Workers::start(settings.workers(), &shared, &traffic)?;
@@ -176,7 +176,7 @@ async fn agent(
             pages.drain(); // it answers for both from now on
             Ok(())
         }
-        name = essential.ended.recv() => Err(AppError::Ended(name.unwrap_or("a task"))),
+        name = essential.ended() => Err(AppError::Ended(name)),
     };
     readiness.drain();
     enrolling.cut(); // all rules stay: a successor's, or those of pods that are refused now
@@ -334,28 +334,6 @@ impl HandOver {
             }
         });
         is_superseded
-    }
-}
-
-/// Tasks without which the agent must not go on.
-pub(crate) struct Essential {
-    pub(crate) scope: Scope,
-    tell: mpsc::Sender<&'static str>,
-    pub(crate) ended: mpsc::Receiver<&'static str>,
-}
-
-impl Essential {
-    pub(crate) fn new() -> Self {
-        let (tell, ended) = mpsc::channel(8);
-        Self { scope: Scope::new(), tell, ended }
-    }
-
-    pub(crate) fn spawn(&self, name: &'static str, work: impl Future<Output = ()> + Send + 'static) {
-        let tell = self.tell.clone();
-        self.scope.spawn(async move {
-            work.await;
-            let _stopping = tell.send(name).await;
-        });
     }
 }
 

@@ -9,6 +9,7 @@ use culvert_common::model::Model;
 use culvert_common::source::file::{self, FileSource, ReloadOutcome};
 use culvert_common::source::kept::Kept;
 use culvert_common::source::local::{self, LocalError, LocalSource};
+use culvert_common::task::Essential;
 use culvert_common::telemetry::Metrics;
 use culvert_common::xds::client::{self, Client};
 use culvert_common::xds::on_demand::{Asks, OnDemand};
@@ -16,7 +17,7 @@ use culvert_common::xds::proto::discovery::Node;
 use culvert_common::xds::translate::Options;
 use tokio::sync::watch;
 
-use crate::app::{AppError, Essential, kube_settings};
+use crate::app::{AppError, kube_settings};
 use crate::settings::control_plane::Server;
 use crate::settings::{Discovery, Settings};
 use crate::shared::Shared;

@@ -7,12 +7,13 @@ use culvert_common::admin::{Readiness, serve_readiness, serve_stats};
 use culvert_common::net::seqpacket::SeqPacketListener;
 use culvert_common::source::file::{self, FileSource};
 use culvert_common::state::State;
+use culvert_common::task::Essential;
 use culvert_common::telemetry::{self, Metrics};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::settings::{EnrollSettings, Page};
 use super::{Enroll, EnrollOptions, Peers};
-use crate::app::{AppError, Essential, FLUSH, listener, translation};
+use crate::app::{AppError, FLUSH, listener, translation};
 use crate::origin::publish;
 use crate::sandbox::{self, Role};
 
@@ -47,7 +48,7 @@ async fn enroll(settings: &EnrollSettings) -> Result<(), AppError> {
         .map_err(|source| AppError::ZdsSocket { path: path.clone(), source })?;
     let (state, readiness) = (State::new(), Readiness::new());
     let metrics = Metrics::new(env!("CARGO_PKG_VERSION"));
-    let mut essential = Essential::new();
+    let mut essential = Essential::default();
     if let Page::At(addr) = settings.process.stats_addr {
         let (page, metrics) = (bound(settings, addr, "metrics").await?, Arc::clone(&metrics));
         let scope = essential.scope.clone();
@@ -77,7 +78,7 @@ async fn enroll(settings: &EnrollSettings) -> Result<(), AppError> {
     let result = tokio::select! {
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
-        name = essential.ended.recv() => Err(AppError::Ended(name.unwrap_or("a task"))),
+        name = essential.ended() => Err(AppError::Ended(name)),
     };
     tracing::info!("enrolment ends; all capture rules stay");
     essential.scope.cut();
