@@ -218,7 +218,7 @@ pub(super) fn redirect(field: &Field<'_>) -> Option<Redirect> {
         }
         (None, None) => RedirectPort::OfScheme,
     };
-    let path = match (path_text(field, "uri"), path_text(field, "prefixRewrite")) {
+    let path = match (said_path(field, "uri"), said_path(field, "prefixRewrite")) {
         (Some(_), Some(_)) => {
             field.problem("prefixRewrite beside uri", "allowed: one of them");
             return None;
@@ -253,10 +253,15 @@ pub(super) fn redirect_code(field: &Field<'_>, key: &str, unset: u16) -> Option<
     StatusCode::from_u16(code).ok()
 }
 
+/// The path `key`; an empty text says nothing, as everywhere in Istio's objects.
+fn said_path(field: &Field<'_>, key: &str) -> Option<Arc<str>> {
+    path_text(field, key).filter(|text| !text.is_empty())
+}
+
 /// `rewrite` of an HTTP route.
 pub(super) fn rewrite(field: &Field<'_>) -> Rewrite {
     field.only(&["uri", "authority", "uriRegexRewrite"]);
-    let uri = path_text(field, "uri");
+    let uri = said_path(field, "uri");
     let authority = field.get("authority").filter(|a| a.text() != Some(""));
     let path = match (uri, field.get("uriRegexRewrite")) {
         (Some(_), Some(regex)) => {
@@ -286,7 +291,7 @@ pub(super) fn authority_value(field: &Field<'_>) -> Option<HeaderValue> {
 
 fn regex_rewrite(field: &Field<'_>) -> Option<PathRewrite> {
     field.only(&["match", "rewrite"]);
-    match (field.get("match"), path_text(field, "rewrite")) {
+    match (field.get("match"), said_path(field, "rewrite")) {
         (Some(expression), Some(substitution)) => {
             Some(PathRewrite::Regex { pattern: pattern(&expression)?, substitution })
         }

@@ -74,6 +74,7 @@ fn http_rules() {
         ("mirrors: [{percentage: {value: 1}}]", "mirrors[0]: no destination"),
         ("mirror: {host: '*'}", "mirror.host: \"*\""),
         ("rewrite: {}", "rewrite: nothing to rewrite"),
+        ("rewrite: {uri: ''}", "rewrite: nothing to rewrite"),
         (
             "rewrite: {uri: /a, uriRegexRewrite: {match: a, rewrite: b}}",
             "rewrite.uriRegexRewrite: uriRegexRewrite beside uri",
@@ -85,6 +86,10 @@ fn http_rules() {
         ),
         (r#"rewrite: {uriRegexRewrite: {match: a, rewrite: "b\n"}}"#, "rewrite.uriRegexRewrite.rewrite: \"b"),
         ("rewrite: {uriRegexRewrite: {match: a}}", "rewrite.uriRegexRewrite: no match or no rewrite"),
+        (
+            "rewrite: {uriRegexRewrite: {match: a, rewrite: ''}}",
+            "rewrite.uriRegexRewrite: no match or no rewrite",
+        ),
         ("rewrite: {uriRegexRewrite: {match: '(', rewrite: b}}", "rewrite.uriRegexRewrite.match"),
         (
             "rewrite: {authority: a}, headers: {request: {set: {host: b}}}",
