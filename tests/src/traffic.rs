@@ -83,13 +83,19 @@ impl Traffic {
 
     /// Ends them; none may have failed.
     pub fn end_well(self, what: &str) {
+        self.end_well_or_tell(what, String::new);
+    }
+
+    /// The same, with what else is to be known of a failure.
+    pub fn end_well_or_tell(self, what: &str, tell: impl FnOnce() -> String) {
         let (good, bad) = self.end();
         assert!(
             bad.is_empty(),
-            "{what}: {} of {} requests failed:\n{}",
+            "{what}: {} of {} requests failed:\n{}\n{}",
             bad.len(),
             bad.len() as u64 + good,
-            bad.join("\n")
+            bad.join("\n"),
+            tell()
         );
     }
 }

@@ -186,12 +186,11 @@ fn enrolment_loses_nothing_whoever_learns_first() {
             traffic.iter().for_each(|traffic| traffic.more(20));
         }
     }
+    let told = |node| mesh.agent(node).log().into_iter().map(|line| line.as_str().to_owned());
+    let doubtful = |line: &String| !line.contains("connection complete") || line.contains("error");
+    let logs = || ["a", "b"].into_iter().flat_map(told).filter(doubtful).collect::<Vec<_>>().join("\n");
     for traffic in traffic {
-        let (good, bad) = traffic.end();
-        let told = |node| mesh.agent(node).log().into_iter().map(|line| line.as_str().to_owned());
-        let doubtful = |line: &String| !line.contains("connection complete") || line.contains("error");
-        let logs = || ["a", "b"].into_iter().flat_map(told).filter(doubtful).collect::<Vec<_>>().join("\n");
-        assert!(bad.is_empty(), "{} beside {good} failed:\n{}\n{}", bad.len(), bad.join("\n"), logs());
+        traffic.end_well_or_tell("whoever learns first", logs);
     }
     mesh.finish();
 }
@@ -241,14 +240,7 @@ fn an_agent_that_is_replaced_costs_no_new_connection() {
         traffic.iter().for_each(|traffic| traffic.more(20));
     }
     for traffic in traffic {
-        let (good, bad) = traffic.end();
-        assert!(
-            bad.is_empty(),
-            "{} beside {good} failed:\n{}\n{}",
-            bad.len(),
-            bad.join("\n"),
-            log_of(mesh.agent("a"))
-        );
+        traffic.end_well_or_tell("a new agent", || log_of(mesh.agent("a")));
     }
     mesh.finish();
 }
